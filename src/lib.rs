@@ -1,0 +1,13 @@
+//! refrain: a caching proxy in front of Ace Data Cloud's task API.
+//!
+//! Apps poll `POST /{service}/tasks`; finished tasks come from SQLite, what is not known yet goes upstream
+//! folded into as few calls as the token's rate allows, and everything else passes through untouched.
+//!
+//! Arrows run one way:
+//! `routes -> retrieve -> { access, store, lane -> { pace, upstream } } -> task`.
+//! `store`, `pace` and `upstream` do not know each other; `config` and `observe` are used by all and use none;
+//! only `app` knows everyone.
+
+pub mod config;
+pub mod observe;
+pub mod task;

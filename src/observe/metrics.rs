@@ -1,0 +1,83 @@
+//! Prometheus metrics: a struct handed in, doc comments are the help texts. Labels come from closed sets, never
+//! from an id, a token or a raw path.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+
+/// Labels of `refrain_requests_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// A service of `tasks.services`, else `other`.
+    pub service: String,
+    /// `retrieve`, `retrieve_batch`, `delete` or `other`.
+    pub action: &'static str,
+    /// The word of the outcome, as in the log.
+    pub outcome: &'static str,
+}
+
+/// Labels of `refrain_ids_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct IdLabels {
+    /// `hit`, `pending`, `fetched`, `unknown` or `failed`.
+    pub outcome: &'static str,
+}
+
+/// Labels of `refrain_upstream_calls_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct UpstreamCallLabels {
+    /// A service of `tasks.services`, else `other`.
+    pub service: String,
+    /// The status, or the kind of the failure.
+    pub status: String,
+}
+
+/// Labels of `refrain_store_errors_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StoreErrorLabels {
+    /// `read`, `write`, `checksum` or `corrupt`.
+    pub kind: &'static str,
+}
+
+/// Everything refrain counts.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Requests on the client port
+    pub requests: Family<RequestLabels, Counter>,
+    /// Task ids that look-ups asked for
+    pub ids: Family<IdLabels, Counter>,
+    /// Look-up calls sent upstream
+    pub upstream_calls: Family<UpstreamCallLabels, Counter>,
+    /// Upstream calls that clients would have made without refrain
+    pub upstream_calls_saved: Counter,
+    /// Failures of the task store
+    pub store_errors: Family<StoreErrorLabels, Counter>,
+    /// Hits served although the upstream could not be asked whether the token still holds
+    pub rechecks_failed: Counter,
+    /// Panics that were caught
+    pub panics: Counter,
+}
+
+impl Metrics {
+    /// All metrics under their Prometheus names.
+    pub fn registry(&self) -> Registry {
+        let mut registry = Registry::with_prefix("refrain");
+        registry.register("requests", "Requests on the client port", self.requests.clone());
+        registry.register("ids", "Task ids that look-ups asked for", self.ids.clone());
+        registry.register("upstream_calls", "Look-up calls sent upstream", self.upstream_calls.clone());
+        registry.register(
+            "upstream_calls_saved",
+            "Upstream calls that clients would have made without refrain",
+            self.upstream_calls_saved.clone(),
+        );
+        registry.register("store_errors", "Failures of the task store", self.store_errors.clone());
+        registry.register(
+            "rechecks_failed",
+            "Hits served although the upstream could not be asked whether the token still holds",
+            self.rechecks_failed.clone(),
+        );
+        registry.register("panics", "Panics that were caught", self.panics.clone());
+        registry
+    }
+}

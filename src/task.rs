@@ -1,0 +1,21 @@
+//! The plain words of the trade: tasks, their ids, services, tokens, and what counts as finished.
+//!
+//! Used by every room; knows none of them. No I/O here, no HTTP server, no SQL.
+
+pub mod clock;
+mod id;
+mod token;
+
+pub use id::{Service, TaskId};
+pub use token::{Digest, DigestKey, Token};
+
+use bytes::Bytes;
+
+/// A finished task as the upstream sent it: the text is kept and served byte for byte (law 5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FinishedTask {
+    /// The id that was asked for, equal to the `id` inside `text`.
+    pub id: TaskId,
+    /// The task's JSON text exactly as it came, in a batch without the white space around the item.
+    pub text: Bytes,
+}
