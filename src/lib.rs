@@ -6,8 +6,19 @@
 //! Arrows run one way:
 //! `routes -> retrieve -> { access, store, lane -> { pace, upstream } } -> task`.
 //! `store`, `pace` and `upstream` do not know each other; `config` and `observe` are used by all and use none;
-//! only `app` knows everyone.
+//! `edge` accepts connections and knows no routes; only `app` knows everyone.
 
+pub mod access;
+pub mod app;
+pub mod cli;
 pub mod config;
+pub mod edge;
+pub mod lane;
 pub mod observe;
+pub mod pace;
+pub mod retrieve;
+pub mod routes;
+pub mod simulator;
+pub mod store;
 pub mod task;
+pub mod upstream;
