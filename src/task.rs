@@ -3,10 +3,14 @@
 //! Used by every room; knows none of them. No I/O here, no HTTP server, no SQL.
 
 pub mod clock;
+mod finality;
 mod id;
+mod look_up;
 mod token;
 
+pub use finality::{Inspection, Standing, inspect};
 pub use id::{Service, TaskId};
+pub use look_up::Action;
 pub use token::{Digest, DigestKey, Token};
 
 use bytes::Bytes;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// The longest id that is still a look-up, in bytes of UTF-8; a longer one makes the body "anything else".
-pub const MAX_ID_BYTES: usize = 1024;
+const MAX_ID_BYTES: usize = 1024;
 
 /// The longest id that may share an upstream call with others.
 const MAX_FOLDABLE_ID_BYTES: usize = 128;
@@ -14,7 +14,7 @@ const MAX_FOLDABLE_ID_BYTES: usize = 128;
 pub struct TaskId(Arc<str>);
 
 impl TaskId {
-    /// An id of 1 to [`MAX_ID_BYTES`] bytes; `None` for any other length.
+    /// An id of 1 to 1,024 bytes; `None` for any other length.
     pub fn parse(id: &str) -> Option<Self> {
         (1..=MAX_ID_BYTES).contains(&id.len()).then(|| Self(id.into()))
     }

@@ -1,0 +1,408 @@
+//! Law 3: only what is final is kept. In doubt it is not final.
+//!
+//! [`inspect`] reads one task's text once and keeps of it only what a decision needs; the text itself stays as it
+//! came.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::TaskId;
+
+/// Words that end a task, under `state` or `status` anywhere in `response`, in any letter case: what the
+/// upstream's own public clients take for "done" or "failed". Any other word means "not yet".
+const TERMINAL_WORDS: [&str; 12] = [
+    "succeeded",
+    "succeed",
+    "success",
+    "completed",
+    "complete",
+    "finished",
+    "failed",
+    "failure",
+    "error",
+    "cancelled",
+    "canceled",
+    "rejected",
+];
+
+/// What an object that the upstream sent is to the id that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Standing {
+    /// That task, finished: it may be kept.
+    Final,
+    /// That task, not finished yet or in doubt.
+    Pending,
+    /// `{}`: the upstream's answer for an id it does not know.
+    Empty,
+    /// Something else: another id, or none.
+    Foreign,
+}
+
+/// What a decision needs of one JSON object of the upstream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inspection {
+    /// The object's `id`, where it is there once and a string.
+    pub id: Option<String>,
+    /// When the task was created, in Unix seconds by the upstream's clock.
+    pub created_at: Option<f64>,
+    settled: bool,
+    empty: bool,
+}
+
+impl Inspection {
+    /// What the object is to the id that was asked for.
+    pub fn standing(&self, asked: &TaskId) -> Standing {
+        match &self.id {
+            _ if self.empty => Standing::Empty,
+            Some(id) if id == asked.as_str() && self.settled => Standing::Final,
+            Some(id) if id == asked.as_str() => Standing::Pending,
+            _ => Standing::Foreign,
+        }
+    }
+}
+
+/// Reads a task object; `None` where the text is not one JSON object (RFC 8259), whatever else it is.
+pub fn inspect(text: &[u8]) -> Option<Inspection> {
+    let text = std::str::from_utf8(text).ok()?;
+    serde_json::from_str::<TaskObject>(text).ok().map(|TaskObject(inspection)| inspection)
+}
+
+struct TaskObject(Inspection);
+
+impl<'de> Deserialize<'de> for TaskObject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(TaskVisitor)
+    }
+}
+
+struct TaskVisitor;
+
+impl<'de> Visitor<'de> for TaskVisitor {
+    type Value = TaskObject;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a task object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TaskObject, A::Error> {
+        let mut id: Option<Scalar<'de>> = None;
+        let mut finished_at: Option<Scalar<'de>> = None;
+        let mut created_at: Option<Scalar<'de>> = None;
+        let mut words: Option<Words> = None;
+        let mut empty = true;
+        // A repeated key is read differently by different readers, so it leaves the task in doubt.
+        let mut repeated = false;
+        while let Some(Text(key)) = map.next_key()? {
+            empty = false;
+            repeated |= match &*key {
+                "id" => id.replace(map.next_value()?).is_some(),
+                "finished_at" => finished_at.replace(map.next_value()?).is_some(),
+                "response" => words.replace(map.next_value()?).is_some(),
+                "created_at" => {
+                    created_at = Some(map.next_value()?);
+                    false
+                }
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                    false
+                }
+            };
+        }
+        let finished = matches!(finished_at, Some(Scalar::Number(_)));
+        let terminal = words.is_none_or(|words| words.all_terminal);
+        Ok(TaskObject(Inspection {
+            settled: finished && terminal && !repeated,
+            id: match id {
+                Some(Scalar::Text(id)) => Some(id.into_owned()),
+                _ => None,
+            },
+            created_at: match created_at {
+                Some(Scalar::Number(seconds)) => Some(seconds),
+                _ => None,
+            },
+            empty,
+        }))
+    }
+}
+
+/// A string, borrowed where it has no escapes.
+struct Text<'de>(Cow<'de, str>);
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Scalar::deserialize(deserializer)? {
+            Scalar::Text(text) => Ok(Self(text)),
+            _ => Err(D::Error::custom("a string is needed")),
+        }
+    }
+}
+
+/// A value of which only the kind, and for strings and numbers the content, matters.
+enum Scalar<'de> {
+    Text(Cow<'de, str>),
+    Number(f64),
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Scalar<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor)
+    }
+}
+
+struct ScalarVisitor;
+
+#[expect(clippy::cast_precision_loss, reason = "times in seconds are far below 2^52")]
+impl<'de> Visitor<'de> for ScalarVisitor {
+    type Value = Scalar<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Scalar<'de>, E> {
+        Ok(Scalar::Text(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Scalar<'de>, E> {
+        Ok(Scalar::Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Scalar<'de>, E> {
+        Ok(Scalar::Number(number))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Scalar<'de>, E> {
+        Ok(Scalar::Number(number as f64))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Scalar<'de>, E> {
+        Ok(Scalar::Number(number as f64))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Scalar<'de>, E> {
+        Ok(Scalar::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Scalar<'de>, E> {
+        Ok(Scalar::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Scalar<'de>, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Scalar::Other)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar<'de>, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Scalar::Other)
+    }
+}
+
+/// The status words of `response`, at any depth.
+struct Words {
+    all_terminal: bool,
+}
+
+impl<'de> Deserialize<'de> for Words {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer
+            .deserialize_any(WordsVisitor { under_status: false })
+            .map(|all_terminal| Self { all_terminal })
+    }
+}
+
+/// Tells whether every status word in a value is terminal. A word is a string under a `state` or `status` key, or
+/// in a list there; a number, null or boolean is no word.
+#[derive(Clone, Copy)]
+struct WordsVisitor {
+    under_status: bool,
+}
+
+impl<'de> serde::de::DeserializeSeed<'de> for WordsVisitor {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for WordsVisitor {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<bool, E> {
+        Ok(!self.under_status || TERMINAL_WORDS.iter().any(|word| word.eq_ignore_ascii_case(text)))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<bool, E> {
+        Ok(true)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<bool, E> {
+        Ok(true)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<bool, E> {
+        Ok(true)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<bool, E> {
+        Ok(true)
+    }
+
+    fn visit_unit<E>(self) -> Result<bool, E> {
+        Ok(true)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<bool, A::Error> {
+        let mut all = true;
+        while let Some(terminal) = seq.next_element_seed(self)? {
+            all &= terminal;
+        }
+        Ok(all)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
+        let mut all = true;
+        while let Some(Text(key)) = map.next_key()? {
+            let under_status = key.eq_ignore_ascii_case("state") || key.eq_ignore_ascii_case("status");
+            all &= map.next_value_seed(WordsVisitor { under_status })?;
+        }
+        Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn standing(text: &str) -> Option<Standing> {
+        inspect(text.as_bytes()).map(|inspection| inspection.standing(&TaskId::parse("t1").unwrap()))
+    }
+
+    #[test]
+    fn only_what_is_certainly_finished_is_final() {
+        let deep = |word: &str, levels: usize| {
+            let (open, close) = (r#"{"a":["#.repeat(levels), "]}".repeat(levels));
+            format!(r#"{{"id":"t1","finished_at":1,"response":{open}{{"state":"{word}"}}{close}}}"#)
+        };
+        use Standing::{Empty, Final, Foreign, Pending};
+        let table: &[(&str, Option<Standing>)] = &[
+            // finished
+            (r#"{"id":"t1","finished_at":1767119785.589}"#, Some(Final)),
+            (r#"{"id":"t1","finished_at":1767119785}"#, Some(Final)),
+            (r#"{"id":"t1","finished_at":1.767e9,"response":null}"#, Some(Final)),
+            (r#" {"finished_at":1,"response":{"data":[{"state":"succeeded"}]},"id":"t1"} "#, Some(Final)),
+            (
+                r#"{"id":"t1","finished_at":1,"response":{"state":"SUCCEEDED","status":"Complete"}}"#,
+                Some(Final),
+            ),
+            (r#"{"id":"\u00741","finished_at":1}"#, Some(Final)),
+            (
+                r#"{"id":"t1","finished_at":1,"response":{"success":false,"error":{"code":"x","message":"y"}}}"#,
+                Some(Final),
+            ),
+            (
+                r#"{"id":"t1","finished_at":1,"response":{"data":[{"state":"failed"},{"state":"succeeded"}]}}"#,
+                Some(Final),
+            ),
+            (r#"{"id":"t1","finished_at":1,"response":{"status":200,"state":null}}"#, Some(Final)),
+            (r#"{"id":"t1","finished_at":1,"response":{"title":"pending","states":"pending"}}"#, Some(Final)),
+            (r#"{"id":"t1","finished_at":1,"request":{"state":"pending"},"response":{}}"#, Some(Final)),
+            // not finished
+            (r#"{"id":"t1"}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":null}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":"1767119785.589"}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":true}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":[1]}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":{"at":1}}"#, Some(Pending)),
+            (
+                r#"{"id":"t1","response":{"data":[{"audio_url":"https://a/b.m4a","state":"processing"}]}}"#,
+                Some(Pending),
+            ),
+            (
+                r#"{"id":"t1","response":{"data":[{"audio_url":"https://a/b.m4a","state":"succeeded"}]}}"#,
+                Some(Pending),
+            ),
+            (
+                r#"{"id":"t1","finished_at":1,"response":{"data":[{"state":"succeeded"},{"state":"processing"}]}}"#,
+                Some(Pending),
+            ),
+            (r#"{"id":"t1","finished_at":1,"response":{"status":"queued"}}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":1,"response":{"status":""}}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":1,"response":{"status":" succeeded"}}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":1,"response":{"status":"en cours"}}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":1,"response":{"STATE":"Pending"}}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":1,"response":{"st\u0061te":"pending"}}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":1,"response":{"status":["succeeded","running"]}}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":1,"response":[[{"x":{"status":"running"}}]]}"#, Some(Pending)),
+            // repeated keys
+            (r#"{"id":"t1","finished_at":null,"finished_at":1}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":1,"finished_at":1}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":1,"response":{"state":"pending"},"response":{}}"#, Some(Pending)),
+            (
+                r#"{"id":"t1","finished_at":1,"response":{"state":"pending","state":"succeeded"}}"#,
+                Some(Pending),
+            ),
+            (r#"{"id":"t2","id":"t1","finished_at":1}"#, Some(Pending)),
+            (r#"{"id":"t1","id":"t2","finished_at":1}"#, Some(Foreign)),
+            // not this task
+            ("{}", Some(Empty)),
+            (" { } ", Some(Empty)),
+            (r#"{"finished_at":1}"#, Some(Foreign)),
+            (r#"{"id":"T1","finished_at":1}"#, Some(Foreign)),
+            (r#"{"id":"t1 ","finished_at":1}"#, Some(Foreign)),
+            (r#"{"id":1,"finished_at":1}"#, Some(Foreign)),
+            (r#"{"_id":"t1","task_id":"t1","finished_at":1}"#, Some(Foreign)),
+            (r#"{"success":false,"error":{"code":"api_error"}}"#, Some(Foreign)),
+            // no object
+            ("", None),
+            ("null", None),
+            ("[]", None),
+            (r#""t1""#, None),
+            (r#"[{"id":"t1","finished_at":1}]"#, None),
+            (r#"{"id":"t1","finished_at":1"#, None),
+            (r#"{"id":"t1","finished_at":1}{}"#, None),
+            (r#"{"id":"t1","finished_at":NaN}"#, None),
+            (r#"{"id":"t1","finished_at":1e999}"#, None),
+            ("<html></html>", None),
+            (&deep("succeeded", 20), Some(Final)),
+            (&deep("pending", 20), Some(Pending)),
+            (&deep("succeeded", 50_000), None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(standing(text), *expected, "{}", &text[..text.len().min(200)]);
+        }
+    }
+
+    #[test]
+    fn every_terminal_word_ends_a_task_in_any_case() {
+        for word in TERMINAL_WORDS {
+            for word in [word.to_owned(), word.to_uppercase()] {
+                let text = format!(r#"{{"id":"t1","finished_at":1,"response":{{"state":"{word}"}}}}"#);
+                assert_eq!(standing(&text), Some(Standing::Final), "{word}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_documentations_own_task_is_final() {
+        let text = include_bytes!("../../tests/fixtures/retrieve.json");
+        let inspection = inspect(text).unwrap();
+        let id = TaskId::parse("1a6ac2ad-10f2-4e2b-b500-66ec27fe82ad").unwrap();
+        assert_eq!(inspection.standing(&id), Standing::Final);
+        assert_eq!(inspection.created_at, Some(1_767_119_745.524));
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_no_task() {
+        assert_eq!(inspect(b"{\"id\":\"t1\",\"x\":\"\xff\",\"finished_at\":1}"), None);
+    }
+}
