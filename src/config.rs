@@ -107,6 +107,14 @@ impl Services {
             Self::Named(services) => services.iter().find(|service| service.as_str() == name).cloned(),
         }
     }
+
+    /// The service as a label of a metric: from a closed set, so `other` unless it is named.
+    pub fn label<'a>(&self, service: &'a Service) -> &'a str {
+        match self {
+            Self::Named(services) if services.contains(service) => service.as_str(),
+            _ => "other",
+        }
+    }
 }
 
 /// Who may read what.

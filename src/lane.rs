@@ -1,1 +1,573 @@
-//! To be filled.
+//! Lanes: as few upstream calls as the limit allows.
+//!
+//! One lane for each (service, token, forwarded headers), one bucket for each token. `retrieve` asks for the ids it
+//! lacks; they join the lane's set of wanted ids, and when the token's turn comes the lane takes up to a batch of
+//! them and makes one call. The call belongs to the program, never to its first caller, so that whoever hangs up
+//! harms no one.
+//!
+//! - [`state`]: the set of wanted ids, without clock or I/O
+//! - [`ticket`]: what a caller holds
+//! - [`answer`]: what an upstream answer says, without I/O
+//! - [`drive`]: the tasks that take turns and make calls
+//! - [`reach`]: whether the upstream can be reached, for all lanes
+//! - [`turns`]: the bucket of each token
+
+mod answer;
+mod drive;
+mod reach;
+mod state;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tests;
+mod ticket;
+mod turns;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::reach::Reach;
+use self::state::{Arrival, Manner, State};
+use self::ticket::{Progress, Ticket};
+use self::turns::{Turn, Turns};
+use crate::config::{Services, TasksConfig, UpstreamConfig};
+use crate::observe::Metrics;
+use crate::task::{Digest, FinishedTask, Service, TaskId};
+use crate::upstream::{Credentials, UpstreamAnswer, UpstreamError};
+
+/// Most lanes at a time; the longest idle leave first.
+const MAX_LANES: usize = 10_000;
+
+/// Most calls of one lane under way at a time: an upstream that answers slowly is not asked without end.
+const MAX_CALLS: usize = 16;
+
+/// Most look-up calls under way over all lanes.
+const MAX_CALLS_OF_ALL: usize = 512;
+
+/// Bytes of pending answers remembered, over all lanes.
+const MAX_REMEMBERED_BYTES: usize = 64 << 20;
+
+/// How often what nobody will be shown any more is dropped.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What lanes need of the world. The program's side is the retriever's; a simulated one stands in the tests.
+pub trait Outside: Send + Sync + 'static {
+    /// A point in the order of deletes and look-ups.
+    type Epoch: Copy + Send + Sync;
+
+    /// Now, in the order of deletes and look-ups: taken before a call begins.
+    fn epoch(&self) -> Self::Epoch;
+
+    /// Makes one upstream call: `retrieve` for one id, `retrieve_batch` for more.
+    fn look_up(
+        &self,
+        service: &Service,
+        credentials: &Credentials,
+        ids: &[TaskId],
+    ) -> impl Future<Output = Result<UpstreamAnswer, UpstreamError>> + Send;
+
+    /// Keeps finished tasks before anyone sees them; for each, whether it is on disk now.
+    fn keep(
+        &self,
+        key: &LaneKey,
+        epoch: Self::Epoch,
+        tasks: Vec<FinishedTask>,
+    ) -> impl Future<Output = Vec<bool>> + Send;
+
+    /// The upstream's word on a token: the status and body of an answer to one of its look-ups.
+    fn answered(&self, key: &LaneKey, answer: &UpstreamAnswer);
+}
+
+/// Whose look-ups may share calls: those of one token, for one service, with the same forwarded headers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LaneKey {
+    /// The service asked.
+    pub service: Service,
+    /// The digest of the token that goes upstream.
+    pub token: Digest,
+    /// The forwarded headers, by name and in order.
+    pub forwarded: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// A caller's question.
+#[derive(Clone, Debug)]
+pub struct LookUp {
+    /// Distinct ids, at least one.
+    pub ids: Vec<TaskId>,
+    /// A single look-up, which is owed the upstream's verbatim answer.
+    pub lone: bool,
+    /// `prefer: wait`: how long to hold out for everything to be finished.
+    pub wait: Option<Duration>,
+    /// Go on after a failure of some ids and wait for the others (`prefer: handling=lenient`).
+    pub lenient: bool,
+    /// Remembered answers older than this do not serve the caller; zero for none at all.
+    pub max_age: Option<Duration>,
+}
+
+/// What became of one id.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// Finished; `stored` tells whether it is on disk.
+    Finished {
+        /// The upstream's text.
+        text: Bytes,
+        /// Whether it was committed before it got here.
+        stored: bool,
+    },
+    /// Not finished yet.
+    Pending {
+        /// The upstream's text.
+        text: Bytes,
+        /// How old this answer is.
+        age: Duration,
+        /// Whether it was remembered rather than fetched for this caller.
+        remembered: bool,
+    },
+    /// The upstream does not know the id.
+    Unknown {
+        /// Its answer to the single id, where it was asked alone.
+        answer: Option<UpstreamAnswer>,
+        /// How old this answer is.
+        age: Duration,
+        /// Whether it was remembered.
+        remembered: bool,
+    },
+    /// A success that is no task answer, for a single look-up as it is.
+    Relayed(UpstreamAnswer),
+    /// No answer.
+    Failed(Failure),
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug)]
+pub enum Failure {
+    /// The upstream's own error, with its status and body.
+    Upstream(UpstreamAnswer),
+    /// No sound answer came.
+    Transport(UpstreamError),
+    /// The upstream is known to be down.
+    Down {
+        /// How its last call failed.
+        error: UpstreamError,
+        /// When it is tried again.
+        retry_after: Duration,
+    },
+    /// A redirect, which is not followed.
+    Redirected,
+    /// A success that is no task answer, to a folded call.
+    NotATask,
+    /// `queue_timeout` passed and nothing young enough is remembered.
+    QueueTimeout {
+        /// The lane's estimate.
+        retry_after: Duration,
+    },
+    /// The lane wants as many ids as it can hold.
+    QueueFull {
+        /// The lane's estimate.
+        retry_after: Duration,
+    },
+    /// refrain is going down.
+    Draining,
+    /// A fault of ours.
+    Internal,
+}
+
+/// What a look-up brought.
+#[derive(Debug)]
+pub struct Answer {
+    /// For each id its outcome; `None` where another id's failure ended the look-up first.
+    pub outcomes: Vec<Option<Outcome>>,
+    /// How many ids were wanted or under way already.
+    pub joined: usize,
+    /// How many ids are wanted because of this look-up.
+    pub started: usize,
+    /// Of those, how many had a remembered answer that was too old.
+    pub outdated: usize,
+    /// How long the lane needs for one round over all that is wanted.
+    pub cycle: Duration,
+}
+
+/// Limits of a lane as of one moment.
+#[derive(Clone, Copy, Debug)]
+struct LaneLimits {
+    max_batch: usize,
+    max_wanted: usize,
+    pending_max_age: Duration,
+    pending_max_stale: Duration,
+    /// The lane's share of its token's calls a second.
+    rate: f64,
+    /// Whether there is room for another pending answer.
+    remembers: bool,
+}
+
+/// All lanes.
+#[derive(Debug)]
+pub struct Lanes<O> {
+    shared: Arc<Shared<O>>,
+}
+
+#[derive(Debug)]
+struct Shared<O> {
+    outside: O,
+    lanes: Mutex<HashMap<LaneKey, Arc<Lane<O>>>>,
+    turns: Turns,
+    reach: Arc<Reach>,
+    /// Places for look-up calls under way.
+    calls: Arc<Semaphore>,
+    settings: Settings,
+    /// Bytes of pending answers, as of the last sweep and what came since.
+    remembered_bytes: AtomicUsize,
+    /// Callers that hold out (`prefer: wait`).
+    holding_out: AtomicUsize,
+    /// Waiters get their last pending answer at once.
+    draining: CancellationToken,
+    /// Waiters get an error at once.
+    ending: CancellationToken,
+    tasks: TaskTracker,
+    services: Services,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Clone, Debug)]
+struct Settings {
+    max_batch: usize,
+    max_wanted: usize,
+    max_retries: u32,
+    pending_max_age: Duration,
+    pending_max_stale: Duration,
+    queue_timeout: Duration,
+}
+
+#[derive(Debug)]
+struct Lane<O> {
+    key: LaneKey,
+    credentials: Credentials,
+    shared: Arc<Shared<O>>,
+    turn: Arc<Turn>,
+    state: Mutex<State>,
+    /// Tells the driver that something changed.
+    wake: Notify,
+    used_at: Mutex<Instant>,
+}
+
+impl<O: Outside> Lanes<O> {
+    /// No lanes yet. `ending` of the two tokens comes last: `draining` answers waiters with what is remembered, `ending`
+    /// answers the rest with an error.
+    pub fn new(
+        outside: O,
+        upstream: &UpstreamConfig,
+        tasks: &TasksConfig,
+        metrics: Arc<Metrics>,
+        draining: CancellationToken,
+        ending: CancellationToken,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            outside,
+            lanes: Mutex::default(),
+            turns: Turns::new(upstream.requests_per_second, upstream.burst),
+            reach: Arc::default(),
+            calls: Arc::new(Semaphore::new(MAX_CALLS_OF_ALL)),
+            settings: Settings {
+                max_batch: upstream.max_batch,
+                max_wanted: 2 * tasks.max_ids,
+                max_retries: upstream.max_retries,
+                pending_max_age: tasks.pending_max_age,
+                pending_max_stale: tasks.pending_max_stale,
+                queue_timeout: tasks.queue_timeout,
+            },
+            remembered_bytes: AtomicUsize::new(0),
+            holding_out: AtomicUsize::new(0),
+            draining,
+            ending,
+            tasks: TaskTracker::new(),
+            services: tasks.services.clone(),
+            metrics,
+        });
+        Self { shared }
+    }
+
+    /// Looks ids up: joins what is wanted or under way, waits for the rest. Dropping the future withdraws the question;
+    /// calls under way go on.
+    pub async fn look_up(&self, key: LaneKey, credentials: &Credentials, look_up: LookUp) -> Answer {
+        let lane = self.shared.lane(key, credentials);
+        lane.look_up(look_up).await
+    }
+
+    /// A request of this token passed through: it spends from the token's bucket and does not wait.
+    pub fn passed_through(&self, token: &Digest) {
+        let now = Instant::now();
+        self.shared.turns.of(token, now).spend(now);
+    }
+
+    /// Forgets what is remembered of a task, for all tokens.
+    pub fn forget(&self, service: &Service, id: &TaskId) {
+        for lane in self.shared.lanes_of(service) {
+            lane.lock().forget(id);
+        }
+    }
+
+    /// Forgets every remembered answer of every lane.
+    pub fn forget_all(&self) {
+        for lane in self.shared.lanes() {
+            lane.lock().sweep(Instant::now(), &lane.limits(), true);
+        }
+    }
+
+    /// Drops what nobody will be shown any more, every few seconds, until `ending`.
+    pub async fn sweep_for_ever(&self) {
+        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while self.shared.ending.run_until_cancelled(interval.tick()).await.is_some() {
+            self.shared.sweep(Instant::now());
+        }
+    }
+
+    /// Waits until no lane has a call under way. Call it after `ending`.
+    pub async fn finished(&self) {
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
+    /// Lanes and token buckets at present.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.shared.lanes.lock().unwrap_or_else(PoisonError::into_inner).len(), self.shared.turns.len())
+    }
+}
+
+impl<O: Outside> Shared<O> {
+    fn lane(self: &Arc<Self>, key: LaneKey, credentials: &Credentials) -> Arc<Lane<O>> {
+        let now = Instant::now();
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lane) = lanes.get(&key) {
+            lane.touch(now);
+            return Arc::clone(lane);
+        }
+        if lanes.len() >= MAX_LANES {
+            make_room(&mut lanes);
+        }
+        let lane = Arc::new(Lane {
+            turn: self.turns.of(&key.token, now),
+            key: key.clone(),
+            credentials: credentials.clone(),
+            shared: Arc::clone(self),
+            state: Mutex::default(),
+            wake: Notify::new(),
+            used_at: Mutex::new(now),
+        });
+        lanes.insert(key, Arc::clone(&lane));
+        lane
+    }
+
+    fn lanes(&self) -> Vec<Arc<Lane<O>>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn lanes_of(&self, service: &Service) -> Vec<Arc<Lane<O>>> {
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.values().filter(|lane| lane.key.service == *service).cloned().collect()
+    }
+
+    fn sweep(&self, now: Instant) {
+        let mut lanes = self.lanes();
+        let mut bytes: usize = lanes.iter().map(|lane| lane.lock().sweep(now, &lane.limits(), false)).sum();
+        if bytes > MAX_REMEMBERED_BYTES {
+            lanes.sort_by_cached_key(|lane| lane.used_at());
+            for lane in &lanes {
+                if bytes <= MAX_REMEMBERED_BYTES / 4 * 3 {
+                    break;
+                }
+                let mut state = lane.lock();
+                let before = state.sweep(now, &lane.limits(), false);
+                bytes = bytes.saturating_sub(before) + state.sweep(now, &lane.limits(), true);
+            }
+        }
+        self.remembered_bytes.store(bytes, Ordering::Relaxed);
+        drop(lanes);
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.lock().is_empty());
+        if lanes.capacity() > 4 * lanes.len() + 64 {
+            lanes.shrink_to_fit();
+        }
+        drop(lanes);
+        self.turns.sweep(now);
+    }
+
+    /// A finish is known: whoever holds out for the task elsewhere learns it, from its text where the token is the same,
+    /// else by a look of its own.
+    fn announce(&self, from: &LaneKey, id: &TaskId, text: &Bytes) {
+        if self.holding_out.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        for lane in self.lanes_of(&from.service) {
+            if lane.key == *from {
+                continue;
+            }
+            let text = (lane.key.token == from.token).then_some(text);
+            if lane.lock().finished_elsewhere(Instant::now(), id, text) {
+                lane.wake.notify_one();
+            }
+        }
+    }
+}
+
+/// The longest unused tenth of the lanes that do nothing leaves.
+fn make_room<O>(lanes: &mut HashMap<LaneKey, Arc<Lane<O>>>) {
+    let mut unused: Vec<(Instant, LaneKey)> = lanes
+        .values()
+        .filter(|lane| Arc::strong_count(lane) == 1)
+        .map(|lane| (lane.used_at(), lane.key.clone()))
+        .collect();
+    unused.sort_by_key(|(used_at, _)| *used_at);
+    for (_, key) in unused.into_iter().take(MAX_LANES / 10) {
+        lanes.remove(&key);
+    }
+}
+
+impl<O> Lane<O> {
+    fn touch(&self, now: Instant) {
+        *self.used_at.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    fn used_at(&self) -> Instant {
+        *self.used_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Short sections only, never held over an await; a panic elsewhere is answered by the guards in [`drive`].
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn limits(&self) -> LaneLimits {
+        let settings = &self.shared.settings;
+        LaneLimits {
+            max_batch: settings.max_batch,
+            max_wanted: settings.max_wanted,
+            pending_max_age: settings.pending_max_age,
+            pending_max_stale: settings.pending_max_stale,
+            rate: self.turn.share(Instant::now()),
+            remembers: self.shared.remembered_bytes.load(Ordering::Relaxed) < MAX_REMEMBERED_BYTES,
+        }
+    }
+}
+
+/// Withdraws a caller's question when its future ends or is dropped.
+struct Question<'a, O> {
+    lane: &'a Lane<O>,
+    ids: Vec<TaskId>,
+    ticket: Arc<Ticket>,
+    holds_out: bool,
+    /// The caller gets an answer; without, it hung up.
+    answered: bool,
+}
+
+impl<O> Drop for Question<'_, O> {
+    fn drop(&mut self) {
+        if self.holds_out {
+            self.lane.shared.holding_out.fetch_sub(1, Ordering::Relaxed);
+        }
+        if self.ticket.progress() != Progress::Done {
+            let limits = self.lane.limits();
+            self.lane.lock().leave(Instant::now(), &limits, &self.ids, &self.ticket, self.answered);
+            self.lane.wake.notify_one();
+        }
+    }
+}
+
+impl<O: Outside> Lane<O> {
+    async fn look_up(self: &Arc<Self>, look_up: LookUp) -> Answer {
+        let start = Instant::now();
+        let LookUp { ids, lone, wait, lenient, max_age } = look_up;
+        let ticket = Ticket::new(ids.len());
+        let holds_out = wait.is_some();
+        if holds_out {
+            self.shared.holding_out.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut question = Question { lane: self, ids, ticket, holds_out, answered: false };
+        let limits = self.limits();
+        let arrival = {
+            let manner = Manner { lone, holds_out, max_age };
+            let mut state = self.lock();
+            let arrival = state.arrive(start, &limits, &question.ids, &question.ticket, manner);
+            self.ensure_driver(&mut state);
+            arrival
+        };
+        self.wake.notify_one();
+        self.wait_for(&question, start, wait, lenient).await;
+        question.answered = true;
+        let Arrival { joined, started, outdated } = arrival;
+        let cycle = self.lock().cycle(&limits);
+        let ticket = Arc::clone(&question.ticket);
+        drop(question);
+        let outcomes = ticket.take();
+        Answer { outcomes, joined, started, outdated, cycle }
+    }
+
+    /// Waits until the question is answered as far as it will be.
+    async fn wait_for(
+        &self,
+        question: &Question<'_, O>,
+        start: Instant,
+        wait: Option<Duration>,
+        lenient: bool,
+    ) {
+        let Question { ids, ticket, .. } = question;
+        let queue_end = start + self.shared.settings.queue_timeout;
+        let wait_end = wait.map(|wait| start + wait);
+        let (mut queueing, mut holding_out, mut remembered) = (true, wait.is_some(), true);
+        loop {
+            let progress = ticket.progress();
+            if progress == Progress::Done || (progress == Progress::Failed && !lenient && !holding_out) {
+                return;
+            }
+            let now = Instant::now();
+            if holding_out && (progress == Progress::Failed || wait_end.is_some_and(|end| end <= now)) {
+                holding_out = false;
+                let limits = self.limits();
+                self.lock().stop_holding_out(now, &limits, ids, ticket);
+                self.wake.notify_one();
+                continue;
+            }
+            if queueing && !holding_out && queue_end <= now {
+                queueing = false;
+                let limits = self.limits();
+                self.lock().stop_queueing(now, &limits, ids, ticket);
+                self.wake.notify_one();
+                continue;
+            }
+            tokio::select! {
+                () = ticket.changed() => {}
+                () = until(wait_end), if holding_out => {}
+                () = tokio::time::sleep_until(queue_end), if queueing && !holding_out => {}
+                () = self.shared.draining.cancelled(), if remembered => {
+                    remembered = false;
+                    holding_out = false;
+                    let mut state = self.lock();
+                    state.answer_with_last_seen(now, ids, ticket);
+                    state.stop_holding_out(now, &self.limits(), ids, ticket);
+                    self.wake.notify_one();
+                }
+                () = self.shared.ending.cancelled() => {
+                    for slot in ticket.open_slots() {
+                        ticket.fill(slot, Outcome::Failed(Failure::Draining));
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn until(end: Option<Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end).await,
+        None => std::future::pending().await,
+    }
+}

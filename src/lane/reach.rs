@@ -1,0 +1,121 @@
+//! Whether the upstream can be reached, known once for all lanes: while it cannot, one probe at a time goes
+//! through and everybody else learns so at once instead of waiting for a time-out of their own.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::upstream::UpstreamError;
+
+/// The longest time between two probes.
+const MAX_PROBE_INTERVAL: Duration = Duration::from_secs(8);
+
+/// What is known of the way to the upstream.
+#[derive(Debug, Default)]
+pub(super) struct Reach {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// When the upstream last said anything at all.
+    heard_at: Option<Instant>,
+    down: Option<Down>,
+}
+
+#[derive(Debug)]
+struct Down {
+    error: UpstreamError,
+    next_probe: Instant,
+    interval: Duration,
+    probing: bool,
+}
+
+/// Whether a call may go.
+#[derive(Debug)]
+pub(super) enum Permit {
+    /// It may; hold the guard until the call has ended.
+    Go(ProbeGuard),
+    /// The upstream is down; what its last failure was, and when the next probe goes.
+    Down(UpstreamError, Duration),
+}
+
+/// Frees the probe's place if the call ends without a word, by a panic or a cancel.
+#[derive(Debug)]
+pub(super) struct ProbeGuard {
+    reach: Option<Arc<Reach>>,
+}
+
+impl Reach {
+    /// Asks for a call's way. While the upstream is down only one call at a time gets it, after a pause.
+    pub(super) fn permit(self: &Arc<Self>, now: Instant) -> Permit {
+        let mut state = self.lock();
+        match &mut state.down {
+            None => Permit::Go(ProbeGuard { reach: None }),
+            Some(down) if !down.probing && down.next_probe <= now => {
+                down.probing = true;
+                Permit::Go(ProbeGuard { reach: Some(Arc::clone(self)) })
+            }
+            Some(down) => Permit::Down(down.error.clone(), down.next_probe.saturating_duration_since(now)),
+        }
+    }
+
+    /// Like [`Reach::permit`], without taking the probe's place.
+    pub(super) fn is_down(&self, now: Instant) -> Option<(UpstreamError, Duration)> {
+        let state = self.lock();
+        let down = state.down.as_ref()?;
+        (down.probing || down.next_probe > now)
+            .then(|| (down.error.clone(), down.next_probe.saturating_duration_since(now)))
+    }
+
+    /// The upstream answered something.
+    pub(super) fn heard(&self, now: Instant) {
+        let mut state = self.lock();
+        state.heard_at = Some(now);
+        if state.down.take().is_some() {
+            tracing::info!("the upstream answers again");
+        }
+    }
+
+    /// A call that began at `began` ended without an answer. An upstream that could not be connected to is down; one
+    /// that was silent is down only if it was silent to everybody since that call began.
+    pub(super) fn failed(&self, now: Instant, began: Instant, error: &UpstreamError) {
+        let mut state = self.lock();
+        let silent = error.is_timeout() && state.heard_at.is_none_or(|at| at < began);
+        if error.was_reached() && !silent {
+            if let Some(down) = &mut state.down {
+                down.probing = false;
+            }
+            return;
+        }
+        if state.down.is_none() {
+            tracing::warn!(%error, "the upstream cannot be reached; stored tasks are served meanwhile");
+        }
+        let interval = state
+            .down
+            .as_ref()
+            .map_or(
+                Duration::from_secs(1),
+                |down| if down.probing { down.interval * 2 } else { down.interval },
+            )
+            .min(MAX_PROBE_INTERVAL);
+        state.down =
+            Some(Down { error: error.clone(), next_probe: now + interval, interval, probing: false });
+    }
+
+    /// Short sections only, never held over an await; a panic elsewhere leaves the state sound.
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for ProbeGuard {
+    fn drop(&mut self) {
+        if let Some(reach) = &self.reach
+            && let Some(down) = &mut reach.lock().down
+        {
+            down.probing = false;
+        }
+    }
+}

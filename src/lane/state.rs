@@ -1,0 +1,623 @@
+//! The set of wanted ids of one lane: who waits for what, what was seen last, what goes next. No clock, no I/O:
+//! every method is given `now`.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::ticket::Ticket;
+use super::{Failure, LaneLimits, Outcome};
+use crate::task::TaskId;
+use crate::upstream::UpstreamAnswer;
+
+/// The longest time for which an unknown id's answer is shown again.
+const MAX_ABSENCE: Duration = Duration::from_secs(30);
+
+/// Bounds of the time between two looks at a task that somebody waits for.
+const LOOK_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    entries: HashMap<TaskId, Entry>,
+    /// Calls that are put together already: halves, single ids left out of a folded call, calls to be repeated.
+    prepared: VecDeque<Call>,
+    prepared_went_last: bool,
+    /// Calls under way.
+    pub(super) calls: usize,
+    /// Whether a driver runs.
+    pub(super) driven: bool,
+}
+
+/// What is known of an id, and who wants it.
+#[derive(Debug, Default)]
+struct Entry {
+    stage: Stage,
+    waiters: Vec<Waiter>,
+    /// The id stays wanted without a caller until then: one was answered without fresh news of it.
+    lingers_until: Option<Instant>,
+    pending: Option<Snapshot>,
+    absence: Option<Absence>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Idle,
+    Wanted {
+        since: Instant,
+    },
+    /// In a call that is under way, or put together and to be sent.
+    Taken,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    ticket: Arc<Ticket>,
+    slot: usize,
+    /// From a single look-up, which is owed the upstream's verbatim word on an unknown id.
+    lone: bool,
+    /// Holds out for the finish (`prefer: wait`).
+    holds_out: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Snapshot {
+    text: Bytes,
+    taken_at: Instant,
+    /// The task's age when the snapshot was taken, where the upstream says so; else since it was first seen.
+    task_age: Duration,
+    first_seen: Instant,
+}
+
+/// The upstream does not know the id.
+#[derive(Clone, Debug)]
+struct Absence {
+    /// Its word on the single id; `None` after a folded call that left the id out.
+    answer: Option<UpstreamAnswer>,
+    taken_at: Instant,
+    shown_for: Duration,
+}
+
+/// One upstream call.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    pub(super) ids: Vec<TaskId>,
+    /// How many times it was sent already.
+    pub(super) attempts: u32,
+    /// When it was first taken.
+    pub(super) taken_at: Instant,
+    pub(super) not_before: Instant,
+}
+
+/// How a caller asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    pub(super) lone: bool,
+    pub(super) holds_out: bool,
+    /// Remembered answers older than this do not serve the caller.
+    pub(super) max_age: Option<Duration>,
+}
+
+/// How many of a caller's ids were already wanted, and how many are wanted anew.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Arrival {
+    pub(super) joined: usize,
+    pub(super) started: usize,
+    /// Ids of which something is remembered that could not be used.
+    pub(super) outdated: usize,
+}
+
+/// What the driver does next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Something is due.
+    Take,
+    /// Something will be.
+    At(Instant),
+    /// Nothing is wanted.
+    Nothing,
+}
+
+/// News of one id.
+#[derive(Debug)]
+pub(super) enum News {
+    Finished {
+        text: Bytes,
+        stored: bool,
+    },
+    Pending {
+        text: Bytes,
+        task_age: Option<Duration>,
+    },
+    /// Shown, not remembered.
+    Disputed(Bytes),
+    Unknown(Option<UpstreamAnswer>),
+    /// An answer for a single look-up as it is; callers who cannot be given it get the failure.
+    Relayed(UpstreamAnswer, Failure),
+    Failed(Failure),
+}
+
+impl State {
+    /// Registers a caller's ids: fills what is remembered and fresh enough, waits for the rest.
+    pub(super) fn arrive(
+        &mut self,
+        now: Instant,
+        limits: &LaneLimits,
+        ids: &[TaskId],
+        ticket: &Arc<Ticket>,
+        manner: Manner,
+    ) -> Arrival {
+        let mut arrival = Arrival::default();
+        let retry_after = self.cycle(limits);
+        for (slot, id) in ids.iter().enumerate() {
+            if self.entries.len() >= limits.max_wanted && !self.entries.contains_key(id) {
+                ticket.fill(slot, Outcome::Failed(Failure::QueueFull { retry_after }));
+                continue;
+            }
+            let entry = self.entries.entry(id.clone()).or_default();
+            if let Some(outcome) = entry.remembered(now, limits, manner) {
+                ticket.fill(slot, outcome);
+                continue;
+            }
+            if entry.stage == Stage::Idle {
+                arrival.started += 1;
+                arrival.outdated += usize::from(entry.pending.is_some() || entry.absence.is_some());
+                if !manner.holds_out {
+                    entry.stage = Stage::Wanted { since: now };
+                }
+            } else {
+                arrival.joined += 1;
+            }
+            let waiter =
+                Waiter { ticket: Arc::clone(ticket), slot, lone: manner.lone, holds_out: manner.holds_out };
+            entry.waiters.push(waiter);
+        }
+        arrival
+    }
+
+    /// What is due, as of now.
+    pub(super) fn next(&mut self, now: Instant) -> Next {
+        self.prepared.retain_mut(|call| keep_wanted(&mut self.entries, now, call));
+        let mut next: Option<Instant> = self.prepared.iter().map(|call| call.not_before).min();
+        for entry in self.entries.values_mut() {
+            let due = match entry.stage {
+                Stage::Wanted { .. } if entry.is_wanted(now) => Some(now),
+                Stage::Wanted { .. } => {
+                    entry.stage = Stage::Idle;
+                    None
+                }
+                Stage::Idle => entry.next_look(now),
+                Stage::Taken => None,
+            };
+            next = match (next, due) {
+                (Some(next), Some(due)) => Some(next.min(due)),
+                (next, due) => next.or(due),
+            };
+        }
+        match next {
+            None => Next::Nothing,
+            Some(at) if at <= now => Next::Take,
+            Some(at) => Next::At(at),
+        }
+    }
+
+    /// The next call: at most `max_batch` ids, never seen first, then the oldest snapshot. Calls that are put together
+    /// already take turns with new ones, so that neither starves the other.
+    pub(super) fn take(&mut self, now: Instant, limits: &LaneLimits) -> Option<Call> {
+        self.prepared.retain_mut(|call| keep_wanted(&mut self.entries, now, call));
+        let prepared = self.prepared.iter().position(|call| call.not_before <= now);
+        let call = if self.prepared_went_last || prepared.is_none() { self.fold(now, limits) } else { None };
+        self.prepared_went_last = call.is_none();
+        call.or_else(|| self.prepared.remove(prepared?))
+    }
+
+    fn fold(&mut self, now: Instant, limits: &LaneLimits) -> Option<Call> {
+        let mut due: Vec<(bool, Instant, &TaskId)> = Vec::new();
+        for (id, entry) in &mut self.entries {
+            if entry.stage == Stage::Idle && entry.next_look(now).is_some_and(|at| at <= now) {
+                entry.stage = Stage::Wanted { since: now };
+            }
+            if let Stage::Wanted { since } = entry.stage
+                && entry.is_wanted(now)
+            {
+                due.push(match entry.seen_at() {
+                    None => (false, since, id),
+                    Some(at) => (true, at, id),
+                });
+            }
+        }
+        let first = due.iter().min()?.2.clone();
+        let ids = if first.is_foldable() {
+            due.retain(|(.., id)| id.is_foldable());
+            if due.len() > limits.max_batch {
+                due.select_nth_unstable(limits.max_batch - 1);
+                due.truncate(limits.max_batch);
+            }
+            due.sort_unstable();
+            due.into_iter().map(|(.., id)| id.clone()).collect()
+        } else {
+            vec![first]
+        };
+        for id in &ids {
+            if let Some(entry) = self.entries.get_mut(id) {
+                entry.stage = Stage::Taken;
+                entry.lingers_until = None;
+            }
+        }
+        Some(Call { ids, attempts: 0, taken_at: now, not_before: now })
+    }
+
+    /// Puts calls back to be sent (again), each at its time.
+    pub(super) fn prepare(&mut self, call: Call) {
+        self.prepared.push_back(call);
+    }
+
+    /// Whether an id left out of a folded call has to be asked alone: somebody is owed the upstream's own word on it,
+    /// and that word is not known from before.
+    pub(super) fn is_owed_its_own_answer(&self, id: &TaskId) -> bool {
+        self.entries.get(id).is_some_and(|entry| {
+            entry.waiters.iter().any(|waiter| waiter.lone)
+                && entry.absence.as_ref().is_none_or(|absence| absence.answer.is_none())
+        })
+    }
+
+    /// Spreads the news of an id. Whoever holds out goes on waiting unless it is a finish or a failure. Gives the bytes
+    /// of the remembered answer before and after.
+    pub(super) fn settle(
+        &mut self,
+        now: Instant,
+        limits: &LaneLimits,
+        id: &TaskId,
+        news: News,
+    ) -> (usize, usize) {
+        let Some(entry) = self.entries.get_mut(id) else { return (0, 0) };
+        let before = entry.remembered_bytes();
+        entry.stage = Stage::Idle;
+        entry.lingers_until = None;
+        match news {
+            News::Finished { text, stored } => {
+                (entry.pending, entry.absence) = (None, None);
+                entry.answer_all(&Outcome::Finished { text, stored });
+            }
+            News::Pending { text, task_age } => {
+                let first_seen = entry.pending.as_ref().map_or(now, |snapshot| snapshot.first_seen);
+                let task_age = task_age.unwrap_or_else(|| now.saturating_duration_since(first_seen));
+                entry.absence = None;
+                let snapshot = Snapshot { text: text.clone(), taken_at: now, task_age, first_seen };
+                entry.pending = limits.remembers.then_some(snapshot);
+                entry.answer_patient_ones(&Outcome::Pending { text, age: Duration::ZERO, remembered: false });
+            }
+            News::Disputed(text) => {
+                entry.answer_all(&Outcome::Pending { text, age: Duration::ZERO, remembered: false });
+            }
+            News::Unknown(answer) => {
+                entry.pending = None;
+                let before = entry.absence.take();
+                let shown_for = before
+                    .as_ref()
+                    .map_or(limits.pending_max_age, |absence| (absence.shown_for * 2).min(MAX_ABSENCE));
+                // Left out again: the word it got when asked alone still holds.
+                let answer = answer.or_else(|| before.and_then(|absence| absence.answer));
+                entry.absence = Some(Absence { answer: answer.clone(), taken_at: now, shown_for });
+                entry.answer_patient_ones(&Outcome::Unknown {
+                    answer,
+                    age: Duration::ZERO,
+                    remembered: false,
+                });
+            }
+            News::Relayed(answer, failure) => {
+                for waiter in std::mem::take(&mut entry.waiters) {
+                    let outcome = match waiter.lone {
+                        true => Outcome::Relayed(answer.clone()),
+                        false => Outcome::Failed(failure.clone()),
+                    };
+                    waiter.ticket.fill(waiter.slot, outcome);
+                }
+            }
+            News::Failed(failure) => entry.answer_all(&Outcome::Failed(failure)),
+        }
+        let after = entry.remembered_bytes();
+        self.forget_if_blank(id);
+        (before, after)
+    }
+
+    /// Fails every id that is wanted or put together but not in a call under way: the reason concerns them all.
+    pub(super) fn fail_waiting(&mut self, failure: &Failure) {
+        for call in std::mem::take(&mut self.prepared) {
+            for id in call.ids {
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.stage = Stage::Idle;
+                    entry.answer_all(&Outcome::Failed(failure.clone()));
+                }
+            }
+        }
+        for entry in self.entries.values_mut() {
+            if entry.stage != Stage::Taken {
+                entry.stage = Stage::Idle;
+                entry.lingers_until = None;
+                entry.answer_all(&Outcome::Failed(failure.clone()));
+            }
+        }
+        self.entries.retain(|_, entry| !entry.is_blank());
+    }
+
+    /// A caller's time in the queue is over: ids that no call has taken yet are answered with what is remembered, if
+    /// young enough, else with a 429. They stay wanted either way.
+    pub(super) fn stop_queueing(
+        &mut self,
+        now: Instant,
+        limits: &LaneLimits,
+        ids: &[TaskId],
+        ticket: &Arc<Ticket>,
+    ) {
+        let (longest_age, retry_after) = (self.max_stale(limits), self.cycle(limits));
+        for slot in ticket.open_slots() {
+            let Some(entry) = self.entries.get_mut(&ids[slot]) else { continue };
+            if entry.stage == Stage::Taken {
+                continue;
+            }
+            let outcome = entry
+                .last_seen(now, longest_age)
+                .unwrap_or(Outcome::Failed(Failure::QueueTimeout { retry_after }));
+            entry.leave(ticket);
+            entry.linger(now, limits);
+            ticket.fill(slot, outcome);
+        }
+    }
+
+    /// A caller holds out no longer: ids of which something young enough is remembered are answered with it, the
+    /// others are wanted like any.
+    pub(super) fn stop_holding_out(
+        &mut self,
+        now: Instant,
+        limits: &LaneLimits,
+        ids: &[TaskId],
+        ticket: &Arc<Ticket>,
+    ) {
+        let longest_age = self.max_stale(limits);
+        for slot in ticket.open_slots() {
+            let Some(entry) = self.entries.get_mut(&ids[slot]) else { continue };
+            if let Some(outcome) = entry.last_seen(now, longest_age) {
+                entry.leave(ticket);
+                ticket.fill(slot, outcome);
+                continue;
+            }
+            entry.waiters.iter_mut().filter(|waiter| Arc::ptr_eq(&waiter.ticket, ticket)).for_each(
+                |waiter| {
+                    waiter.holds_out = false;
+                },
+            );
+            if entry.stage == Stage::Idle {
+                entry.stage = Stage::Wanted { since: now };
+            }
+        }
+    }
+
+    /// Answers a caller's open ids with what is remembered, however old; the others go on waiting.
+    pub(super) fn answer_with_last_seen(&mut self, now: Instant, ids: &[TaskId], ticket: &Arc<Ticket>) {
+        for slot in ticket.open_slots() {
+            let Some(entry) = self.entries.get_mut(&ids[slot]) else { continue };
+            if let Some(outcome) = entry.last_seen(now, Duration::MAX) {
+                entry.leave(ticket);
+                ticket.fill(slot, outcome);
+            }
+        }
+    }
+
+    /// A caller goes. With `answered` it got an answer that lacks its open ids, and they stay wanted; without, it hung
+    /// up, and what only it asked for is dropped.
+    pub(super) fn leave(
+        &mut self,
+        now: Instant,
+        limits: &LaneLimits,
+        ids: &[TaskId],
+        ticket: &Arc<Ticket>,
+        answered: bool,
+    ) {
+        for slot in ticket.open_slots() {
+            let Some(entry) = self.entries.get_mut(&ids[slot]) else { continue };
+            entry.leave(ticket);
+            if answered {
+                entry.linger(now, limits);
+            } else if matches!(entry.stage, Stage::Wanted { .. }) && !entry.is_wanted(now) {
+                entry.stage = Stage::Idle;
+            }
+            self.forget_if_blank(&ids[slot]);
+        }
+    }
+
+    /// A task's finish was found elsewhere. With its text the waiters are answered; without, whoever holds out for it
+    /// has it looked at now.
+    pub(super) fn finished_elsewhere(&mut self, now: Instant, id: &TaskId, text: Option<&Bytes>) -> bool {
+        let Some(entry) = self.entries.get_mut(id) else { return false };
+        match text {
+            Some(text) => {
+                entry.answer_all(&Outcome::Finished { text: text.clone(), stored: true });
+                self.forget_if_blank(id);
+                false
+            }
+            None if entry.stage == Stage::Idle && entry.waiters.iter().any(|waiter| waiter.holds_out) => {
+                entry.stage = Stage::Wanted { since: now };
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Forgets what is remembered of an id.
+    pub(super) fn forget(&mut self, id: &TaskId) {
+        if let Some(entry) = self.entries.get_mut(id) {
+            (entry.pending, entry.absence) = (None, None);
+            self.forget_if_blank(id);
+        }
+    }
+
+    /// Drops what nobody will be shown any more; with `all`, everything that is only remembered. Gives the bytes of
+    /// pending answers still held.
+    pub(super) fn sweep(&mut self, now: Instant, limits: &LaneLimits, all: bool) -> usize {
+        let longest_age = if all { Duration::ZERO } else { self.max_stale(limits) };
+        self.entries.retain(|_, entry| {
+            if entry.waiters.is_empty() {
+                let outlived = |at: Instant, age: Duration| now.saturating_duration_since(at) >= age;
+                entry.pending.take_if(|snapshot| outlived(snapshot.taken_at, longest_age));
+                entry
+                    .absence
+                    .take_if(|absence| all || outlived(absence.taken_at, absence.shown_for + MAX_ABSENCE));
+                if matches!(entry.stage, Stage::Wanted { .. }) && !entry.is_wanted(now) {
+                    entry.stage = Stage::Idle;
+                }
+            }
+            !entry.is_blank()
+        });
+        if self.entries.capacity() > 4 * self.entries.len() + 64 {
+            self.entries.shrink_to_fit();
+        }
+        self.entries.values().map(Entry::remembered_bytes).sum()
+    }
+
+    /// Whether nothing is wanted or remembered here.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.calls == 0 && !self.driven
+    }
+
+    /// How many ids are wanted, put together or under way.
+    pub(super) fn wanted(&self) -> usize {
+        self.entries.values().filter(|entry| entry.stage != Stage::Idle).count()
+    }
+
+    /// How long the lane needs to ask for everything that is wanted now.
+    pub(super) fn cycle(&self, limits: &LaneLimits) -> Duration {
+        let calls = self.wanted().div_ceil(limits.max_batch).max(1);
+        Duration::from_secs_f64(f64::from(u32::try_from(calls).unwrap_or(u32::MAX)) / limits.rate)
+    }
+
+    fn max_stale(&self, limits: &LaneLimits) -> Duration {
+        limits.pending_max_stale.max(2 * self.cycle(limits))
+    }
+
+    fn forget_if_blank(&mut self, id: &TaskId) {
+        if self.entries.get(id).is_some_and(Entry::is_blank) {
+            self.entries.remove(id);
+        }
+    }
+}
+
+/// Takes the ids that nobody wants any more out of a call; whether any is left.
+fn keep_wanted(entries: &mut HashMap<TaskId, Entry>, now: Instant, call: &mut Call) -> bool {
+    call.ids.retain(|id| {
+        let Some(entry) = entries.get_mut(id) else { return false };
+        let wanted = entry.is_wanted(now);
+        if !wanted {
+            entry.stage = Stage::Idle;
+        }
+        wanted
+    });
+    !call.ids.is_empty()
+}
+
+impl Entry {
+    /// What can be shown at once: the last answer, while it is fresh.
+    fn remembered(&self, now: Instant, limits: &LaneLimits, manner: Manner) -> Option<Outcome> {
+        if manner.holds_out {
+            return None;
+        }
+        let fresh = |taken_at: Instant, shown_for: Duration| {
+            let age = now.saturating_duration_since(taken_at);
+            (age < shown_for.min(manner.max_age.unwrap_or(Duration::MAX))).then_some(age)
+        };
+        if let Some(snapshot) = &self.pending {
+            let age = fresh(snapshot.taken_at, limits.pending_max_age)?;
+            return Some(Outcome::Pending { text: snapshot.text.clone(), age, remembered: true });
+        }
+        let absence = self.absence.as_ref()?;
+        let age = fresh(absence.taken_at, absence.shown_for)?;
+        if manner.lone && absence.answer.is_none() {
+            return None;
+        }
+        Some(Outcome::Unknown { answer: absence.answer.clone(), age, remembered: true })
+    }
+
+    /// The last answer, if it is not older than `longest_age`.
+    fn last_seen(&self, now: Instant, longest_age: Duration) -> Option<Outcome> {
+        if let Some(snapshot) = &self.pending {
+            let age = now.saturating_duration_since(snapshot.taken_at);
+            return (age <= longest_age).then(|| Outcome::Pending {
+                text: snapshot.text.clone(),
+                age,
+                remembered: true,
+            });
+        }
+        let absence = self.absence.as_ref()?;
+        let owed = absence.answer.is_none() && self.waiters.iter().any(|waiter| waiter.lone);
+        let age = now.saturating_duration_since(absence.taken_at);
+        (age <= longest_age && !owed).then(|| Outcome::Unknown {
+            answer: absence.answer.clone(),
+            age,
+            remembered: true,
+        })
+    }
+
+    fn remembered_bytes(&self) -> usize {
+        self.pending.as_ref().map_or(0, |snapshot| snapshot.text.len())
+    }
+
+    fn seen_at(&self) -> Option<Instant> {
+        let absence = self.absence.as_ref().map(|absence| absence.taken_at);
+        self.pending.as_ref().map(|snapshot| snapshot.taken_at).or(absence)
+    }
+
+    /// When somebody who holds out has the id looked at again: after a tenth of the task's age.
+    fn next_look(&self, now: Instant) -> Option<Instant> {
+        if !self.waiters.iter().any(|waiter| waiter.holds_out) {
+            return None;
+        }
+        if let Some(snapshot) = &self.pending {
+            return Some(
+                snapshot.taken_at + (snapshot.task_age / 10).clamp(LOOK_INTERVAL.0, LOOK_INTERVAL.1),
+            );
+        }
+        Some(self.absence.as_ref().map_or(now, |absence| absence.taken_at + absence.shown_for))
+    }
+
+    fn is_wanted(&self, now: Instant) -> bool {
+        !self.waiters.is_empty() || self.lingers_until.is_some_and(|until| until > now)
+    }
+
+    /// The id stays wanted although its caller was answered.
+    fn linger(&mut self, now: Instant, limits: &LaneLimits) {
+        self.lingers_until = Some(now + limits.pending_max_stale);
+        if self.stage == Stage::Idle {
+            self.stage = Stage::Wanted { since: now };
+        }
+    }
+
+    fn leave(&mut self, ticket: &Arc<Ticket>) {
+        self.waiters.retain(|waiter| !Arc::ptr_eq(&waiter.ticket, ticket));
+    }
+
+    fn answer_all(&mut self, outcome: &Outcome) {
+        for waiter in self.waiters.drain(..) {
+            waiter.ticket.fill(waiter.slot, outcome.clone());
+        }
+    }
+
+    /// Answers whoever does not hold out for the finish.
+    fn answer_patient_ones(&mut self, outcome: &Outcome) {
+        self.waiters.retain(|waiter| {
+            if !waiter.holds_out {
+                waiter.ticket.fill(waiter.slot, outcome.clone());
+            }
+            waiter.holds_out
+        });
+    }
+
+    fn is_blank(&self) -> bool {
+        self.stage == Stage::Idle
+            && self.waiters.is_empty()
+            && self.pending.is_none()
+            && self.absence.is_none()
+    }
+}

@@ -1,0 +1,1 @@
+//! Lanes under paused time.

@@ -1,0 +1,157 @@
+//! The bucket of each token, shared by its lanes, which take turns in the order they came.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Mutex as FairMutex, MutexGuard};
+use tokio::time::Instant;
+
+use crate::pace::Bucket;
+use crate::task::Digest;
+
+/// Most tokens at a time; the longest idle leave first.
+const MAX_TOKENS: usize = 100_000;
+
+#[derive(Debug)]
+pub(super) struct Turns {
+    buckets: Mutex<HashMap<Digest, Arc<Turn>>>,
+    requests_per_second: f64,
+    burst: u32,
+}
+
+/// One token's bucket and the queue for it.
+#[derive(Debug)]
+pub(super) struct Turn {
+    bucket: Mutex<Bucket>,
+    /// First come, first served among the token's lanes.
+    queue: FairMutex<()>,
+    /// Lanes with something to ask.
+    busy_lanes: AtomicUsize,
+    used_at: Mutex<Instant>,
+}
+
+impl Turns {
+    pub(super) fn new(requests_per_second: f64, burst: u32) -> Self {
+        Self { buckets: Mutex::default(), requests_per_second, burst }
+    }
+
+    /// The bucket of a token; a new one holds one call.
+    pub(super) fn of(&self, token: &Digest, now: Instant) -> Arc<Turn> {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turn) = buckets.get(token) {
+            turn.touch(now);
+            return Arc::clone(turn);
+        }
+        if buckets.len() >= MAX_TOKENS {
+            make_room(&mut buckets, now);
+        }
+        let turn = Arc::new(Turn {
+            bucket: Mutex::new(Bucket::new(self.requests_per_second, self.burst, now.into_std())),
+            queue: FairMutex::new(()),
+            busy_lanes: AtomicUsize::new(0),
+            used_at: Mutex::new(now),
+        });
+        buckets.insert(*token, Arc::clone(&turn));
+        turn
+    }
+
+    /// Forgets buckets that are as good as new.
+    pub(super) fn sweep(&self, now: Instant) {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        buckets.retain(|_, turn| Arc::strong_count(turn) > 1 || !turn.lock().is_idle(now.into_std()));
+        if buckets.capacity() > 4 * buckets.len() + 64 {
+            buckets.shrink_to_fit();
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+/// Idle buckets go first, then a tenth of those that no lane holds, the longest unused.
+fn make_room(buckets: &mut HashMap<Digest, Arc<Turn>>, now: Instant) {
+    buckets.retain(|_, turn| Arc::strong_count(turn) > 1 || !turn.lock().is_idle(now.into_std()));
+    if buckets.len() < MAX_TOKENS {
+        return;
+    }
+    let mut unused: Vec<(Instant, Digest)> = buckets
+        .iter()
+        .filter(|(_, turn)| Arc::strong_count(turn) == 1)
+        .map(|(token, turn)| (turn.used_at(), *token))
+        .collect();
+    unused.sort_unstable();
+    for (_, token) in unused.into_iter().take(MAX_TOKENS / 10) {
+        buckets.remove(&token);
+    }
+}
+
+impl Turn {
+    /// Waits in the token's queue until its bucket allows a call. Dropping the future leaves the queue; nothing is
+    /// spent until [`Allowed::spend`].
+    pub(super) async fn wait(&self) -> Allowed<'_> {
+        let queue = self.queue.lock().await;
+        loop {
+            let now = Instant::now();
+            let wait = self.lock().wait(now.into_std());
+            if wait.is_zero() {
+                return Allowed { turn: self, _queue: queue };
+            }
+            // The bucket may be slowed meanwhile, so it is asked again.
+            tokio::time::sleep_until(now + wait).await;
+        }
+    }
+
+    /// A passed-through request went.
+    pub(super) fn spend(&self, now: Instant) {
+        self.touch(now);
+        self.lock().spend(now.into_std());
+    }
+
+    pub(super) fn slow_down(&self, now: Instant, began: Instant, retry_after: Option<Duration>) {
+        self.lock().slow_down(now.into_std(), began.into_std(), retry_after);
+    }
+
+    /// One lane's share of the token's calls a second.
+    pub(super) fn share(&self, now: Instant) -> f64 {
+        let lanes = u32::try_from(self.busy_lanes.load(Ordering::Relaxed)).unwrap_or(u32::MAX).max(1);
+        self.lock().rate(now.into_std()) / f64::from(lanes)
+    }
+
+    pub(super) fn set_busy(&self, busy: bool) {
+        if busy {
+            self.busy_lanes.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.busy_lanes.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn touch(&self, now: Instant) {
+        *self.used_at.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    fn used_at(&self) -> Instant {
+        *self.used_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Short sections only, never held over an await; a panic elsewhere leaves the bucket sound.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Bucket> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A token's turn, held while the call is put together.
+#[derive(Debug)]
+pub(super) struct Allowed<'a> {
+    turn: &'a Turn,
+    _queue: MutexGuard<'a, ()>,
+}
+
+impl Allowed<'_> {
+    /// A call goes now.
+    pub(super) fn spend(self, now: Instant) {
+        self.turn.lock().take(now.into_std());
+    }
+}
