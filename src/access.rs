@@ -1,1 +1,254 @@
-//! To be filled.
+//! Who may read what: callers, the digests they are known by, and whether the upstream still accepts a token.
+//!
+//! In `token` mode everybody is known by the token that goes upstream; in `shared` mode clients are known by their
+//! keys, the proxy adds the team's token, and rights belong to the team. No HTTP types and no SQL here.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::config::{AccessConfig, AccessMode, Client};
+use crate::store::{Acceptance, Store};
+use crate::task::{Digest, DigestKey, Token, clock};
+
+/// After a recheck that brought no verdict, how long hits go on before the next.
+const RECHECK_PAUSE: Duration = Duration::from_secs(60);
+
+/// Most tokens whose standing is held in memory; the longest unused leave first and are read again from the store.
+const MAX_TOKENS: usize = 100_000;
+
+/// Somebody who may ask.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The token that goes upstream.
+    pub token: Token,
+    /// That token's digest: what lanes, buckets and acceptance are kept by.
+    pub digest: Digest,
+    /// Whose rights in the store count: the token's, or the team's.
+    pub reader: Digest,
+}
+
+/// The key of a request is not a client's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a client's key")]
+pub struct UnknownKey;
+
+/// Whether a token's hits may be served.
+#[derive(Debug)]
+pub enum Gate {
+    /// The upstream accepted the token not long ago.
+    Open,
+    /// It has to be asked first; the caller who gets the [`Recheck`] asks, the others wait for it to end.
+    Recheck(Recheck),
+    /// Somebody asks already; resolves when that has ended.
+    Joined(watch::Receiver<()>),
+    /// The upstream refused the token: no hits until a look-up of it succeeds.
+    Ended,
+}
+
+/// The duty to ask the upstream about a token. When it ends, by whatever way, everybody who waits goes on.
+#[derive(Debug)]
+pub struct Recheck {
+    access: Arc<Access>,
+    digest: Digest,
+    _done: watch::Sender<()>,
+}
+
+/// Who may read what.
+#[derive(Debug)]
+pub struct Access {
+    key: DigestKey,
+    /// The team's token and its clients, in `shared` mode.
+    team: Option<(Token, Vec<Client>)>,
+    recheck_after: Duration,
+    store: Store,
+    standings: Mutex<HashMap<Digest, Standing>>,
+}
+
+#[derive(Debug)]
+struct Standing {
+    accepted_at: Option<Instant>,
+    ended: bool,
+    /// A recheck without a verdict: none before then.
+    paused_until: Option<Instant>,
+    recheck: Option<watch::Receiver<()>>,
+    saved_at: Option<Instant>,
+    used_at: Instant,
+}
+
+impl Access {
+    /// Access as configured. `team_token` is `upstream.token`, which `shared` mode has.
+    pub fn new(config: &AccessConfig, team_token: Option<Token>, store: Store) -> Arc<Self> {
+        let team = match config.mode {
+            AccessMode::Token => None,
+            AccessMode::Shared => team_token.map(|token| (token, config.clients.clone())),
+        };
+        Arc::new(Self {
+            key: DigestKey::new(store.digest_key()),
+            team,
+            recheck_after: config.recheck_after,
+            store,
+            standings: Mutex::default(),
+        })
+    }
+
+    /// Whether every request needs a client's key.
+    pub fn is_shared(&self) -> bool {
+        self.team.is_some()
+    }
+
+    /// The caller behind a bearer token.
+    ///
+    /// # Errors
+    /// In `shared` mode, if it is not a client's key. All keys are compared, each in constant time.
+    pub fn identify(&self, presented: &Token) -> Result<Caller, UnknownKey> {
+        let Some((token, clients)) = &self.team else {
+            let digest = self.key.digest(presented);
+            return Ok(Caller { token: presented.clone(), digest, reader: digest });
+        };
+        let known = clients.iter().fold(false, |known, client| known | client.key.matches(presented));
+        if !known {
+            return Err(UnknownKey);
+        }
+        Ok(Caller { token: token.clone(), digest: self.key.digest(token), reader: self.key.team() })
+    }
+
+    /// Whose rights an answer to this token gives: the token's own, or the team's.
+    pub fn reader(&self, digest: &Digest) -> Digest {
+        if self.is_shared() { self.key.team() } else { *digest }
+    }
+
+    /// Whether the token's hits may be served now.
+    pub async fn gate(self: &Arc<Self>, digest: &Digest) -> Gate {
+        if let Some(gate) = self.gate_in_memory(digest) {
+            return gate;
+        }
+        let saved = self.store.acceptance(digest).await;
+        let now = Instant::now();
+        let standing = Standing {
+            accepted_at: saved.as_ref().and_then(|saved| accepted_instant(saved, now)),
+            ended: saved.is_some_and(|saved| saved.ended),
+            paused_until: None,
+            recheck: None,
+            saved_at: None,
+            used_at: now,
+        };
+        {
+            let mut standings = self.lock();
+            make_room(&mut standings);
+            // Somebody may have learnt more meanwhile.
+            standings.entry(*digest).or_insert(standing);
+        }
+        self.gate_in_memory(digest).unwrap_or(Gate::Open)
+    }
+
+    fn gate_in_memory(self: &Arc<Self>, digest: &Digest) -> Option<Gate> {
+        let now = Instant::now();
+        let mut standings = self.lock();
+        let standing = standings.get_mut(digest)?;
+        standing.used_at = now;
+        if standing.ended {
+            return Some(Gate::Ended);
+        }
+        let fresh = |at: Instant| now.saturating_duration_since(at) < self.recheck_after;
+        if standing.accepted_at.is_some_and(fresh) || standing.paused_until.is_some_and(|until| until > now) {
+            return Some(Gate::Open);
+        }
+        if let Some(running) = &standing.recheck
+            && running.has_changed().is_ok()
+        {
+            return Some(Gate::Joined(running.clone()));
+        }
+        let (done, running) = watch::channel(());
+        standing.recheck = Some(running);
+        Some(Gate::Recheck(Recheck { access: Arc::clone(self), digest: *digest, _done: done }))
+    }
+
+    /// What the upstream answered to a look-up of the token: any 2xx renews; 401, and 403 with code `disabled` or
+    /// `token_expired`, end its hits.
+    pub fn answered(&self, digest: &Digest, status: u16, body: &[u8]) {
+        let accepted = match status {
+            200..=299 => true,
+            401 => false,
+            403 if matches!(error_code(body).as_deref(), Some("disabled" | "token_expired")) => false,
+            _ => return,
+        };
+        let now = Instant::now();
+        let mut standings = self.lock();
+        make_room(&mut standings);
+        let standing = standings.entry(*digest).or_insert(Standing {
+            accepted_at: None,
+            ended: false,
+            paused_until: None,
+            recheck: None,
+            saved_at: None,
+            used_at: now,
+        });
+        let changed = standing.ended == accepted;
+        standing.ended = !accepted;
+        standing.used_at = now;
+        if accepted {
+            standing.accepted_at = Some(now);
+            standing.paused_until = None;
+        }
+        // Saved often enough that a restart forgets little, and at once when the verdict changed.
+        let save_after = (self.recheck_after / 10).min(RECHECK_PAUSE);
+        if changed || standing.saved_at.is_none_or(|at| now.saturating_duration_since(at) >= save_after) {
+            standing.saved_at = Some(now);
+            drop(standings);
+            self.store.record_acceptance(
+                *digest,
+                Acceptance { accepted_at: if accepted { clock::unix_now() } else { 0 }, ended: !accepted },
+            );
+        }
+    }
+
+    /// Short sections only, never held over an await; a panic elsewhere leaves the map sound.
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Standing>> {
+        self.standings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where there was no verdict, hits go on for a minute before the upstream is asked again.
+impl Drop for Recheck {
+    fn drop(&mut self) {
+        if let Some(standing) = self.access.lock().get_mut(&self.digest) {
+            standing.recheck = None;
+            standing.paused_until = Some(Instant::now() + RECHECK_PAUSE);
+        }
+    }
+}
+
+/// A stored acceptance on the monotonic clock. One from the future (the wall clock was set back) counts as none.
+fn accepted_instant(saved: &Acceptance, now: Instant) -> Option<Instant> {
+    let age = clock::unix_now().checked_sub(saved.accepted_at)?;
+    now.checked_sub(Duration::from_secs(u64::try_from(age).ok()?))
+}
+
+fn make_room(standings: &mut HashMap<Digest, Standing>) {
+    if standings.len() < MAX_TOKENS {
+        return;
+    }
+    let mut unused: Vec<(Instant, Digest)> =
+        standings.iter().map(|(digest, standing)| (standing.used_at, *digest)).collect();
+    unused.sort_unstable();
+    for (_, digest) in unused.into_iter().take(MAX_TOKENS / 10) {
+        standings.remove(&digest);
+    }
+}
+
+/// `error.code` of a body in the upstream's error shape.
+fn error_code(body: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        error: Detail,
+    }
+    #[derive(serde::Deserialize)]
+    struct Detail {
+        code: String,
+    }
+    serde_json::from_slice::<Body>(body).ok().map(|body| body.error.code)
+}

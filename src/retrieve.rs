@@ -1,1 +1,436 @@
-//! To be filled.
+//! The use case: answer a look-up from the store as far as it goes, ask the lanes for the rest, put the answer
+//! together.
+//!
+//! Called by `routes`; knows no HTTP server and no SQL. The pure parts stand in [`plan`].
+
+pub mod plan;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+use tokio_util::sync::CancellationToken;
+
+use self::plan::{Envelope, Plan};
+use crate::access::{Access, Caller, Gate};
+use crate::config::Config;
+use crate::lane::{Failure, LaneKey, Lanes, LookUp, Outcome, Outside};
+use crate::observe::{IdLabels, Metrics};
+use crate::store::{Epoch, Forget, Store, StoreError, StoredTask};
+use crate::task::{FinishedTask, Service, TaskId, clock};
+use crate::upstream::{Credentials, UpstreamAnswer, UpstreamClient, UpstreamError};
+
+/// A look-up as it was asked.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The service of the path.
+    pub service: Service,
+    /// Who asks.
+    pub caller: Caller,
+    /// The headers that go upstream with it, by name.
+    pub forwarded: Vec<(HeaderName, HeaderValue)>,
+    /// One id, or several with repeats in request order.
+    pub asked: Asked,
+    /// `prefer: wait=N`.
+    pub wait: Option<Duration>,
+    /// `prefer: handling=lenient`.
+    pub lenient: bool,
+    /// `cache-control: only-if-cached`.
+    pub only_if_cached: bool,
+    /// `cache-control: max-age`, zero for `no-cache`.
+    pub max_age: Option<Duration>,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug)]
+pub enum Asked {
+    /// `retrieve`
+    One(TaskId),
+    /// `retrieve_batch`
+    Many(Vec<TaskId>),
+}
+
+/// An answer and how it came about.
+#[derive(Debug)]
+pub struct Reply {
+    /// What the client gets.
+    pub body: ReplyBody,
+    /// How it came about.
+    pub report: Report,
+}
+
+/// What the client gets.
+#[derive(Debug)]
+pub enum ReplyBody {
+    /// 200: one task's text.
+    Task(Bytes),
+    /// 200: a batch.
+    Batch(Envelope),
+    /// An answer of the upstream as it is: `{}`, an error, a success that is no task.
+    Upstream(UpstreamAnswer),
+    /// No answer.
+    Failed(Failure),
+    /// `only-if-cached`, and something asked for is not stored.
+    NotStored,
+    /// The answer would be longer than `upstream.max_response_bytes`.
+    TooLarge,
+}
+
+/// How an answer came about: for headers, log and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Places that were asked for.
+    pub asked: usize,
+    /// Places answered from the store.
+    pub hits: usize,
+    /// Places answered from a remembered pending answer.
+    pub pending: usize,
+    /// Places for which the upstream was asked.
+    pub misses: usize,
+    /// Something was committed to the store for this answer.
+    pub stored: bool,
+    /// Everything that was asked upstream was asked by others already.
+    pub collapsed: bool,
+    /// Something was remembered but too old to be used.
+    pub outdated: bool,
+    /// Seconds since the oldest part of the answer came from the upstream.
+    pub age: u64,
+    /// Seconds after which asking again makes sense, on answers that hold an unfinished task.
+    pub retry_after: Option<u64>,
+}
+
+/// The word for how a look-up was answered: log, metric label, `x-cache`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Everything from the store.
+    Hit,
+    /// Nothing was asked upstream; some of it is a remembered pending answer.
+    Pending,
+    /// Some of it from the store, some from the upstream.
+    Partial,
+    /// Everything from the upstream.
+    Miss,
+}
+
+impl Source {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Pending => "pending",
+            Self::Partial => "partial",
+            Self::Miss => "miss",
+        }
+    }
+}
+
+impl Report {
+    /// The word for how the look-up was answered.
+    pub fn source(&self) -> Source {
+        match (self.hits, self.pending, self.misses) {
+            (_, 0, 0) => Source::Hit,
+            (_, _, 0) => Source::Pending,
+            (0, 0, _) => Source::Miss,
+            _ => Source::Partial,
+        }
+    }
+}
+
+/// Answers look-ups.
+#[derive(Debug)]
+pub struct Retriever {
+    access: Arc<Access>,
+    store: Store,
+    lanes: Lanes<World>,
+    metrics: Arc<Metrics>,
+    max_response_bytes: u64,
+}
+
+/// What the lanes reach of the world: the upstream, the store and the access room.
+#[derive(Debug)]
+struct World {
+    upstream: UpstreamClient,
+    store: Store,
+    access: Arc<Access>,
+}
+
+impl Outside for World {
+    type Epoch = Epoch;
+
+    fn epoch(&self) -> Epoch {
+        self.store.epoch()
+    }
+
+    async fn look_up(
+        &self,
+        service: &Service,
+        credentials: &Credentials,
+        ids: &[TaskId],
+    ) -> Result<UpstreamAnswer, UpstreamError> {
+        self.upstream.look_up(service, credentials, ids).await
+    }
+
+    async fn keep(&self, key: &LaneKey, epoch: Epoch, tasks: Vec<FinishedTask>) -> Vec<bool> {
+        self.store.keep(&self.access.reader(&key.token), &key.service, epoch, tasks).await
+    }
+
+    fn answered(&self, key: &LaneKey, answer: &UpstreamAnswer) {
+        self.access.answered(&key.token, answer.status.as_u16(), &answer.body);
+    }
+}
+
+impl Retriever {
+    /// A retriever over these rooms.
+    pub fn new(
+        config: &Config,
+        access: Arc<Access>,
+        store: Store,
+        upstream: UpstreamClient,
+        metrics: Arc<Metrics>,
+        draining: CancellationToken,
+        ending: CancellationToken,
+    ) -> Self {
+        let world = World { upstream, store: store.clone(), access: Arc::clone(&access) };
+        let lanes =
+            Lanes::new(world, &config.upstream, &config.tasks, Arc::clone(&metrics), draining, ending);
+        Self { access, store, lanes, metrics, max_response_bytes: config.upstream.max_response_bytes }
+    }
+
+    /// The lanes, for what is done in the background and for what passes through.
+    pub fn lanes(&self) -> &Lanes<impl Outside> {
+        &self.lanes
+    }
+
+    /// Answers a look-up. Dropping the future withdraws it.
+    pub async fn retrieve(&self, question: Question) -> Reply {
+        let reply = match &question.asked {
+            Asked::One(id) => self.retrieve_one(&question, id.clone()).await,
+            Asked::Many(ids) => self.retrieve_many(&question, ids.clone()).await,
+        };
+        self.count(&reply);
+        reply
+    }
+
+    /// The upstream confirmed that this caller deleted a task: it is forgotten here, for all, if the caller held the
+    /// right to read it; an answer that began before is not stored either way.
+    ///
+    /// # Errors
+    /// If it could not be written; the task is hidden from now on all the same.
+    pub async fn forget(&self, caller: &Caller, service: &Service, id: &TaskId) -> Result<(), StoreError> {
+        self.lanes.forget(service, id);
+        let scope = Forget::Confirmed { reader: caller.reader, service: service.clone(), id: id.clone() };
+        self.store.forget(scope).await.map(|_| ())
+    }
+
+    async fn retrieve_one(&self, question: &Question, id: TaskId) -> Reply {
+        let mut report = Report { asked: 1, ..Report::default() };
+        let ids = [id];
+        let mut known = match self.known(question, &ids).await {
+            Ok(known) => known,
+            Err(failure) => return Reply { body: ReplyBody::Failed(failure), report },
+        };
+        if let Some(task) = known.pop().flatten() {
+            report.hits = 1;
+            report.age = age_of(&task);
+            return Reply { body: ReplyBody::Task(task.text), report };
+        }
+        if question.only_if_cached {
+            return Reply { body: ReplyBody::NotStored, report };
+        }
+        let mut answer = self.ask(question, ids.to_vec(), true).await;
+        report.collapsed = answer.joined > 0 && answer.started == 0;
+        report.outdated = answer.outdated > 0;
+        let outcome = answer.outcomes.pop().flatten().unwrap_or(Outcome::Failed(Failure::Internal));
+        report.count_one(&outcome, 1);
+        let body = match outcome {
+            Outcome::Finished { text, .. } => ReplyBody::Task(text),
+            Outcome::Pending { text, .. } => {
+                report.retry_after = Some(whole_seconds(answer.cycle));
+                ReplyBody::Task(text)
+            }
+            Outcome::Unknown { answer: Some(answer), .. } | Outcome::Relayed(answer) => {
+                ReplyBody::Upstream(answer)
+            }
+            // A lone caller is owed the upstream's own word, so the lane has asked for it.
+            Outcome::Unknown { answer: None, .. } => ReplyBody::Failed(Failure::Internal),
+            Outcome::Failed(failure) => ReplyBody::Failed(failure),
+        };
+        Reply { body, report }
+    }
+
+    async fn retrieve_many(&self, question: &Question, ids: Vec<TaskId>) -> Reply {
+        let mut report = Report { asked: ids.len(), ..Report::default() };
+        let plan = Plan::new(ids);
+        let known = match self.known(question, &plan.distinct).await {
+            Ok(known) => known,
+            Err(failure) => return Reply { body: ReplyBody::Failed(failure), report },
+        };
+        report.hits = plan.count(|index| known[index].is_some());
+        report.age = known.iter().flatten().map(age_of).max().unwrap_or(0);
+        let lacking: Vec<usize> = (0..plan.distinct.len()).filter(|index| known[*index].is_none()).collect();
+        if question.only_if_cached && !lacking.is_empty() {
+            return Reply { body: ReplyBody::NotStored, report };
+        }
+        let mut texts: Vec<Option<Bytes>> =
+            known.into_iter().map(|task| task.map(|task| task.text)).collect();
+        let mut missing = Vec::new();
+        if !lacking.is_empty() {
+            let ids = lacking.iter().map(|index| plan.distinct[*index].clone()).collect();
+            let answer = self.ask(question, ids, false).await;
+            report.collapsed = answer.joined > 0 && answer.started == 0;
+            report.outdated = answer.outdated > 0;
+            let mut failed = None;
+            for (index, outcome) in lacking.into_iter().zip(answer.outcomes) {
+                if let Some(outcome) = &outcome {
+                    report.count_one(outcome, plan.count(|place| place == index));
+                }
+                match outcome {
+                    Some(Outcome::Finished { text, .. }) => texts[index] = Some(text),
+                    Some(Outcome::Pending { text, .. }) => {
+                        report.retry_after = Some(whole_seconds(answer.cycle));
+                        texts[index] = Some(text);
+                    }
+                    Some(Outcome::Unknown { .. }) => {}
+                    Some(Outcome::Failed(failure)) => {
+                        missing.push(index);
+                        failed = failed.or(Some(failure));
+                    }
+                    Some(Outcome::Relayed(_)) | None => missing.push(index),
+                }
+            }
+            let nothing_known = texts.iter().all(Option::is_none);
+            if let Some(failure) = failed
+                && (!question.lenient || nothing_known)
+            {
+                return Reply { body: ReplyBody::Failed(failure), report };
+            }
+        }
+        let missing: Vec<TaskId> = missing.into_iter().map(|index| plan.distinct[index].clone()).collect();
+        let envelope = Envelope::new(plan, texts, &missing.iter().collect::<Vec<_>>());
+        let body = match envelope.content_length() > self.max_response_bytes {
+            true => ReplyBody::TooLarge,
+            false => ReplyBody::Batch(envelope),
+        };
+        Reply { body, report }
+    }
+
+    /// What the store has for the caller, once the upstream's word on the token is recent enough.
+    async fn known(&self, question: &Question, ids: &[TaskId]) -> Result<Vec<Option<StoredTask>>, Failure> {
+        let mut asked = false;
+        loop {
+            let known = self.find(question, ids).await;
+            if !known.iter().any(Option::is_some) {
+                return Ok(known);
+            }
+            let digest = question.caller.digest;
+            match self.access.gate(&digest).await {
+                Gate::Open => return Ok(known),
+                Gate::Ended => return Ok(vec![None; ids.len()]),
+                // Asked once already for this look-up: there was no verdict, and hits go on.
+                _ if asked => return Ok(known),
+                Gate::Joined(mut done) => {
+                    // An error only says that the one who asked is done.
+                    let _ = done.changed().await;
+                }
+                Gate::Recheck(recheck) => {
+                    // The first id that is not stored, so that the call serves the look-up too.
+                    let lacking = known.iter().position(Option::is_none);
+                    let id = ids[lacking.unwrap_or(0)].clone();
+                    let look_up = LookUp {
+                        ids: vec![id],
+                        lone: true,
+                        wait: None,
+                        lenient: false,
+                        max_age: Some(Duration::ZERO),
+                    };
+                    let answer = self.lanes.look_up(question.lane(), &question.credentials(), look_up).await;
+                    drop(recheck);
+                    if matches!(self.access.gate(&digest).await, Gate::Ended)
+                        && let Some(Some(Outcome::Failed(failure))) = answer.outcomes.into_iter().next()
+                    {
+                        return Err(failure);
+                    }
+                }
+            }
+            asked = true;
+        }
+    }
+
+    async fn find(&self, question: &Question, ids: &[TaskId]) -> Vec<Option<StoredTask>> {
+        let (reader, service) = (&question.caller.reader, &question.service);
+        if let [id] = ids
+            && let Some(task) = self.store.find_in_memory(reader, service, id)
+        {
+            return vec![Some(task)];
+        }
+        self.store.find(reader, service, ids).await
+    }
+
+    async fn ask(&self, question: &Question, ids: Vec<TaskId>, lone: bool) -> crate::lane::Answer {
+        let Question { wait, lenient, max_age, .. } = *question;
+        let look_up = LookUp { ids, lone, wait, lenient, max_age };
+        self.lanes.look_up(question.lane(), &question.credentials(), look_up).await
+    }
+
+    fn count(&self, Reply { report, body }: &Reply) {
+        self.metrics.count_look_up();
+        let failed = matches!(body, ReplyBody::Failed(_)).then_some(report.misses).unwrap_or_default();
+        for (outcome, ids) in [
+            ("hit", report.hits),
+            ("pending", report.pending),
+            ("fetched", report.misses - failed.min(report.misses)),
+            ("failed", failed),
+        ] {
+            if ids > 0 {
+                self.metrics.ids.get_or_create(&IdLabels { outcome }).inc_by(ids as u64);
+            }
+        }
+    }
+}
+
+impl Question {
+    fn lane(&self) -> LaneKey {
+        LaneKey {
+            service: self.service.clone(),
+            token: self.caller.digest,
+            forwarded: self.forwarded.clone(),
+        }
+    }
+
+    fn credentials(&self) -> Credentials {
+        Credentials { token: self.caller.token.clone(), forwarded: self.forwarded.clone() }
+    }
+}
+
+impl Report {
+    /// Counts the outcome of an id that was asked for in so many places.
+    fn count_one(&mut self, outcome: &Outcome, places: usize) {
+        let (age, remembered) = match outcome {
+            Outcome::Pending { age, remembered, .. } | Outcome::Unknown { age, remembered, .. } => {
+                (*age, *remembered)
+            }
+            Outcome::Finished { stored, .. } => {
+                self.stored |= stored;
+                (Duration::ZERO, false)
+            }
+            Outcome::Relayed(_) | Outcome::Failed(_) => (Duration::ZERO, false),
+        };
+        self.age = self.age.max(age.as_secs());
+        if remembered {
+            self.pending += places;
+        } else {
+            self.misses += places;
+        }
+    }
+}
+
+/// Seconds since a task was stored, by the wall clock; never negative.
+fn age_of(task: &StoredTask) -> u64 {
+    u64::try_from(clock::unix_now().saturating_sub(task.stored_at)).unwrap_or(0)
+}
+
+/// At least one, rounded up: a `retry-after` of 0 would be an invitation.
+pub(crate) fn whole_seconds(duration: Duration) -> u64 {
+    (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
+}

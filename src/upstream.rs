@@ -39,3 +39,15 @@ impl UpstreamError {
         matches!(self, Self::TooLarge)
     }
 }
+#[derive(Debug)]
+pub struct UpstreamClient;
+impl UpstreamClient {
+    pub async fn look_up(
+        &self,
+        _: &crate::task::Service,
+        _: &Credentials,
+        _: &[crate::task::TaskId],
+    ) -> Result<UpstreamAnswer, UpstreamError> {
+        unreachable!()
+    }
+}

@@ -146,7 +146,7 @@ impl<O: Outside> CallGuard<O> {
         tracing::debug!(ids = self.call.ids.len(), attempt = self.call.attempts, status, took = ?(now - began), "asked");
         let labels =
             UpstreamCallLabels { service: shared.services.label(&self.lane.key.service).to_owned(), status };
-        shared.metrics.upstream_calls.get_or_create(&labels).inc();
+        shared.metrics.count_call(&labels);
         match result {
             Ok(answer) => {
                 shared.reach.heard(now);

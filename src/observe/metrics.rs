@@ -1,6 +1,8 @@
 //! Prometheus metrics: a struct handed in, doc comments are the help texts. Labels come from closed sets, never
 //! from an id, a token or a raw path.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -47,10 +49,14 @@ pub struct Metrics {
     pub requests: Family<RequestLabels, Counter>,
     /// Task ids that look-ups asked for
     pub ids: Family<IdLabels, Counter>,
+    /// Look-ups answered and calls made for them: what was saved is the difference.
+    look_ups: AtomicU64,
+    calls: AtomicU64,
+    saved: AtomicU64,
     /// Look-up calls sent upstream
-    pub upstream_calls: Family<UpstreamCallLabels, Counter>,
+    upstream_calls: Family<UpstreamCallLabels, Counter>,
     /// Upstream calls that clients would have made without refrain
-    pub upstream_calls_saved: Counter,
+    upstream_calls_saved: Counter,
     /// Failures of the task store
     pub store_errors: Family<StoreErrorLabels, Counter>,
     /// Hits served although the upstream could not be asked whether the token still holds
@@ -60,6 +66,21 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// A call for look-ups was sent.
+    pub fn count_call(&self, labels: &UpstreamCallLabels) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.upstream_calls.get_or_create(labels).inc();
+    }
+
+    /// A look-up was answered. Without refrain it would have been one call.
+    pub fn count_look_up(&self) {
+        let look_ups = self.look_ups.fetch_add(1, Ordering::Relaxed) + 1;
+        let saved = look_ups.saturating_sub(self.calls.load(Ordering::Relaxed));
+        // A counter never falls: it shows the most that was saved so far.
+        let shown = self.saved.fetch_max(saved, Ordering::Relaxed);
+        self.upstream_calls_saved.inc_by(saved.saturating_sub(shown));
+    }
+
     /// All metrics under their Prometheus names.
     pub fn registry(&self) -> Registry {
         let mut registry = Registry::with_prefix("refrain");

@@ -1,0 +1,243 @@
+//! A reply as an HTTP answer: body, header fields, and our own errors.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use http_body::{Frame, SizeHint};
+
+use crate::lane::Failure;
+use crate::retrieve::plan::Envelope;
+use crate::retrieve::{Reply, ReplyBody, Report, Source, whole_seconds};
+use crate::routes::ApiError;
+use crate::upstream::{UpstreamAnswer, UpstreamError};
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// The answer to a look-up.
+pub(super) fn respond(reply: Reply, is_batch: bool) -> Response {
+    let Reply { body, report } = reply;
+    let mut response = match body {
+        ReplyBody::Task(text) => json(Body::from(text)),
+        ReplyBody::Batch(envelope) => json(Body::new(EnvelopeBody::new(envelope))),
+        ReplyBody::Upstream(answer) => relay(answer),
+        ReplyBody::Failed(failure) => fail(failure),
+        ReplyBody::NotStored => ApiError::timeout(
+            "proxy_internal_response",
+            "Not everything asked for is stored here, and only-if-cached forbids to ask the upstream.",
+        )
+        .into_response(),
+        ReplyBody::TooLarge => ApiError::bad_request(
+            "The answer would be longer than upstream.max_response_bytes. Ask for fewer ids at a time.",
+        )
+        .into_response(),
+    };
+    let status = response.status();
+    let headers = response.headers_mut();
+    headers.insert(CACHE_STATUS, cache_status(&report, status, is_batch));
+    headers.insert(X_CACHE, HeaderValue::from_static(x_cache(report.source())));
+    headers.insert(header::AGE, report.age.into());
+    if let Some(seconds) = report.retry_after.filter(|_| status == StatusCode::OK) {
+        headers.insert(header::RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+/// RFC 9211, cache name `refrain`.
+fn cache_status(report: &Report, status: StatusCode, is_batch: bool) -> HeaderValue {
+    let source = report.source();
+    let mut text = String::from("refrain");
+    if report.misses == 0 && status == StatusCode::OK {
+        text.push_str("; hit");
+    } else {
+        text.push_str(match source {
+            Source::Partial => "; fwd=partial",
+            _ if report.outdated => "; fwd=miss",
+            _ => "; fwd=uri-miss",
+        });
+        if status != StatusCode::OK {
+            text.push_str("; fwd-status=");
+            text.push_str(status.as_str());
+        }
+    }
+    if report.stored {
+        text.push_str("; stored");
+    }
+    if report.collapsed {
+        text.push_str("; collapsed");
+    }
+    let Report { hits, pending, misses, .. } = report;
+    match (is_batch, source) {
+        (_, Source::Pending) if *hits == 0 => text.push_str("; detail=\"pending\""),
+        (true, _) if *pending > 0 => {
+            text.push_str(&format!("; detail=\"hits={hits} pending={pending} misses={misses}\""));
+        }
+        (true, _) => text.push_str(&format!("; detail=\"hits={hits} misses={misses}\"")),
+        (false, _) => {}
+    }
+    HeaderValue::from_str(&text).expect("visible ASCII")
+}
+
+fn x_cache(source: Source) -> &'static str {
+    match source {
+        Source::Hit => "HIT",
+        Source::Pending => "PENDING",
+        Source::Partial => "PARTIAL",
+        Source::Miss => "MISS",
+    }
+}
+
+fn json(body: Body) -> Response {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    response
+}
+
+/// The upstream's answer: status, body, `content-type` and, on errors, `retry-after`; nothing else of its header.
+fn relay(answer: UpstreamAnswer) -> Response {
+    let UpstreamAnswer { status, content_type, retry_after, body } = answer;
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    if let Some(value) = content_type {
+        headers.insert(header::CONTENT_TYPE, value);
+    }
+    if status.is_client_error() || status.is_server_error() {
+        // A 429 always says when to come back.
+        let ours = (status == StatusCode::TOO_MANY_REQUESTS).then(|| HeaderValue::from_static("1"));
+        if let Some(value) = retry_after.or(ours) {
+            headers.insert(header::RETRY_AFTER, value);
+        }
+    }
+    response
+}
+
+fn fail(failure: Failure) -> Response {
+    match failure {
+        Failure::Upstream(answer) => return relay(answer),
+        Failure::Transport(error) => transport(&error),
+        Failure::Down { error, retry_after } => transport(&error).retry_after(whole_seconds(retry_after)),
+        Failure::Redirected => ApiError::bad_gateway(
+            "http_protocol_error",
+            "The upstream answered a look-up with a redirect, which is not followed.",
+        ),
+        Failure::NotATask => {
+            ApiError::bad_gateway("http_protocol_error", "The upstream's answer to a look-up was not a task answer.")
+        }
+        Failure::QueueTimeout { retry_after } => ApiError::too_many_requests(
+            whole_seconds(retry_after),
+            "This token has more look-ups waiting than its rate lets through. They stay queued; ask again.",
+        ),
+        Failure::QueueFull { retry_after } => ApiError::too_many_requests(
+            whole_seconds(retry_after),
+            "This token waits for as many tasks as refrain can queue. Ask again later.",
+        ),
+        Failure::Draining => ApiError::unavailable("refrain is shutting down."),
+        Failure::Internal => ApiError::internal(),
+    }
+    .into_response()
+}
+
+fn transport(error: &UpstreamError) -> ApiError {
+    if error.is_timeout() {
+        return ApiError::timeout(error.proxy_status(), "The upstream did not answer in time.");
+    }
+    ApiError::bad_gateway(error.proxy_status(), error.to_string())
+}
+
+/// An envelope as a body of known length, put together piece by piece as the client takes it.
+struct EnvelopeBody {
+    pieces: Box<dyn Iterator<Item = Bytes> + Send>,
+    left: u64,
+}
+
+impl EnvelopeBody {
+    fn new(envelope: Envelope) -> Self {
+        Self { left: envelope.content_length(), pieces: Box::new(envelope.pieces()) }
+    }
+}
+
+impl http_body::Body for EnvelopeBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let piece = self.pieces.next();
+        if let Some(piece) = &piece {
+            self.left -= piece.len() as u64;
+        }
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+/// `preference-applied` (RFC 7240 3) for what was honoured.
+pub(super) fn preference_applied(wait: Option<Duration>, lenient: bool) -> Option<HeaderValue> {
+    let wait = wait.map(|wait| format!("wait={}", wait.as_secs()));
+    let lenient = lenient.then(|| "handling=lenient".to_owned());
+    let applied: Vec<String> = wait.into_iter().chain(lenient).collect();
+    (!applied.is_empty()).then(|| HeaderValue::from_str(&applied.join(", ")).expect("visible ASCII"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status_line(report: &Report, is_batch: bool) -> String {
+        cache_status(report, StatusCode::OK, is_batch).to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn cache_status_says_how_it_came_about() {
+        let report = |hits, pending, misses| Report { asked: hits + pending + misses, hits, pending, misses, ..Report::default() };
+        assert_eq!(status_line(&report(1, 0, 0), false), "refrain; hit");
+        assert_eq!(status_line(&report(0, 1, 0), false), "refrain; hit; detail=\"pending\"");
+        assert_eq!(status_line(&report(0, 0, 1), false), "refrain; fwd=uri-miss");
+        assert_eq!(status_line(&Report { outdated: true, ..report(0, 0, 1) }, false), "refrain; fwd=miss");
+        assert_eq!(
+            status_line(&Report { stored: true, collapsed: true, ..report(0, 0, 1) }, false),
+            "refrain; fwd=uri-miss; stored; collapsed"
+        );
+        assert_eq!(status_line(&report(2, 0, 0), true), "refrain; hit; detail=\"hits=2 misses=0\"");
+        assert_eq!(
+            status_line(&Report { stored: true, ..report(3, 0, 2) }, true),
+            "refrain; fwd=partial; stored; detail=\"hits=3 misses=2\""
+        );
+        assert_eq!(status_line(&report(1, 2, 1), true), "refrain; fwd=partial; detail=\"hits=1 pending=2 misses=1\"");
+        assert_eq!(
+            cache_status(&report(0, 0, 1), StatusCode::UNAUTHORIZED, false),
+            "refrain; fwd=uri-miss; fwd-status=401"
+        );
+    }
+
+    #[test]
+    fn a_429_always_says_when_to_come_back() {
+        let answer = |status, retry_after: Option<&'static str>| {
+            let retry_after = retry_after.map(HeaderValue::from_static);
+            relay(UpstreamAnswer { status, content_type: None, retry_after, body: Bytes::new() })
+                .headers()
+                .get(header::RETRY_AFTER)
+                .map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(answer(StatusCode::TOO_MANY_REQUESTS, None).as_deref(), Some("1"));
+        assert_eq!(answer(StatusCode::TOO_MANY_REQUESTS, Some("9")).as_deref(), Some("9"));
+        assert_eq!(answer(StatusCode::SERVICE_UNAVAILABLE, None), None);
+        assert_eq!(answer(StatusCode::OK, Some("9")), None);
+    }
+}

@@ -1,0 +1,241 @@
+//! Which requests may be look-ups, and what their header fields ask for (law 7: in doubt it is none).
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request};
+
+use crate::config::Services;
+use crate::task::{Service, Token};
+
+/// The service, if method, path and header fields are those of a look-up; the body decides the rest.
+///
+/// The path is compared raw: what is routed is what would be sent.
+pub(super) fn candidate(parts: &request::Parts, services: &Services) -> Option<Service> {
+    if parts.method != Method::POST || parts.uri.query().is_some() {
+        return None;
+    }
+    let name = parts.uri.path().strip_prefix('/')?.strip_suffix("/tasks")?;
+    let service = services.find(name)?;
+    let headers = &parts.headers;
+    let free_of = |names: &[&str]| names.iter().all(|name| !headers.contains_key(*name));
+    (is_json(headers) && is_identity(headers) && free_of(&["cookie", "x-api-key", "payment-signature"]))
+        .then_some(service)
+}
+
+/// The bearer token, where there is exactly one `authorization` field, of scheme `Bearer` in any case, with a token.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<Token> {
+    let value = only(headers, &header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return None;
+    }
+    Token::parse(token.trim_matches(' '))
+}
+
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?;
+    values.next().is_none().then_some(value)
+}
+
+/// `content-type` absent or `application/json`, in any case, with at most the parameter `charset=utf-8`, which means
+/// the same (RFC 8259 11 defines none).
+fn is_json(headers: &HeaderMap) -> bool {
+    if !headers.contains_key(header::CONTENT_TYPE) {
+        return true;
+    }
+    let Some(value) = only(headers, &header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return false };
+    let (essence, parameter) = value.split_once(';').unwrap_or((value, ""));
+    let parameter = parameter.trim();
+    essence.trim().eq_ignore_ascii_case("application/json")
+        && (parameter.is_empty()
+            || parameter.eq_ignore_ascii_case("charset=utf-8")
+            || parameter.eq_ignore_ascii_case("charset=\"utf-8\""))
+}
+
+/// `content-encoding` absent or `identity`.
+fn is_identity(headers: &HeaderMap) -> bool {
+    headers.get_all(header::CONTENT_ENCODING).iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
+/// The client's headers of `tasks.forward_headers`, by name and in order.
+pub(super) fn forwarded(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderName, HeaderValue)> {
+    names
+        .iter()
+        .flat_map(|name| headers.get_all(name).iter().map(|value| (name.clone(), value.clone())))
+        .collect()
+}
+
+/// What `prefer` asks for (RFC 7240), as far as it is understood here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Preferences {
+    /// `wait=N`, N in seconds.
+    pub(super) wait: Option<Duration>,
+    /// `handling=lenient`
+    pub(super) lenient: bool,
+}
+
+impl Preferences {
+    /// The first of several equal preferences counts (RFC 7240 2).
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let mut preferences = Self::default();
+        let mut handling = None;
+        for (name, value) in members(headers, "prefer") {
+            match name.to_ascii_lowercase().as_str() {
+                "wait" if preferences.wait.is_none() => {
+                    preferences.wait = value.and_then(delta_seconds);
+                }
+                "handling" if handling.is_none() => handling = value.map(str::to_ascii_lowercase),
+                _ => {}
+            }
+        }
+        preferences.lenient = handling.as_deref() == Some("lenient");
+        preferences
+    }
+}
+
+/// What `cache-control` asks for (RFC 9111 5.2.1), as far as it is understood here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct CacheControl {
+    /// The smallest `max-age`; zero for `no-cache`.
+    pub(super) max_age: Option<Duration>,
+    /// `only-if-cached`
+    pub(super) only_if_cached: bool,
+}
+
+impl CacheControl {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let mut control = Self::default();
+        for (name, value) in members(headers, "cache-control") {
+            let max_age = match name.to_ascii_lowercase().as_str() {
+                "no-cache" => Some(Duration::ZERO),
+                "max-age" => value.and_then(delta_seconds),
+                "only-if-cached" => {
+                    control.only_if_cached = true;
+                    None
+                }
+                _ => None,
+            };
+            control.max_age = match (control.max_age, max_age) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+        control
+    }
+}
+
+/// The members of a comma-separated list field: name and value, quotes taken off, parameters dropped.
+fn members<'a>(headers: &'a HeaderMap, field: &'a str) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
+    headers.get_all(field).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(
+        |member| {
+            let member = member.split(';').next().unwrap_or_default();
+            match member.split_once('=') {
+                Some((name, value)) => (name.trim(), Some(value.trim().trim_matches('"'))),
+                None => (member.trim(), None),
+            }
+        },
+    )
+}
+
+/// RFC 9111 1.2.2: digits; a number too large to hold is a very long time.
+fn delta_seconds(text: &str) -> Option<Duration> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| Duration::from_secs(text.parse::<u32>().unwrap_or(u32::MAX).into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(method: &str, target: &str, fields: &[(&str, &str)]) -> request::Parts {
+        let mut builder = http::Request::builder().method(method).uri(target);
+        for (name, value) in fields {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn only_the_exact_shape_may_be_a_look_up() {
+        let named = Services::Named(vec![Service::parse("producer").unwrap()]);
+        let is = |method, target, fields: &[(&str, &str)], services: &Services| {
+            candidate(&parts(method, target, fields), services).is_some()
+        };
+        for (method, target, fields, expected) in [
+            ("POST", "/producer/tasks", &[][..], true),
+            ("POST", "http://anything/producer/tasks", &[], true),
+            ("POST", "/producer/tasks", &[("content-type", "Application/JSON")], true),
+            ("POST", "/producer/tasks", &[("content-type", "application/json; charset=UTF-8")], true),
+            ("POST", "/producer/tasks", &[("content-encoding", "identity")], true),
+            ("GET", "/producer/tasks", &[], false),
+            ("post", "/producer/tasks", &[], false),
+            ("POST", "/producer/tasks/", &[], false),
+            ("POST", "/producer/tasks?", &[], false),
+            ("POST", "/producer/tasks?x=1", &[], false),
+            ("POST", "//producer/tasks", &[], false),
+            ("POST", "/Producer/tasks", &[], false),
+            ("POST", "/producer/Tasks", &[], false),
+            ("POST", "/produce%72/tasks", &[], false),
+            ("POST", "/producer%2ftasks", &[], false),
+            ("POST", "/suno/tasks", &[], false),
+            ("POST", "/producer/x/tasks", &[], false),
+            ("POST", "/tasks", &[], false),
+            ("POST", "/producer/tasks", &[("content-type", "text/plain")], false),
+            ("POST", "/producer/tasks", &[("content-type", "application/json; charset=utf-16")], false),
+            ("POST", "/producer/tasks", &[("content-type", "application/json, text/plain")], false),
+            ("POST", "/producer/tasks", &[("content-type", "application/json"), ("content-type", "text/x")], false),
+            ("POST", "/producer/tasks", &[("content-encoding", "gzip")], false),
+            ("POST", "/producer/tasks", &[("content-encoding", "identity"), ("content-encoding", "br")], false),
+            ("POST", "/producer/tasks", &[("cookie", "a=b")], false),
+            ("POST", "/producer/tasks", &[("x-api-key", "k")], false),
+            ("POST", "/producer/tasks", &[("payment-signature", "s")], false),
+        ] {
+            assert_eq!(is(method, target, fields, &named), expected, "{method} {target} {fields:?}");
+        }
+        assert!(is("POST", "/suno/tasks", &[], &Services::All));
+        assert!(!is("POST", "/su.no/tasks", &[], &Services::All));
+        assert!(!is("POST", "/a/b/tasks", &[], &Services::All));
+    }
+
+    #[test]
+    fn a_bearer_token_stands_alone() {
+        let token = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());
+            }
+            bearer(&headers).map(|token| token.expose().to_owned())
+        };
+        assert_eq!(token(&["Bearer abc"]).as_deref(), Some("abc"));
+        assert_eq!(token(&["bEARER  abc "]).as_deref(), Some("abc"));
+        for none in [&[][..], &["Bearer"], &["Bearer "], &["Basic abc"], &["Bearer a b"], &["abc"], &["Bearer a", "Bearer a"]]
+        {
+            assert_eq!(token(none), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn preferences_and_cache_control() {
+        let headers = |name: &'static str, values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(name, HeaderValue::from_str(value).unwrap());
+            }
+            headers
+        };
+        let prefer = |values: &[&str]| Preferences::of(&headers("prefer", values));
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(prefer(&["wait=10"]), Preferences { wait: seconds(10), lenient: false });
+        assert_eq!(
+            prefer(&["respond-async, WAIT=\"5\"; x=y", "handling=Lenient"]),
+            Preferences { wait: seconds(5), lenient: true }
+        );
+        assert_eq!(prefer(&["handling=strict, handling=lenient, wait=-1"]), Preferences::default());
+        let control = |values: &[&str]| CacheControl::of(&headers("cache-control", values));
+        assert_eq!(control(&["no-cache"]), CacheControl { max_age: seconds(0), only_if_cached: false });
+        assert_eq!(control(&["max-age=3, only-if-cached"]), CacheControl { max_age: seconds(3), only_if_cached: true });
+        assert_eq!(control(&["max-age=3", "No-Cache"]), CacheControl { max_age: seconds(0), only_if_cached: false });
+        assert_eq!(control(&["no-store, max-age=x"]), CacheControl::default());
+    }
+}
