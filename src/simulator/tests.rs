@@ -1,0 +1,361 @@
+//! The simulated upstream over a real socket.
+
+use std::collections::HashSet;
+
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::*;
+
+/// A simulator and a client of it.
+struct Bench {
+    simulator: Simulator,
+    client: Client<HttpConnector, Full<Bytes>>,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        Self::with(SimulatorConfig { requests_per_second: None, ..Default::default() }).await
+    }
+
+    async fn with(config: SimulatorConfig) -> Self {
+        let simulator = Simulator::start(config).await.unwrap();
+        Self { simulator, client: Client::builder(TokioExecutor::new()).build_http() }
+    }
+
+    async fn send(
+        &self,
+        request: http::request::Builder,
+        body: impl Into<Bytes>,
+    ) -> (http::response::Parts, Bytes) {
+        let response = self.client.request(request.body(Full::new(body.into())).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        (parts, body.collect().await.unwrap().to_bytes())
+    }
+
+    fn post(&self, path: &str, token: &str) -> http::request::Builder {
+        let request = http::Request::post(format!("{}{path}", self.simulator.base_url()));
+        request.header("authorization", format!("Bearer {token}"))
+    }
+
+    async fn tasks(&self, token: &str, body: Value) -> (u16, Value) {
+        let (parts, body) = self.send(self.post("/producer/tasks", token), body.to_string()).await;
+        (parts.status.as_u16(), serde_json::from_slice(&body).unwrap())
+    }
+
+    async fn retrieve(&self, token: &str, id: &str) -> Value {
+        self.tasks(token, json!({"action": "retrieve", "id": id})).await.1
+    }
+
+    async fn batch(&self, ids: &[&str]) -> Value {
+        self.tasks("a", json!({"action": "retrieve_batch", "ids": ids})).await.1
+    }
+
+    /// Everything the server sends on a connection of its own until it closes it.
+    async fn raw(&self, request: &str) -> io::Result<Vec<u8>> {
+        let mut stream = TcpStream::connect(self.simulator.address()).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.map(|_| answer)
+    }
+}
+
+const ANY: &str = "POST /producer/audios HTTP/1.1\r\nhost: h\r\nauthorization: Bearer a\r\nconnection: close\r\n\
+                   content-length: 2\r\n\r\n{}";
+
+fn ids_of(batch: &Value) -> Vec<&str> {
+    let items = batch["items"].as_array().unwrap();
+    assert_eq!(batch["count"], items.len());
+    items.iter().map(|item| item["id"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_finished_task_has_every_documented_field() {
+    let bench = Bench::new().await;
+    let id = bench.simulator.create_finished("producer", "a");
+    let task = bench.retrieve("a", &id).await;
+    let documented: Value = serde_json::from_str(include_str!("../../tests/fixtures/retrieve.json")).unwrap();
+    let missing = |from: &Value, found: &Value| {
+        let found: HashSet<_> = found.as_object().unwrap().keys().cloned().collect();
+        from.as_object().unwrap().keys().filter(|key| !found.contains(*key)).cloned().collect::<Vec<_>>()
+    };
+    // The documentation's example has the older name of `elapsed`.
+    assert_eq!(missing(&documented, &task), ["duration"]);
+    assert_eq!(missing(&documented["response"]["data"][0], &task["response"]["data"][0]), [""; 0]);
+    assert_eq!(task["response"]["data"].as_array().unwrap().len(), 2);
+    assert_eq!(task["elapsed"], 40.0);
+    assert!(task["finished_at"].is_f64());
+    let length = bench.simulator.task_text(&id).unwrap().len();
+    assert!((2500..4500).contains(&length), "{length}");
+}
+
+#[tokio::test]
+async fn batches_keep_order_and_repeats_and_leave_unknown_ids_out() {
+    let bench = Bench::new().await;
+    let [a, b] = [(); 2].map(|()| bench.simulator.create_finished("producer", "a"));
+    let batch = bench.batch(&[&b, "unknown", &a, &b]).await;
+    assert_eq!(ids_of(&batch), [&b, &a, &b]);
+    assert_eq!(bench.retrieve("a", "unknown").await, json!({}));
+    assert_eq!(bench.batch(&[]).await, json!({"items": [], "count": 0}));
+    assert_eq!(bench.simulator.calls()[0].ids(), [&b, "unknown", &a, &b]);
+}
+
+#[tokio::test]
+async fn a_task_exists_for_its_owners_and_its_service_alone() {
+    let bench = Bench::new().await;
+    let id = bench.simulator.create_finished("producer", "a");
+    assert_eq!(bench.retrieve("b", &id).await, json!({}));
+    let other = bench.post("/suno/tasks", "a");
+    let (_, body) = bench.send(other, json!({"action": "retrieve", "id": id}).to_string()).await;
+    assert_eq!(body, "{}");
+    bench.simulator.share(&id, "b");
+    assert_eq!(bench.retrieve("b", &id).await, bench.retrieve("a", &id).await);
+    bench.simulator.put_raw("producer", "a", "same", r#"{"id":"same","for":"a"}"#);
+    bench.simulator.put_raw("producer", "b", "same", r#"{"id":"same","for":"b"}"#);
+    assert_eq!(bench.retrieve("a", "same").await["for"], "a");
+    assert_eq!(bench.retrieve("b", "same").await["for"], "b");
+}
+
+#[tokio::test]
+async fn other_look_ups_listings_and_deletes_answer() {
+    let bench = Bench::new().await;
+    let ids: Vec<_> = (0..5).map(|_| bench.simulator.create_finished("producer", "a")).collect();
+    let task = bench.retrieve("a", &ids[0]).await;
+    let trace_id = task["trace_id"].as_str().unwrap();
+    for by in [json!({"trace_id": trace_id}), json!({"task_id": ids[0]})] {
+        let mut body = json!({"action": "retrieve"});
+        body.as_object_mut().unwrap().extend(by.as_object().unwrap().clone());
+        assert_eq!(bench.tasks("a", body).await.1, task);
+    }
+    let (_, traced) = bench.tasks("a", json!({"action": "retrieve_batch", "trace_ids": [trace_id]})).await;
+    assert_eq!(ids_of(&traced), [&ids[0]]);
+
+    let (_, page) = bench
+        .tasks("a", json!({"action": "retrieve_batch", "limit": 2, "offset": 1, "type": "audios"}))
+        .await;
+    assert_eq!(page["count"], 5);
+    assert_eq!(page["items"][0]["id"], ids[3].as_str());
+    assert_eq!(page["items"].as_array().unwrap().len(), 2);
+    for nothing in [json!({"type": "videos"}), json!({"user_id": "x"}), json!({"created_at_max": 1.0})] {
+        let mut body = json!({"action": "retrieve_batch"});
+        body.as_object_mut().unwrap().extend(nothing.as_object().unwrap().clone());
+        assert_eq!(bench.tasks("a", body).await.1, json!({"items": [], "count": 0}));
+    }
+
+    let delete = |id: &str| json!({"action": "delete", "id": id});
+    assert_eq!(bench.tasks("b", delete(&ids[0])).await.1["deleted"], false);
+    assert_eq!(bench.tasks("a", delete(&ids[0])).await.1, json!({"id": ids[0], "deleted": true}));
+    assert_eq!(bench.retrieve("a", &ids[0]).await, json!({}));
+    assert_eq!(bench.tasks("a", json!({"action": "dance"})).await.0, 400);
+}
+
+#[tokio::test]
+async fn each_token_has_its_rate() {
+    let bench = Bench::with(SimulatorConfig { retry_after_on_429: true, ..Default::default() }).await;
+    let body = json!({"action": "retrieve", "id": "x"});
+    assert_eq!(bench.tasks("a", body.clone()).await.0, 200);
+    let (parts, _) = bench.send(bench.post("/producer/tasks", "a"), body.to_string()).await;
+    assert_eq!(parts.status, 429);
+    assert_eq!(parts.headers["retry-after"], "1");
+    assert_eq!(bench.tasks("b", body.clone()).await.0, 200);
+    assert_eq!(bench.simulator.too_many_requests_sent(), 1);
+    bench.simulator.set_rate(None);
+    assert_eq!(bench.tasks("a", body).await.0, 200);
+}
+
+#[tokio::test]
+async fn tokens_and_paths_are_checked() {
+    let bench = Bench::new().await;
+    let body = || json!({"action": "retrieve", "id": "x"});
+    bench.simulator.refuse_token("a", 403, "used_up");
+    let (status, error) = bench.tasks("a", body()).await;
+    assert_eq!((status, &error["error"]["code"], &error["success"]), (403, &json!("used_up"), &json!(false)));
+    bench.simulator.accept_token("a");
+    assert_eq!(bench.tasks("a", body()).await.0, 200);
+    let bare = http::Request::post(format!("{}/producer/tasks", bench.simulator.base_url()));
+    assert_eq!(bench.send(bare, body().to_string()).await.0.status, 400);
+    assert_eq!(bench.send(bench.post("/producer/tasks/", "a"), "{}").await.0.status, 404);
+    let malformed = bench.raw("POST /producer/tasks HTTP/1.1\r\ncontent-length: x\r\n\r\n").await.unwrap();
+    assert!(malformed.starts_with(b"HTTP/1.1 400 "));
+}
+
+#[tokio::test]
+async fn paid_work_is_started_once_a_call_and_awaited_or_streamed() {
+    let duration = Duration::from_millis(120);
+    let config = SimulatorConfig { requests_per_second: None, task_duration: duration, ..Default::default() };
+    let bench = Bench::with(config).await;
+    let (_, started) = bench.send(bench.post("/producer/audios", "a"), r#"{"async":true,"n":1.0}"#).await;
+    let started: Value = serde_json::from_slice(&started).unwrap();
+    let id = started["task_id"].as_str().unwrap();
+    assert_eq!(bench.retrieve("a", id).await["trace_id"], started["trace_id"]);
+    let text = bench.simulator.task_text(id).unwrap();
+    assert!(String::from_utf8_lossy(&text).contains(r#""request":{"async":true,"n":1.0}"#));
+
+    let (_, done) = bench.send(bench.post("/producer/audios", "a"), "{}").await;
+    let done: Value = serde_json::from_slice(&done).unwrap();
+    assert_eq!(done["data"][1]["state"], "succeeded");
+
+    let streaming = bench.post("/producer/audios", "a").header("accept", "application/x-ndjson");
+    let (parts, lines) = bench.send(streaming, "{}").await;
+    assert_eq!(parts.headers["content-type"], "application/x-ndjson");
+    let lines: Vec<Value> =
+        lines.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    assert!(lines.len() >= 2);
+    assert_eq!(lines.last().unwrap()["data"][0]["progress"], "100%");
+    assert_eq!(bench.simulator.paid_starts(), 3);
+}
+
+#[tokio::test]
+async fn a_held_call_goes_on_when_released_and_counts_as_aborted_when_left() {
+    let bench = Bench::new().await;
+    let (rule, hold) = Rule::look_ups().containing("x").hold();
+    bench.simulator.script(rule);
+    let held = bench.retrieve("a", "x");
+    let release = async {
+        hold.wait_for_held(1).await;
+        assert_eq!(bench.simulator.calls()[0].status, None);
+        hold.release();
+    };
+    assert_eq!(tokio::join!(held, release).0, json!({}));
+
+    let (rule, hold) = Rule::any().hold();
+    bench.simulator.clear_rules();
+    bench.simulator.script(rule);
+    tokio::select! {
+        _ = bench.retrieve("a", "y") => panic!("answered while held"),
+        () = hold.wait_for_held(1) => {}
+    }
+    bench.simulator.wait_until("the abort is seen", |simulator| simulator.aborted() == 1).await;
+    assert!(bench.simulator.calls()[1].aborted);
+}
+
+#[tokio::test]
+async fn rules_apply_in_order_and_run_out() {
+    let bench = Bench::new().await;
+    bench.simulator.script(Rule::look_ups().nth(2).status(503, "api_error").retry_after("soon"));
+    bench.simulator.script(Rule::look_ups().token("b").html());
+    let mut answers = Vec::new();
+    for token in ["a", "a", "a", "b"] {
+        let body = json!({"action": "retrieve", "id": "x"}).to_string();
+        let (parts, body) = bench.send(bench.post("/producer/tasks", token), body).await;
+        answers.push((parts.status.as_u16(), body.starts_with(b"<!doctype")));
+        assert_eq!(parts.headers.contains_key("retry-after"), parts.status == 503);
+    }
+    assert_eq!(answers, [(200, false), (503, false), (200, false), (200, true)]);
+}
+
+#[tokio::test]
+async fn batch_items_can_be_changed() {
+    let bench = Bench::new().await;
+    for id in ["x", "y"] {
+        bench.simulator.put_raw("producer", "a", id, format!(r#"{{"id":"{id}"}}"#));
+    }
+    for (rule, expected) in [
+        (Rule::any().omit_ids(["x"]), vec!["y"]),
+        (Rule::any().reverse_items(), vec!["y", "x"]),
+        (Rule::any().repeat_items(), vec!["x", "x", "y", "y"]),
+        (Rule::any().add_item(r#"{"id":"z"}"#).gzip(), vec!["x", "y", "z"]),
+    ] {
+        bench.simulator.clear_rules();
+        let gzip = rule.gzip;
+        bench.simulator.script(rule.chunked());
+        let body = json!({"action": "retrieve_batch", "ids": ["x", "y"]}).to_string();
+        let (_, mut body) = bench.send(bench.post("/producer/tasks", "a"), body).await;
+        if gzip {
+            let mut text = Vec::new();
+            std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&body[..]), &mut text).unwrap();
+            body = text.into();
+        }
+        assert_eq!(ids_of(&serde_json::from_slice(&body).unwrap()), expected);
+    }
+}
+
+#[tokio::test]
+async fn malformed_answers_are_byte_for_byte() {
+    let bench = Bench::new().await;
+    let simulator = &bench.simulator;
+    simulator.script(Rule::any().times(1).raw("HTTP/1.1 200 OK\r\nCL: \r\r\n"));
+    assert_eq!(bench.raw(ANY).await.unwrap(), b"HTTP/1.1 200 OK\r\nCL: \r\r\n");
+    simulator.clear_rules();
+    simulator.script(Rule::any().times(1).close_without_answer());
+    assert_eq!(bench.raw(ANY).await.unwrap(), b"");
+    simulator.clear_rules();
+    simulator.script(Rule::any().times(1).reset_before_headers());
+    assert_eq!(bench.raw(ANY).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    for (rule, length, end) in [
+        (Rule::any().cut_after(3), "content-length: 10\r\n", "\r\n\r\n012"),
+        (Rule::any().wrong_length(12), "content-length: 12\r\n", "\r\n\r\n0123456789"),
+        (Rule::any().wrong_length(4), "content-length: 4\r\n", "\r\n\r\n0123456789"),
+        (Rule::any().unfinished(), "transfer-encoding: chunked\r\n", "\r\n\r\na\r\n0123456789\r\n"),
+        (Rule::any().drip(Duration::from_millis(1)), "content-length: 10\r\n", "\r\n\r\n0123456789"),
+    ] {
+        simulator.clear_rules();
+        simulator.script(rule.body("text/plain", "0123456789"));
+        let answer = String::from_utf8(bench.raw(ANY).await.unwrap()).unwrap();
+        assert!(answer.contains(length) && answer.ends_with(end), "{answer}");
+    }
+    assert_eq!(simulator.aborted(), 0);
+}
+
+#[tokio::test]
+async fn streams_mirrors_and_echoes_pass_bodies_on() {
+    let bench = Bench::new().await;
+    let simulator = &bench.simulator;
+    simulator.script(Rule::path("/lines").ndjson(["1", "2"], Duration::from_millis(1)));
+    simulator.script(Rule::path("/mirror").mirror());
+    simulator.script(Rule::path("/echo").method("POST").echo());
+    simulator.script(Rule::path("/early").before_body().status(413, "bad_request"));
+    simulator.script(Rule::path("/large").large(300_001));
+    assert_eq!(bench.send(bench.post("/lines", "a"), "").await.1, "1\n2\n");
+    let big = vec![7; 3 * MAX_RECORDED_BODY];
+    assert_eq!(bench.send(bench.post("/mirror?x", "a"), big.clone()).await.1, big);
+    simulator.wait_until("the body's end", |simulator| simulator.calls()[1].body_complete).await;
+    let call = simulator.calls()[1].clone();
+    assert_eq!((call.body.len(), call.body_length), (MAX_RECORDED_BODY, big.len() as u64));
+    let (_, told) = bench.send(bench.post("/echo?a=%2F", "a"), big).await;
+    let told: Value = serde_json::from_slice(&told).unwrap();
+    assert_eq!((&told["target"], &told["body_sha256"]), (&json!("/echo?a=%2F"), &json!(call.body_sha256)));
+    assert_eq!(bench.send(bench.post("/early", "a"), "body").await.0.status, 413);
+    assert_eq!(bench.send(bench.post("/large", "a"), "").await.1.len(), 300_001);
+    assert_eq!(simulator.open_connections(), 1, "one connection served all of it");
+}
+
+#[tokio::test]
+async fn a_chunked_upload_is_decoded_and_its_head_kept_as_it_came() {
+    let bench = Bench::new().await;
+    let head = "POST /producer/tasks HTTP/1.1\r\nHoSt: h\r\nauthorization: Bearer a\r\nConnection: close\r\n\
+                Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n";
+    let body = "1b\r\n{\"action\":\"retrieve\",\"id\":\"\r\n3;x=y\r\nx\"}\r\n0\r\nT: 1\r\n\r\n";
+    let answer = String::from_utf8(bench.raw(&format!("{head}{body}")).await.unwrap()).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n"), "{answer}");
+    let call = &bench.simulator.look_up_calls()[0];
+    assert_eq!(call.raw_head, head);
+    assert_eq!((call.ids(), call.status), (vec!["x".to_owned()], Some(200)));
+}
+
+#[tokio::test]
+async fn stopped_it_refuses_and_resumed_it_is_the_same() {
+    let bench = Bench::new().await;
+    let id = bench.simulator.create_finished("producer", "a");
+    let task = bench.retrieve("a", &id).await;
+    bench.simulator.stop().await;
+    assert_eq!(bench.simulator.open_connections(), 0);
+    assert_eq!(bench.raw(ANY).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    bench.simulator.resume().await.unwrap();
+    assert_eq!(bench.retrieve("a", &id).await, task);
+}
+
+#[tokio::test]
+async fn the_same_seed_gives_the_same_tasks() {
+    let (one, two) = (Bench::new().await, Bench::new().await);
+    let ids = |bench: &Bench| [(); 3].map(|()| bench.simulator.create_finished("producer", "a"));
+    let (first, second) = (ids(&one), ids(&two));
+    assert_eq!(first, second);
+    let [one, two] = [one.retrieve("a", &first[0]).await, two.retrieve("a", &first[0]).await];
+    assert_eq!(one["response"]["data"][0]["audio_url"], two["response"]["data"][0]["audio_url"]);
+}

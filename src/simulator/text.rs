@@ -1,0 +1,256 @@
+//! The JSON text of a simulated task: the documentation's full field set, in its order.
+//!
+//! Called by [`super::tasks`]; knows nothing of who may see a task or how it is asked for. The same task in the
+//! same phase always gives the same bytes.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use fastrand::Rng;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::songs::SONGS;
+
+/// Where a task stands. Times are Unix seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Phase {
+    /// Taken, not begun: there is no `response` yet.
+    Queued,
+    /// Under way, with previews that are no result.
+    Processing { started_at: f64, percent: u8 },
+    /// Settled well.
+    Succeeded { started_at: f64, finished_at: f64 },
+    /// Settled badly: `response.success` is false.
+    Failed { started_at: f64, finished_at: f64 },
+}
+
+impl Phase {
+    /// Whether the job settled, well or badly.
+    pub(super) fn is_settled(self) -> bool {
+        matches!(self, Phase::Succeeded { .. } | Phase::Failed { .. })
+    }
+}
+
+/// What of a task never changes; the rest follows from the phase.
+pub(super) struct Facts<'a> {
+    /// Decides everything that looks random: the songs, their ids and lengths.
+    pub(super) seed: u64,
+    pub(super) id: &'a str,
+    pub(super) service: &'a str,
+    pub(super) kind: &'a str,
+    pub(super) trace_id: &'a str,
+    pub(super) request: &'a RawValue,
+    pub(super) created_at: f64,
+    pub(super) account: Account,
+}
+
+/// The ids that stand for a token's owner in its tasks.
+pub(super) struct Account {
+    pub(super) user_id: String,
+    pub(super) application_id: String,
+    pub(super) credential_id: String,
+}
+
+impl Account {
+    /// The account behind a token: the same token always has the same one.
+    pub(super) fn of(token: &str, seed: u64) -> Self {
+        let mut rng = Rng::with_seed(xxh3_64_with_seed(token.as_bytes(), seed));
+        Self { user_id: uuid(&mut rng), application_id: uuid(&mut rng), credential_id: uuid(&mut rng) }
+    }
+}
+
+/// A random UUID (version 4) out of a seeded source.
+pub(super) fn uuid(rng: &mut Rng) -> String {
+    uuid::Builder::from_random_bytes(rng.u128(..).to_le_bytes()).into_uuid().to_string()
+}
+
+/// What a generated task is asked for if nobody asked: a song of the songbook.
+pub(super) fn sample_request(seed: u64, kind: &str) -> Box<RawValue> {
+    let song = &SONGS[Rng::with_seed(seed).usize(..SONGS.len())];
+    let request = SampleRequest {
+        action: if kind == "audios" { "generate" } else { kind },
+        model: MODEL,
+        instrumental: false,
+        lyric: song.lyric,
+        custom: true,
+        r#async: true,
+    };
+    serde_json::value::to_raw_value(&request).expect("plain data has a JSON text")
+}
+
+/// The task as `retrieve` answers it.
+pub(super) fn task(facts: &Facts<'_>, phase: Phase) -> String {
+    let mut rng = Rng::with_seed(facts.seed);
+    let record_id = format!("{:08x}{:016x}", facts.created_at as u32, rng.u64(..));
+    let api_id = uuid(&mut Rng::with_seed(xxh3_64_with_seed(facts.service.as_bytes(), 0)));
+    let (started_at, finished_at) = match phase {
+        Phase::Queued => (None, None),
+        Phase::Processing { started_at, .. } => (Some(started_at), None),
+        Phase::Succeeded { started_at, finished_at } | Phase::Failed { started_at, finished_at } => {
+            (Some(started_at), Some(finished_at))
+        }
+    };
+    let record = Record {
+        _id: &record_id,
+        id: facts.id,
+        api_id: &api_id,
+        application_id: &facts.account.application_id,
+        created_at: millis(facts.created_at),
+        started_at: started_at.map(millis),
+        credential_id: &facts.account.credential_id,
+        request: facts.request,
+        trace_id: facts.trace_id,
+        r#type: facts.kind,
+        user_id: &facts.account.user_id,
+        response: response(facts, phase),
+        elapsed: finished_at.map(|at| millis(at - facts.created_at)),
+        finished_at: finished_at.map(millis),
+    };
+    serde_json::to_string(&record).expect("plain data has a JSON text")
+}
+
+/// What the call that started the work answers or streams: the `response` so far.
+pub(super) fn result(facts: &Facts<'_>, phase: Phase) -> String {
+    response(facts, phase).map_or_else(
+        || accepted(facts.id, facts.trace_id),
+        |response| serde_json::to_string(&response).expect("plain data has a JSON text"),
+    )
+}
+
+/// What a call that started work answers at once.
+pub(super) fn accepted(id: &str, trace_id: &str) -> String {
+    serde_json::json!({"success": true, "task_id": id, "trace_id": trace_id}).to_string()
+}
+
+fn response<'a>(facts: &'a Facts<'_>, phase: Phase) -> Option<Response<'a>> {
+    let mut response =
+        Response { success: true, task_id: facts.id, trace_id: facts.trace_id, data: None, error: None };
+    match phase {
+        Phase::Queued => return None,
+        Phase::Processing { percent, .. } => response.data = Some(works(facts, "processing", percent)),
+        Phase::Succeeded { .. } => response.data = Some(works(facts, "succeeded", 100)),
+        Phase::Failed { .. } => {
+            response.success = false;
+            response.error =
+                Some(Failure { code: "api_error", message: "The song could not be made. Please try again." });
+        }
+    }
+    Some(response)
+}
+
+fn works(facts: &Facts<'_>, state: &'static str, percent: u8) -> Vec<Work> {
+    let mut rng = Rng::with_seed(facts.seed);
+    let song = &SONGS[rng.usize(..SONGS.len())];
+    let count = if facts.kind == "audios" { 2 } else { 1 };
+    let done = percent == 100;
+    (0..count)
+        .map(|_| {
+            let id = uuid(&mut rng);
+            let folder = format!("https://media.example/{}/{}", facts.service, facts.account.user_id);
+            let (audio, video) = match facts.kind {
+                "videos" => (None, Some(format!("{folder}/video/{id}.mp4"))),
+                "lyrics" => (None, None),
+                "wav" => (Some(format!("{folder}/audio/{id}.wav")), None),
+                _ if done => (Some(format!("{folder}/audio/{id}.m4a")), None),
+                _ => (Some(format!("{folder}/preview/{id}.m4a")), None),
+            };
+            Work {
+                title: song.title,
+                image_url: format!("{folder}/image/{id}.jpg"),
+                lyric: song.lyric,
+                audio_url: audio,
+                video_url: video,
+                image_id: id.clone(),
+                topic: None,
+                seed: rng.u32(..).to_string(),
+                sound: "",
+                created_at: rfc3339(facts.created_at + rng.f64()),
+                model: MODEL,
+                progress: format!("{percent}%"),
+                state,
+                duration: done.then(|| (90.0 + 120.0 * rng.f64()).to_string()),
+                id,
+            }
+        })
+        .collect()
+}
+
+const MODEL: &str = "FUZZ-2.0 Pro";
+
+fn millis(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
+}
+
+fn rfc3339(seconds: f64) -> String {
+    let since = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    humantime::format_rfc3339_micros(UNIX_EPOCH + since).to_string()
+}
+
+#[derive(Serialize)]
+struct Record<'a> {
+    _id: &'a str,
+    id: &'a str,
+    api_id: &'a str,
+    application_id: &'a str,
+    created_at: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    started_at: Option<f64>,
+    credential_id: &'a str,
+    request: &'a RawValue,
+    trace_id: &'a str,
+    r#type: &'a str,
+    user_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response: Option<Response<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    elapsed: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished_at: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Response<'a> {
+    success: bool,
+    task_id: &'a str,
+    trace_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Vec<Work>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Failure>,
+}
+
+#[derive(Serialize)]
+struct Failure {
+    code: &'static str,
+    message: &'static str,
+}
+
+#[derive(Serialize)]
+struct Work {
+    id: String,
+    title: &'static str,
+    image_url: String,
+    lyric: &'static str,
+    audio_url: Option<String>,
+    video_url: Option<String>,
+    image_id: String,
+    topic: Option<String>,
+    seed: String,
+    sound: &'static str,
+    created_at: String,
+    model: &'static str,
+    progress: String,
+    state: &'static str,
+    duration: Option<String>,
+}
+
+#[derive(Serialize)]
+struct SampleRequest<'a> {
+    action: &'a str,
+    model: &'static str,
+    instrumental: bool,
+    lyric: &'static str,
+    custom: bool,
+    r#async: bool,
+}
