@@ -1,1 +1,166 @@
-//! To be filled.
+//! Builds every room once from the configuration, runs them, ends them in order. Owns all background work.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::access::Access;
+use crate::config::Config;
+use crate::edge::{self, EdgeLimits};
+use crate::observe::Metrics;
+use crate::retrieve::Retriever;
+use crate::routes::admin::AdminPort;
+use crate::routes::{ClientPort, admin, client_router};
+use crate::store::Store;
+use crate::upstream;
+
+/// Before the end of `shutdown_timeout`, whoever still waits gets an answer; so much earlier.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Places on the admin port: few, and apart from the client port's, so that it stays reachable.
+const ADMIN_CONNECTIONS: usize = 16;
+
+/// The proxy, built but not yet running.
+#[derive(Debug)]
+pub struct App {
+    client: TcpListener,
+    admin: Option<TcpListener>,
+    client_router: Router,
+    admin_router: Router,
+    retriever: Arc<Retriever>,
+    store: Store,
+    metrics: Arc<Metrics>,
+    shutdown_timeout: Duration,
+    draining: CancellationToken,
+    ending: CancellationToken,
+}
+
+impl App {
+    /// Opens both ports and the store, and builds everything between them.
+    ///
+    /// # Errors
+    /// One line that says what could not be done: a port that is taken, a store that cannot be opened.
+    pub async fn build(config: Config) -> anyhow::Result<Self> {
+        let client = listen(config.server.listen, "server.listen").await?;
+        let admin = match config.admin.listen {
+            Some(address) => Some(listen(address, "admin.listen").await?),
+            None => None,
+        };
+        let metrics = Arc::<Metrics>::default();
+        let (upstream, passthrough) = upstream::connect(&config.upstream).context("set up the upstream client")?;
+        let store = Store::open(&config.store, Arc::clone(&metrics)).await?;
+        let (draining, ending) = (CancellationToken::new(), CancellationToken::new());
+        let access = Access::new(&config.access, config.upstream.token.clone(), store.clone());
+        let retriever = Arc::new(Retriever::new(
+            &config,
+            Arc::clone(&access),
+            store.clone(),
+            upstream,
+            Arc::clone(&metrics),
+            draining.clone(),
+            ending.clone(),
+        ));
+        let client_router = client_router(
+            &config,
+            ClientPort {
+                access,
+                retriever: Arc::clone(&retriever),
+                passthrough,
+                metrics: Arc::clone(&metrics),
+                tasks: config.tasks.clone(),
+                max_request_bytes: usize::try_from(config.server.max_request_bytes).unwrap_or(usize::MAX),
+            },
+        );
+        let admin_router = admin::router(AdminPort {
+            token: config.admin.token.clone(),
+            store: store.clone(),
+            draining: draining.clone(),
+            registry: metrics.registry(),
+        });
+        Ok(Self {
+            client,
+            admin,
+            client_router,
+            admin_router,
+            retriever,
+            store,
+            metrics,
+            shutdown_timeout: config.server.shutdown_timeout,
+            draining,
+            ending,
+        })
+    }
+
+    /// Where clients connect.
+    pub fn client_address(&self) -> SocketAddr {
+        self.client.local_addr().expect("a bound listener has an address")
+    }
+
+    /// Where the admin port is, if it is on.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|admin| admin.local_addr().expect("a bound listener has an address"))
+    }
+
+    /// Serves until `shutdown`, then finishes what is in hand within `shutdown_timeout` and leaves the store clean.
+    ///
+    /// The admin port answers until the very end, so that a probe sees the draining.
+    ///
+    /// # Errors
+    /// If a part that the service cannot do without died.
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let (cut, admin_end) = (CancellationToken::new(), CancellationToken::new());
+        let panics = self.metrics.panics.clone();
+        let admin = self.admin.map(|listener| {
+            let limits = EdgeLimits { max_connections: ADMIN_CONNECTIONS, ..EdgeLimits::default() };
+            let router = self.admin_router;
+            tokio::spawn(edge::serve(listener, router, limits, panics.clone(), admin_end.clone(), admin_end.clone()))
+        });
+        let sweep = tokio::spawn({
+            let retriever = Arc::clone(&self.retriever);
+            async move { retriever.lanes().sweep_for_ever().await }
+        });
+        let clients = edge::serve(
+            self.client,
+            self.client_router,
+            EdgeLimits::default(),
+            panics,
+            self.draining.clone(),
+            cut.clone(),
+        );
+        let clock = async {
+            shutdown.cancelled().await;
+            tracing::info!("draining");
+            let start = Instant::now();
+            self.draining.cancel();
+            tokio::time::sleep_until(start + self.shutdown_timeout.saturating_sub(LAST_WORD)).await;
+            self.ending.cancel();
+            tokio::time::sleep_until(start + self.shutdown_timeout).await;
+            tracing::warn!("the shutdown timeout is over; what is still in hand is cut");
+            cut.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = clients => {}
+            () = clock => {}
+        }
+        self.ending.cancel();
+        let _ = sweep.await;
+        self.store.close().await;
+        admin_end.cancel();
+        if let Some(admin) = admin {
+            admin.await.context("serve the admin port")?;
+        }
+        tracing::info!("ended");
+        Ok(())
+    }
+}
+
+async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("listen on {address} ({key})"))
+}

@@ -1,7 +1,111 @@
-//! The client port's URL map and its layers, on a page.
+//! The client port on a page: what is checked, what is a look-up, what passes through.
+//!
+//! There is no path map, and on purpose: what is not exactly a look-up goes upstream as it came, so no router may
+//! decode a path, add a redirect or answer 405 of its own.
+//!
+//! 1. [`soundness`]: what is not sound HTTP is refused.
+//! 2. CORS, where `server.cors_origins` asks for it: preflights are answered before a key is looked at.
+//! 3. `shared` mode: an unknown key gets 401 on every path.
+//! 4. [`tasks`]: look-ups and deletes of the configured services.
+//! 5. [`passthrough`]: everything else.
+//!
+//! [`admin`] is the router of the admin port, apart from all this.
 
+pub mod admin;
+mod cors;
 mod error;
 pub mod passthrough;
+mod request_log;
 pub mod soundness;
+mod tasks;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::{Router, middleware};
+use http::{HeaderName, HeaderValue, Request};
 
 pub use error::ApiError;
+
+use self::request_log::{Outcome, RequestLog};
+use crate::access::{Access, Caller};
+use crate::config::{Config, Services};
+use crate::observe::Metrics;
+use crate::retrieve::Retriever;
+use crate::upstream::Passthrough;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What the client port's handlers use.
+#[derive(Debug)]
+pub struct ClientPort {
+    /// Who may ask.
+    pub access: Arc<Access>,
+    /// Answers look-ups.
+    pub retriever: Arc<Retriever>,
+    /// Carries everything else.
+    pub passthrough: Passthrough,
+    /// Counts requests.
+    pub metrics: Arc<Metrics>,
+    /// What is a look-up, and for how long callers may wait.
+    pub tasks: crate::config::TasksConfig,
+    /// Largest body of a look-up, in bytes.
+    pub max_request_bytes: usize,
+}
+
+impl ClientPort {
+    fn services(&self) -> &Services {
+        &self.tasks.services
+    }
+}
+
+/// The service of the client port.
+pub fn client_router(config: &Config, port: ClientPort) -> Router {
+    let handlers = Router::new().fallback(handle).with_state(Arc::new(port));
+    cors::layer(&config.server.cors_origins, handlers).layer(middleware::from_fn(soundness::guard))
+}
+
+async fn handle(State(port): State<Arc<ClientPort>>, request: Request<Body>) -> Result<Response, Infallible> {
+    let request_id = request_id(&request);
+    let mut log = RequestLog::start(&port, &request, &request_id);
+    let bearer = tasks::bearer(request.headers());
+    let caller = match bearer.map(|token| port.access.identify(&token)) {
+        Some(Ok(caller)) => Some(caller),
+        None if !port.access.is_shared() => None,
+        Some(Err(_)) | None => {
+            let response = ApiError::invalid_token().into_response();
+            log.finish(&response, Outcome::Refused);
+            return Ok(response);
+        }
+    };
+    log.caller(caller.as_ref());
+    let response = tasks::answer(&port, caller, request, &request_id, &mut log).await;
+    Ok(response)
+}
+
+/// Forwards what is not a look-up.
+async fn pass_through(
+    port: &ClientPort,
+    caller: Option<&Caller>,
+    request: Request<Body>,
+    log: &mut RequestLog,
+) -> Response {
+    if let Some(caller) = caller {
+        port.retriever.lanes().passed_through(&caller.digest);
+    }
+    let team_token = caller.filter(|_| port.access.is_shared()).map(|caller| &caller.token);
+    let response = passthrough::forward(&port.passthrough, request, team_token).await;
+    log.finish(&response, Outcome::Bypass);
+    response
+}
+
+/// The client's `x-request-id` if it is a short word of visible ASCII, else a new one.
+fn request_id(request: &Request<Body>) -> HeaderValue {
+    match request.headers().get(X_REQUEST_ID) {
+        Some(id) if (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic) => id.clone(),
+        _ => HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("hex digits and dashes"),
+    }
+}

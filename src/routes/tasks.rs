@@ -1,0 +1,200 @@
+//! Look-ups: parse, one call to the retriever, answer. Whatever turns out not to be a look-up passes through with the
+//! bytes that were read already.
+
+mod answer;
+mod request;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Request, request::Parts};
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use serde::Deserialize;
+
+pub(super) use request::bearer;
+
+use self::request::{CacheControl, Preferences};
+use super::passthrough::{Relayed, forward_whole, with_prefix};
+use super::request_log::{Outcome, RequestLog};
+use super::{ApiError, ClientPort, X_REQUEST_ID, pass_through};
+use crate::access::Caller;
+use crate::edge::ClientBodyError;
+use crate::retrieve::{Asked, Question, Reply, ReplyBody};
+use crate::task::{Action, Service, TaskId};
+
+/// The longest answer to a delete that is understood, in bytes.
+const MAX_DELETE_ANSWER: usize = 64 * 1024;
+
+/// Answers a look-up or a delete; passes on what is neither.
+pub(super) async fn answer(
+    port: &ClientPort,
+    caller: Option<Caller>,
+    request: Request<Body>,
+    request_id: &HeaderValue,
+    log: &mut RequestLog,
+) -> Response {
+    let (parts, body) = request.into_parts();
+    let service = request::candidate(&parts, port.services());
+    let (Some(caller), Some(service)) = (&caller, service) else {
+        return pass_through(port, caller.as_ref(), Request::from_parts(parts, body), log).await;
+    };
+    let body = match read(body, port.max_request_bytes).await {
+        Ok(Read::Whole(body)) => body,
+        Ok(Read::TooLong(body)) => {
+            return pass_through(port, Some(caller), Request::from_parts(parts, body), log).await;
+        }
+        Err(error) => {
+            let response = ApiError::from(error).into_response();
+            log.finish(&response, Outcome::Refused);
+            return response;
+        }
+    };
+    let action = Action::parse(&body, port.tasks.max_ids);
+    log.action(action.as_str());
+    let whole = |parts, body: Bytes| Request::from_parts(parts, Body::from(body));
+    let mut response = match action {
+        Action::Retrieve(id) => look_up(port, caller, service, &parts, Asked::One(id), log).await,
+        Action::RetrieveBatch(ids) => look_up(port, caller, service, &parts, Asked::Many(ids), log).await,
+        Action::TooManyIds(count) => {
+            let max = port.tasks.max_ids;
+            let message = format!("{count} ids are more than tasks.max_ids, {max}. Ask for fewer at a time.");
+            let response = ApiError::bad_request(message).into_response();
+            log.finish(&response, Outcome::Refused);
+            response
+        }
+        Action::Delete(id) => return delete(port, caller, service, id, whole(parts, body), log).await,
+        Action::Other => return pass_through(port, Some(caller), whole(parts, body), log).await,
+    };
+    response.headers_mut().insert(X_REQUEST_ID, request_id.clone());
+    response
+}
+
+async fn look_up(
+    port: &ClientPort,
+    caller: &Caller,
+    service: Service,
+    parts: &Parts,
+    asked: Asked,
+    log: &mut RequestLog,
+) -> Response {
+    let Preferences { wait, lenient } = Preferences::of(&parts.headers);
+    let CacheControl { max_age, only_if_cached } = CacheControl::of(&parts.headers);
+    let wait = wait.map(|wait| wait.min(port.tasks.max_wait));
+    let is_batch = matches!(asked, Asked::Many(_));
+    let question = Question {
+        service,
+        caller: caller.clone(),
+        forwarded: request::forwarded(&parts.headers, &port.tasks.forward_headers),
+        asked,
+        wait,
+        lenient: lenient && is_batch,
+        only_if_cached,
+        max_age,
+    };
+    let reply = port.retriever.retrieve(question).await;
+    log.report(&reply.report);
+    let outcome = outcome(&reply);
+    let mut response = answer::respond(reply, is_batch);
+    if response.status().is_success()
+        && let Some(applied) = answer::preference_applied(wait, lenient && is_batch)
+    {
+        response.headers_mut().insert("preference-applied", applied);
+    }
+    log.finish(&response, outcome);
+    response
+}
+
+fn outcome(reply: &Reply) -> Outcome {
+    match &reply.body {
+        ReplyBody::Failed(_) => Outcome::Failed,
+        ReplyBody::NotStored | ReplyBody::TooLarge => Outcome::Refused,
+        ReplyBody::Task(_) | ReplyBody::Batch(_) | ReplyBody::Upstream(_) => Outcome::LookUp(reply.report.source()),
+    }
+}
+
+/// Forwards a delete; if the upstream confirms it, the task is forgotten before the client learns so.
+async fn delete(
+    port: &ClientPort,
+    caller: &Caller,
+    service: Service,
+    id: TaskId,
+    request: Request<Body>,
+    log: &mut RequestLog,
+) -> Response {
+    port.retriever.lanes().passed_through(&caller.digest);
+    let team_token = port.access.is_shared().then_some(&caller.token);
+    let response = match forward_whole(&port.passthrough, request, team_token, MAX_DELETE_ANSWER).await {
+        Relayed::Stream(response) => response,
+        Relayed::Whole(answer) => {
+            if answer.parts.status.is_success()
+                && confirms(&answer.body, &id)
+                && let Err(error) = port.retriever.forget(caller, &service, &id).await
+            {
+                tracing::error!(%error, "a deleted task could not be forgotten on disk; it is hidden until it can");
+            }
+            answer.into_response()
+        }
+    };
+    log.finish(&response, Outcome::Bypass);
+    response
+}
+
+/// `{"id":…,"deleted":true}` of that very id; other members do not matter, repeated ones leave doubt.
+fn confirms(body: &[u8], id: &TaskId) -> bool {
+    #[derive(Deserialize)]
+    struct Deleted {
+        id: String,
+        deleted: bool,
+    }
+    serde_json::from_slice::<Deleted>(body).is_ok_and(|answer| answer.deleted && answer.id == id.as_str())
+}
+
+enum Read {
+    Whole(Bytes),
+    /// Longer than a look-up may be: the body as it came, with what was read in front.
+    TooLong(Body),
+}
+
+/// Reads a body of at most `limit` bytes.
+async fn read(mut body: Body, limit: usize) -> Result<Read, ClientBodyError> {
+    if body.size_hint().lower() > limit as u64 {
+        return Ok(Read::TooLong(body));
+    }
+    let mut read = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ClientBodyError::of(&error))?;
+        // Trailers of a look-up say nothing.
+        let Ok(data) = frame.into_data() else { continue };
+        if read.is_empty() && body.is_end_stream() && data.len() <= limit {
+            return Ok(Read::Whole(data));
+        }
+        read.extend_from_slice(&data);
+        if read.len() > limit {
+            return Ok(Read::TooLong(with_prefix(read.freeze(), body)));
+        }
+    }
+    Ok(Read::Whole(read.freeze()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delete_counts_only_if_it_is_confirmed() {
+        let id = TaskId::parse("a").unwrap();
+        for (body, expected) in [
+            (r#"{"id":"a","deleted":true}"#, true),
+            (r#"{"deleted":true,"id":"\u0061","more":1}"#, true),
+            (r#"{"id":"a","deleted":false}"#, false),
+            (r#"{"id":"b","deleted":true}"#, false),
+            (r#"{"id":"a","deleted":"true"}"#, false),
+            (r#"{"id":"a","deleted":true,"deleted":true}"#, false),
+            (r#"{"deleted":true}"#, false),
+            ("", false),
+        ] {
+            assert_eq!(confirms(body.as_bytes(), &id), expected, "{body}");
+        }
+    }
+}
