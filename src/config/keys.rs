@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::value::{self, Given, Read};
-use super::{AccessMode, Config, LogFormat, Services};
+use super::{AccessMode, Client, Config, LogFormat, Services};
+use crate::task::Service;
 
 /// A configuration in the making: what is read, and the files that secrets come from.
 #[derive(Default)]
@@ -87,7 +88,7 @@ pub(super) const KEYS: [Key; 33] = [
     key!(AsItIs server.listen, value::address, text),
     key!(AsItIs server.max_request_bytes, |given| value::size(given, 1), size),
     key!(AsItIs server.shutdown_timeout, value::duration, duration),
-    key!(Toml server.cors_origins, value::origins, texts),
+    key!(Toml server.cors_origins, value::origins, |origins: &Vec<String>| texts(origins)),
     key!(AsItIs admin.listen, value::address_or_off, |listen: &Option<std::net::SocketAddr>| {
         listen.as_ref().map_or_else(|| Given::text("off"), text)
     }),
@@ -105,7 +106,7 @@ pub(super) const KEYS: [Key; 33] = [
     key!(AsItIs upstream.max_response_bytes, |given| value::size(given, LEAST_RESPONSE_BYTES), size),
     key!(Toml tasks.services, value::services, |services: &Services| match services {
         Services::All => Given::List(vec![Given::text("*")]),
-        Services::Named(services) => list(services.iter().map(|service| service.as_str())),
+        Services::Named(services) => list(services.iter().map(Service::as_str)),
     }),
     key!(Toml tasks.forward_headers, value::header_names, |names: &Vec<http::HeaderName>| {
         list(names.iter().map(http::HeaderName::as_str))
@@ -115,8 +116,8 @@ pub(super) const KEYS: [Key; 33] = [
     key!(AsItIs tasks.queue_timeout, value::duration_above_zero, duration),
     key!(AsItIs tasks.max_wait, value::duration, duration),
     key!(Toml tasks.max_ids, |given| value::whole(given, 1, u32::MAX).map(|number| number as usize), count),
-    key!(AsItIs access.mode, |given| value::word(given, &MODES), |mode: &AccessMode| spell(*mode, &MODES)),
-    secret!(key!(Toml access.clients, value::clients, |clients: &Vec<super::Client>| {
+    key!(AsItIs access.mode, |given| value::word(given, &MODES), |mode: &AccessMode| spell(mode, &MODES)),
+    secret!(key!(Toml access.clients, value::clients, |clients: &Vec<Client>| {
         Given::List(clients.iter().map(show_client).collect())
     })),
     key!(AsItIs access.recheck_after, value::duration, duration),
@@ -124,7 +125,7 @@ pub(super) const KEYS: [Key; 33] = [
     key!(AsItIs store.memory_bytes, |given| value::size(given, 0), size),
     key!(AsItIs store.max_bytes, |given| value::size(given, 0), size),
     key!(AsItIs store.max_age, value::duration, duration),
-    key!(AsItIs log.format, |given| value::word(given, &FORMATS), |format: &LogFormat| spell(*format, &FORMATS)),
+    key!(AsItIs log.format, |given| value::word(given, &FORMATS), |format: &LogFormat| spell(format, &FORMATS)),
     key!(AsItIs log.filter, value::filter, text),
 ];
 
@@ -172,7 +173,7 @@ fn text(value: &impl ToString) -> Given {
     Given::Text(value.to_string())
 }
 
-fn texts(values: &Vec<String>) -> Given {
+fn texts(values: &[String]) -> Given {
     list(values.iter().map(String::as_str))
 }
 
@@ -196,11 +197,11 @@ fn count(value: &usize) -> Given {
     Given::Whole(i64::try_from(*value).unwrap_or(i64::MAX))
 }
 
-fn spell<T: PartialEq>(value: T, words: &[(&str, T)]) -> Given {
-    Given::text(words.iter().find(|(_, meaning)| *meaning == value).map_or("", |(word, _)| word))
+fn spell<T: PartialEq>(value: &T, words: &[(&str, T)]) -> Given {
+    Given::text(words.iter().find(|(_, meaning)| meaning == value).map_or("", |(word, _)| word))
 }
 
-fn show_client(client: &super::Client) -> Given {
+fn show_client(client: &Client) -> Given {
     let entries = [("name", client.name.as_str()), ("key", "***")];
     Given::Table(entries.map(|(key, value)| (key.to_owned(), Given::text(value))).into())
 }

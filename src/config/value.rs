@@ -208,8 +208,7 @@ pub(super) fn whole(given: &Given, least: u32, most: u32) -> Read<u32> {
 /// Calls a second. A slower rate than one call in 1,000 seconds would outwait every client.
 pub(super) fn rate(given: &Given) -> Read<f64> {
     let number = match given {
-        #[expect(clippy::cast_precision_loss, reason = "numbers that large are refused")]
-        Given::Whole(number) => Some(*number as f64),
+        Given::Whole(number) => i32::try_from(*number).ok().map(f64::from),
         Given::Decimal(number) => Some(*number),
         _ => None,
     };

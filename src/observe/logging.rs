@@ -4,7 +4,7 @@
 //! Called once by the command line. What is logged is up to each room; tokens and bodies never are.
 
 use std::fmt::{self, Write as _};
-use std::io::{self, Write as _};
+use std::io;
 
 use tracing::Subscriber;
 use tracing::field::Field;
