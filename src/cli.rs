@@ -1,1 +1,175 @@
-//! To be filled.
+//! The command line: arguments, configuration, logging, run, exit code.
+//!
+//! Exit codes: 0 fine, 1 failed while starting or running, 64 wrong usage or configuration, 130 and 143 ended at
+//! once by a second SIGINT or SIGTERM. A failure is one clear line on stderr for each mistake.
+
+mod demo;
+mod health;
+mod serve;
+mod settings;
+mod signals;
+mod simulate;
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, Loaded};
+use crate::observe::logging;
+use settings::{Environment, Settings};
+
+/// Caching proxy for Ace Data Cloud's task API.
+#[derive(Debug, Parser)]
+#[command(
+    name = "refrain",
+    version,
+    after_help = "Configuration: refrain.toml, REFRAIN_SECTION__KEY and the flags above, each over the one before.\n\
+                  Exit codes: 0 fine, 1 failed, 64 wrong usage or configuration."
+)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+enum Command {
+    /// Run the proxy; also what happens without a command
+    Serve,
+    /// Try the proxy against a simulated upstream, without an account
+    Demo,
+    /// Run the simulated upstream alone
+    Simulate,
+    /// Check the configuration
+    Check,
+    /// Print the configuration in force, secrets hidden, and where each value comes from
+    Config,
+    /// Ask a running proxy with the same configuration whether it is ready
+    Health,
+}
+
+/// Why the program ends with a code other than 0.
+#[derive(Debug)]
+enum Failure {
+    /// Wrong usage or configuration: each mistake a line.
+    Usage(Vec<String>),
+    /// It did not work out.
+    Runtime(String),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.mistakes().to_vec())
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Runtime(format!("{error:#}"))
+    }
+}
+
+/// Runs what the arguments ask for, until it is done or a signal ends it.
+pub fn main(
+    arguments: impl IntoIterator<Item = OsString>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> ExitCode {
+    let failure = match run(arguments, &Environment::new(environment)) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(failure) => failure,
+    };
+    let (mistakes, code) = match failure {
+        Failure::Usage(mistakes) => (mistakes, 64),
+        Failure::Runtime(what) => (vec![what], 1),
+    };
+    for mistake in mistakes {
+        // With stderr closed the exit code has to do.
+        let _ = writeln!(io::stderr(), "refrain: {}", one_line(&mistake));
+    }
+    ExitCode::from(code)
+}
+
+fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment) -> Result<(), Failure> {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) if !error.use_stderr() => {
+            let _ = error.print();
+            return Ok(());
+        }
+        Err(error) => return Err(Failure::Usage(vec![usage_mistake(&error)])),
+    };
+    match cli.command.unwrap_or(Command::Serve) {
+        Command::Serve => {
+            let config = cli.settings.load(environment)?.config;
+            start_logging(&config, environment)?;
+            block_on(serve::serve(config))
+        }
+        Command::Demo => {
+            let config = demo::config(&cli.settings)?;
+            start_logging(&config, environment)?;
+            block_on(demo::demo(config))
+        }
+        Command::Simulate => {
+            let config = simulate::config(&cli.settings)?;
+            start_logging(&config, environment)?;
+            block_on(simulate::simulate(config.server.listen))
+        }
+        Command::Check => {
+            cli.settings.load(environment)?;
+            print("the configuration is fine\n");
+            Ok(())
+        }
+        Command::Config => {
+            print(&cli.settings.load(environment)?.to_toml());
+            Ok(())
+        }
+        Command::Health => {
+            let Loaded { config, .. } = cli.settings.load(environment)?;
+            block_on(health::health(config.admin.listen))
+        }
+    }
+}
+
+fn start_logging(config: &Config, environment: &Environment) -> Result<(), Failure> {
+    let with_colour = io::stderr().is_terminal() && environment.get("NO_COLOR").is_none();
+    Ok(logging::init(&config.log, with_colour)?)
+}
+
+fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| anyhow::Error::from(error).context("start the runtime"))?;
+    let result = runtime.block_on(work);
+    // What is still running was given its time already.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// To stdout; that nobody reads it is no failure.
+fn print(text: &str) {
+    let mut stdout = io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// What clap tells in many lines, in one.
+fn usage_mistake(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let what = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    let tip = text.lines().find_map(|line| line.trim_start().strip_prefix("tip: "));
+    match tip {
+        Some(tip) => format!("{what}; {tip}"),
+        None => format!("{what}; see refrain --help"),
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,16 @@
 //!
 //! Everyone is handed the section it needs; nobody reads the environment or a file on its own.
 
+mod keys;
+pub mod load;
+mod rules;
+mod show;
+#[cfg(test)]
+mod tests;
+mod value;
+
+pub use load::{ConfigError, Flag, Loaded, Origin, Sources};
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

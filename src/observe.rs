@@ -2,6 +2,7 @@
 //!
 //! Used by all, knows none.
 
+pub mod logging;
 mod metrics;
 
 pub use metrics::{IdLabels, Metrics, RequestLabels, StoreErrorLabels, UpstreamCallLabels};

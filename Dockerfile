@@ -1,0 +1,39 @@
+# Two stages: compile, then only what runs. Works with the classic builder and with BuildKit.
+
+FROM rust:1.95-bookworm AS build
+WORKDIR /build
+# Dependencies in a layer of their own: compiled against an empty program, so that a change of a source file leaves
+# them alone. rust-toolchain.toml stays out, the image is the toolchain.
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir -p src tests/it \
+    && touch src/lib.rs tests/it/main.rs \
+    && echo 'fn main() {}' > src/main.rs \
+    && echo 'fn main() {}' > build.rs \
+    && cargo build --release --locked \
+    && cargo clean --release --package refrain \
+    && rm -r src build.rs
+COPY build.rs ./
+COPY migrations ./migrations
+COPY src ./src
+RUN cargo build --release --locked
+
+FROM debian:bookworm-slim
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/* \
+    && groupadd --gid 10001 refrain \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin refrain \
+    && install --directory --owner=refrain --group=refrain /data
+COPY --from=build /build/target/release/refrain /usr/local/bin/refrain
+# Beyond loopback inside the container; what is published outside is up to whoever runs it. The admin port stays on
+# the container's loopback, where the health check asks it.
+ENV REFRAIN_SERVER__LISTEN=0.0.0.0:8080 \
+    REFRAIN_STORE__URL=sqlite:///data/refrain.db
+# A refrain.toml mounted here is read.
+WORKDIR /etc/refrain
+USER 10001:10001
+VOLUME /data
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["refrain", "health"]
+ENTRYPOINT ["refrain"]
+CMD ["serve"]

@@ -1,0 +1,111 @@
+//! `refrain health`: asks a running proxy's admin port whether it is ready, for a container's health check.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::{Failure, print};
+
+/// A container's health check should give it a little more.
+const LIMIT: Duration = Duration::from_secs(3);
+
+pub(super) async fn health(admin: Option<SocketAddr>) -> Result<(), Failure> {
+    let Some(listen) = admin else {
+        return Err(Failure::Runtime("health needs the admin port, and admin.listen is \"off\"".to_owned()));
+    };
+    if listen.port() == 0 {
+        return Err(Failure::Runtime(
+            "health needs the admin port, and admin.listen has port 0: any free one".to_owned(),
+        ));
+    }
+    let address = reachable(listen);
+    let status = timeout(LIMIT, ask(address))
+        .await
+        .unwrap_or_else(|_| bail!("no answer within {} s", LIMIT.as_secs()))
+        .with_context(|| format!("not ready: {address}"))?;
+    if status != 200 {
+        return Err(Failure::Runtime(format!("not ready: {address} answers {status}")));
+    }
+    print("ready\n");
+    Ok(())
+}
+
+/// A listener on all addresses is asked by loopback.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// The status of `GET /readyz`.
+async fn ask(address: SocketAddr) -> anyhow::Result<u16> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    // `HTTP/1.1 200`
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await.context("the answer is no HTTP")?;
+    let digits = head.strip_prefix(b"HTTP/1.1 ").context("the answer is no HTTP")?;
+    str::from_utf8(digits)?.parse().context("the answer is no HTTP")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn answering(answer: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).await.unwrap();
+            assert!(request[..length].starts_with(b"GET /readyz HTTP/1.1\r\nhost: 127.0.0.1:"));
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        address
+    }
+
+    async fn failure(admin: Option<SocketAddr>) -> String {
+        match health(admin).await {
+            Err(Failure::Runtime(what)) => what,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn ready_is_200_and_nothing_else() {
+        health(Some(answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await)).await.unwrap();
+        let not_ready = answering("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").await;
+        assert_eq!(failure(Some(not_ready)).await, format!("not ready: {not_ready} answers 503"));
+        assert!(failure(Some(answering("SSH-2.0-x and more\r\n").await)).await.contains("no HTTP"));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_asked_is_told() {
+        assert!(failure(None).await.contains("\"off\""));
+        assert!(failure(Some(SocketAddr::from(([127, 0, 0, 1], 0)))).await.contains("port 0"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let closed = listener.local_addr().unwrap();
+        drop(listener);
+        assert!(failure(Some(closed)).await.starts_with(&format!("not ready: {closed}: ")));
+    }
+
+    #[test]
+    fn all_addresses_are_asked_by_loopback() {
+        for (listen, asked) in
+            [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:1", "[::1]:1"), ("10.0.0.1:1", "10.0.0.1:1")]
+        {
+            assert_eq!(reachable(listen.parse().unwrap()).to_string(), asked);
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `refrain serve`: the proxy until a signal.
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, signals};
+use crate::app::App;
+use crate::config::Config;
+
+pub(super) async fn serve(config: Config) -> Result<(), Failure> {
+    let shutdown = signals::shutdown_token()?;
+    let Some(app) = start(config, &shutdown).await? else { return Ok(()) };
+    app.run(shutdown).await?;
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// The app with both ports open, told in the log; `None` where a signal came first.
+pub(super) async fn start(config: Config, shutdown: &CancellationToken) -> Result<Option<App>, Failure> {
+    let upstream = config.upstream.base_url.clone();
+    let store = config.store.url.clone();
+    let app = tokio::select! {
+        biased;
+        () = shutdown.cancelled() => return Ok(None),
+        app = App::build(config) => app?,
+    };
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "refrain");
+    tracing::info!(address = %app.client_address(), "client port");
+    match app.admin_address() {
+        Some(address) => tracing::info!(%address, "admin port"),
+        None => tracing::info!("admin port is off"),
+    }
+    tracing::info!(url = %upstream, "upstream");
+    tracing::info!(url = %store, "task store");
+    Ok(Some(app))
+}

@@ -1,0 +1,143 @@
+//! The flags that set configuration, and the one place that reads the environment and the configuration's files.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::Failure;
+use crate::config::{Config, Flag, Loaded, Sources};
+
+/// Where the configuration is looked for when nobody says.
+const DEFAULT_FILE: &str = "refrain.toml";
+
+/// Configuration and secrets are short; a device or a wrong file is not.
+const LARGEST_FILE: u64 = 1 << 20;
+
+#[derive(Args, Debug, Default)]
+pub(super) struct Settings {
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        help = "Configuration file (else $REFRAIN_CONFIG, else refrain.toml if it is there)"
+    )]
+    config: Option<PathBuf>,
+    /// Address of the client port (for simulate: of the simulated upstream)
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    pub(super) listen: Option<String>,
+    /// Address of the admin port, or off
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    pub(super) admin_listen: Option<String>,
+    /// Base URL of the upstream
+    #[arg(long, global = true, value_name = "URL")]
+    upstream: Option<String>,
+    #[arg(long, global = true, value_name = "URL", help = "Database file, sqlite://PATH")]
+    store: Option<String>,
+    /// pretty or json
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<String>,
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILTER",
+        help = "What to log, such as debug or info,refrain::lane=debug"
+    )]
+    log_filter: Option<String>,
+}
+
+/// The process's environment, read once at start.
+pub(super) struct Environment(Vec<(OsString, OsString)>);
+
+impl Environment {
+    pub(super) fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        Self(variables.into_iter().collect())
+    }
+
+    /// The variable's value where it is set and not empty.
+    pub(super) fn get(&self, name: &str) -> Option<&OsString> {
+        self.0.iter().find(|(variable, value)| variable == name && !value.is_empty()).map(|(_, value)| value)
+    }
+
+    /// Variables that may be ours, as text.
+    fn ours(&self) -> Result<Vec<(String, String)>, Failure> {
+        let may_be_ours = |name: &OsString| name.to_string_lossy().starts_with("REFRAIN_");
+        self.0
+            .iter()
+            .filter(|(name, _)| may_be_ours(name))
+            .map(|(name, value)| match (name.to_str(), value.to_str()) {
+                (Some(name), Some(value)) => Ok((name.to_owned(), value.to_owned())),
+                _ => Err(Failure::Usage(vec![format!("{}: not UTF-8", name.to_string_lossy())])),
+            })
+            .collect()
+    }
+}
+
+impl Settings {
+    /// The configuration in force: file, environment, flags.
+    pub(super) fn load(&self, environment: &Environment) -> Result<Loaded, Failure> {
+        let sources =
+            Sources { file: self.file(environment)?, environment: environment.ours()?, flags: self.flags() };
+        Ok(Config::load(&sources, read)?)
+    }
+
+    /// The configuration that flags alone make, for commands that bring everything else themselves; `extra` flags
+    /// win. Any flag that is not one of `allowed` is refused.
+    pub(super) fn load_alone(
+        &self,
+        command: &str,
+        allowed: &[&str],
+        extra: impl IntoIterator<Item = Flag>,
+    ) -> Result<Config, Failure> {
+        let mut flags = self.flags();
+        let config = self.config.as_ref().map(|_| "--config");
+        if let Some(flag) =
+            flags.iter().map(|flag| flag.flag).chain(config).find(|flag| !allowed.contains(flag))
+        {
+            return Err(Failure::Usage(vec![format!("{flag} cannot be used with {command}")]));
+        }
+        flags.extend(extra);
+        let sources = Sources { flags, ..Sources::default() };
+        Ok(Config::load(&sources, read)?.config)
+    }
+
+    fn flags(&self) -> Vec<Flag> {
+        [
+            ("--listen", "server.listen", &self.listen),
+            ("--admin-listen", "admin.listen", &self.admin_listen),
+            ("--upstream", "upstream.base_url", &self.upstream),
+            ("--store", "store.url", &self.store),
+            ("--log-format", "log.format", &self.log_format),
+            ("--log-filter", "log.filter", &self.log_filter),
+        ]
+        .into_iter()
+        .filter_map(|(flag, key, value)| value.clone().map(|value| Flag { flag, key, value }))
+        .collect()
+    }
+
+    fn file(&self, environment: &Environment) -> Result<Option<(PathBuf, String)>, Failure> {
+        let (path, named_by) = match (&self.config, environment.get("REFRAIN_CONFIG")) {
+            (Some(path), _) => (path.clone(), "--config "),
+            (None, Some(path)) => (path.into(), "REFRAIN_CONFIG "),
+            (None, None) => (DEFAULT_FILE.into(), ""),
+        };
+        match read(&path) {
+            Ok(text) => Ok(Some((path, text))),
+            Err(error) if named_by.is_empty() && error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                Err(Failure::Usage(vec![format!("{named_by}{}: cannot be read: {error}", path.display())]))
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LARGEST_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 MiB"));
+    }
+    Ok(text)
+}
