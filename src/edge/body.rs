@@ -101,12 +101,13 @@ impl http_body::Body for RequestBody {
 /// An answer's body together with something to drop when it ends.
 pub(super) struct HeldBody<G> {
     inner: Body,
+    error: Option<axum::Error>,
     _held: G,
 }
 
 impl<G> HeldBody<G> {
     pub(super) fn new(inner: Body, held: G) -> Self {
-        Self { inner, _held: held }
+        Self { inner, error: None, _held: held }
     }
 }
 
@@ -118,7 +119,19 @@ impl<G: Unpin> http_body::Body for HeldBody<G> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
+        if let Some(error) = self.error.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        match Pin::new(&mut self.inner).poll_frame(cx) {
+            // hyper throws away what it has not written yet when a body fails. Pausing once lets it write: the
+            // client gets all that came before the cut.
+            Poll::Ready(Some(Err(error))) => {
+                self.error = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            poll => poll,
+        }
     }
 
     fn is_end_stream(&self) -> bool {

@@ -144,9 +144,11 @@ where
             }
         }
         Ok(()) | Err(_) => {
+            let is_draining = shared.drain.is_cancelled();
+            let limit = if is_draining { shared.limits.drain_idle.min(LINGER) } else { LINGER };
             tokio::select! {
                 () = shared.cut.cancelled() => {}
-                _ = tokio::time::timeout(LINGER, linger(stream)) => {}
+                _ = tokio::time::timeout(limit, linger(stream)) => {}
             }
         }
     }
