@@ -1,1 +1,179 @@
-//! To be filled.
+//! The accept loop of a listener and the limits of its connections: how many, how slow, how large their heads.
+//!
+//! `app` runs one for the client port and one for the admin port. This room speaks HTTP/1.1 and knows no routes;
+//! what it cannot know from the outside (is this path sound, who may read it) is left to the service it is given.
+
+mod body;
+mod connection;
+mod io;
+#[cfg(test)]
+pub(crate) mod raw;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use http::Request;
+use prometheus_client::metrics::counter::Counter;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+
+pub use body::ClientBodyError;
+
+/// Descriptors left to everything that is not a client's connection: the store, the logs, the admin port, upstream
+/// connections that are just being made.
+const SPARE_DESCRIPTORS: u64 = 40;
+
+/// What a client may cost before it has shown a valid request.
+#[derive(Clone, Debug)]
+pub struct EdgeLimits {
+    /// From the moment a head is awaited until it is complete: slow heads and idle keep-alive alike.
+    pub header_timeout: Duration,
+    /// Request line and fields together, in bytes; at least 8192.
+    pub max_head_bytes: usize,
+    /// Fields of one request.
+    pub max_header_fields: usize,
+    /// Longest time without a byte of a request body that somebody waits for.
+    pub body_idle: Duration,
+    /// Connections at once; further ones wait in the listener's backlog.
+    pub max_connections: usize,
+    /// While draining: how long a connection without a request may stay.
+    pub drain_idle: Duration,
+}
+
+impl Default for EdgeLimits {
+    /// The documented limits, with connections by the process's descriptor limit.
+    fn default() -> Self {
+        Self {
+            header_timeout: Duration::from_secs(75),
+            max_head_bytes: 64 * 1024,
+            max_header_fields: 100,
+            body_idle: Duration::from_secs(30),
+            max_connections: connections_for(descriptor_limit()),
+            drain_idle: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The process's soft limit of open files; the usual 1,024 where it cannot be read.
+fn descriptor_limit() -> u64 {
+    rlimit::Resource::NOFILE.get_soft().unwrap_or(1024)
+}
+
+/// The smaller of 4,096 and the limit less [`SPARE_DESCRIPTORS`], and never so few that nobody is served.
+fn connections_for(descriptors: u64) -> usize {
+    let connections = descriptors.saturating_sub(SPARE_DESCRIPTORS).clamp(8, 4096);
+    usize::try_from(connections).expect("4,096 fits")
+}
+
+/// Serves `service` on `listener` until `drain` or `cut`, and returns once every connection is gone.
+///
+/// `drain` accepts what already waits in the backlog, closes the listener, and lets every connection finish its
+/// request; connections without one are closed after [`EdgeLimits::drain_idle`]. `cut` ends everything at once, as
+/// does dropping this future. A panic of the service is answered with 500 and counted in `panics`.
+pub async fn serve<S>(
+    listener: TcpListener,
+    service: S,
+    limits: EdgeLimits,
+    panics: Counter,
+    drain: CancellationToken,
+    cut: CancellationToken,
+) where
+    S: Service<Request<Body>, Response = Response, Error = Infallible>
+        + Clone
+        + Send
+        + Sync
+        + Unpin
+        + 'static,
+    S::Future: Send + 'static,
+{
+    let cut = cut.child_token();
+    let _ended_with_this_future = cut.clone().drop_guard();
+    let slots = Arc::new(Semaphore::new(limits.max_connections));
+    let connections = TaskTracker::new();
+    let shared = connection::Shared::new(limits, panics, drain.clone(), cut.clone());
+    let open = |stream: TcpStream, slot: OwnedSemaphorePermit| {
+        let connection = connection::run(stream, service.clone(), shared.clone());
+        connections.spawn(async move {
+            connection.await;
+            drop(slot);
+        });
+    };
+
+    let mut failures = 0;
+    loop {
+        let slot = tokio::select! {
+            biased;
+            () = cut.cancelled() => break,
+            () = drain.cancelled() => break,
+            slot = slots.clone().acquire_owned() => slot.expect("the semaphore is never closed"),
+        };
+        let accepted = tokio::select! {
+            biased;
+            () = cut.cancelled() => break,
+            () = drain.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                failures = 0;
+                open(stream, slot);
+            }
+            Err(error) => {
+                drop(slot);
+                failures += 1;
+                let pause = accept_pause(&error, failures);
+                if pause > Duration::ZERO {
+                    tracing::warn!(kind = %error.kind(), failures, "cannot accept connections, trying again");
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = drain.cancelled() => {}
+                    () = cut.cancelled() => {}
+                }
+            }
+        }
+    }
+
+    if !cut.is_cancelled() {
+        accept_backlog(listener, &slots, open);
+    }
+    connections.close();
+    connections.wait().await;
+}
+
+/// How long to wait after `accept` failed for the `failures`th time in a row. A connection that broke off while it
+/// waited (accept(2): `ECONNABORTED` and the like) says nothing about the next; anything else is most likely a lack
+/// of descriptors or memory, which only time mends.
+fn accept_pause(error: &std::io::Error, failures: u32) -> Duration {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    match error.kind() {
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted => Duration::ZERO,
+        _ => Duration::from_millis(50 * u64::from(failures.min(20))),
+    }
+}
+
+/// Takes what already waits, as far as there are slots, and closes the listener. Their connections were established
+/// by the kernel on our behalf, so closing first would refuse requests that clients believe to be under way.
+fn accept_backlog(
+    listener: TcpListener,
+    slots: &Arc<Semaphore>,
+    open: impl Fn(TcpStream, OwnedSemaphorePermit),
+) {
+    // Asked of the kernel itself: tokio's view of the listener's readiness may lag behind.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok(slot) = slots.clone().try_acquire_owned() {
+        let Ok((stream, _)) = listener.accept() else { return };
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        if let Ok(stream) = stream {
+            open(stream, slot);
+        }
+    }
+}

@@ -6,6 +6,9 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
+use crate::edge::ClientBodyError;
+use crate::upstream::UpstreamError;
+
 /// An answer that refrain itself refuses or fails with.
 ///
 /// `proxy-status` (RFC 9209) tells it from an error that the upstream sent.
@@ -107,6 +110,31 @@ impl ApiError {
     /// Its stable code.
     pub fn code(&self) -> &'static str {
         self.code
+    }
+}
+
+/// An upstream that gave no sound answer: 502, or 504 where it is a matter of time.
+impl From<UpstreamError> for ApiError {
+    fn from(error: UpstreamError) -> Self {
+        let mut message = format!("{error}.");
+        message[..1].make_ascii_uppercase();
+        if error.is_timeout() {
+            Self::timeout(error.proxy_status(), message)
+        } else {
+            Self::bad_gateway(error.proxy_status(), message)
+        }
+    }
+}
+
+/// A client that did not send the body it announced; what follows on its connection cannot be told from it.
+impl From<ClientBodyError> for ApiError {
+    fn from(error: ClientBodyError) -> Self {
+        match error {
+            ClientBodyError::Idle => {
+                Self::refused(StatusCode::REQUEST_TIMEOUT, "The request's body stopped coming.").close()
+            }
+            ClientBodyError::Broken => Self::bad_request("The request's body is broken.").close(),
+        }
     }
 }
 

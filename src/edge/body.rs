@@ -1,0 +1,144 @@
+//! Bodies as they cross the edge: a request's fails when its client falls silent, an answer's holds its connection
+//! busy until its last byte.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+/// Why a request's body could not be read. Its text is safe to show: no library's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClientBodyError {
+    /// No byte for [`EdgeLimits::body_idle`](super::EdgeLimits::body_idle).
+    #[error("the request's body stopped coming")]
+    Idle,
+    /// A broken chunk, or the client left.
+    #[error("the request's body is broken")]
+    Broken,
+}
+
+impl ClientBodyError {
+    /// The reason behind an error of a request's body, found through the wrappers that other layers put around it.
+    pub fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(reason) = error.downcast_ref::<Self>() {
+                return *reason;
+            }
+            cause = error.source();
+        }
+        Self::Broken
+    }
+}
+
+/// A request's body. Time counts only while somebody waits for the next byte: a reader that takes its time (the
+/// upstream, most likely) is not the client's fault.
+pub(super) struct RequestBody {
+    inner: Incoming,
+    limit: Duration,
+    silence: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+    failed: bool,
+}
+
+impl RequestBody {
+    pub(super) fn new(inner: Incoming, limit: Duration) -> Self {
+        Self { inner, limit, silence: None, waiting: false, failed: false }
+    }
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = ClientBodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ClientBodyError>>> {
+        let this = &mut *self;
+        if this.failed {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
+            this.waiting = false;
+            return Poll::Ready(frame.map(|frame| {
+                frame.map_err(|error| {
+                    this.failed = true;
+                    tracing::debug!(%error, "request body broke");
+                    ClientBodyError::Broken
+                })
+            }));
+        }
+        let silence = this.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(this.limit)));
+        if !this.waiting {
+            this.waiting = true;
+            silence.as_mut().reset(Instant::now() + this.limit);
+        }
+        match silence.as_mut().poll(cx) {
+            Poll::Ready(()) => {
+                this.failed = true;
+                Poll::Ready(Some(Err(ClientBodyError::Idle)))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// An answer's body together with something to drop when it ends.
+pub(super) struct HeldBody<G> {
+    inner: Body,
+    error: Option<axum::Error>,
+    _held: G,
+}
+
+impl<G> HeldBody<G> {
+    pub(super) fn new(inner: Body, held: G) -> Self {
+        Self { inner, error: None, _held: held }
+    }
+}
+
+impl<G: Unpin> http_body::Body for HeldBody<G> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if let Some(error) = self.error.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        match Pin::new(&mut self.inner).poll_frame(cx) {
+            // hyper throws away what it has not written yet when a body fails. Pausing once lets it write: the
+            // client gets all that came before the cut.
+            Poll::Ready(Some(Err(error))) => {
+                self.error = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            poll => poll,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

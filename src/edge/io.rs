@@ -1,0 +1,73 @@
+//! A socket that remembers whether it holds back bytes: hyper does not tell, and a drain must not close a
+//! connection whose client is still to get the end of its answer.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// A client's socket.
+pub(super) struct ClientIo {
+    inner: TokioIo<TcpStream>,
+    blocked: Arc<AtomicBool>,
+}
+
+impl ClientIo {
+    /// Wraps `stream`; `blocked` is true while the client does not take what was written.
+    pub(super) fn new(stream: TcpStream, blocked: Arc<AtomicBool>) -> Self {
+        Self { inner: TokioIo::new(stream), blocked }
+    }
+
+    /// The socket again.
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.inner.into_inner()
+    }
+
+    fn note<T>(&self, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.blocked.store(poll.is_pending(), Ordering::Relaxed);
+        poll
+    }
+}
+
+impl Read for ClientIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buffer)
+    }
+}
+
+impl Write for ClientIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.note(poll)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.inner).poll_write_vectored(cx, bytes);
+        self.note(poll)
+    }
+}
