@@ -1,48 +1,419 @@
-//! stub
-#![allow(missing_docs, clippy::all)]
-use crate::task::*;
+//! The task store: the only room with SQL. Finished tasks on disk, who may read them, and a memory tier in front.
+//!
+//! Called by `retrieve` and `lane` (find, keep, forget), by `access` (acceptances, the digest key) and by the
+//! admin port. It knows nothing of HTTP, of the upstream or of what counts as finished.
+//!
+//! - One process at a time opens a file, held by `<file>.lock`; other programs may read and write beside it, and
+//!   what they change is seen within a second.
+//! - SQLite in WAL mode, `synchronous=FULL`. One writer ([`writer`]) commits in groups; a pool of readers whose
+//!   statements end with the call that began them. The write-ahead log stays below 256 MiB and one transaction:
+//!   past 32 MiB it is emptied actively, at 256 MiB, with a foreign reader that never ends, nothing is stored.
+//! - Rows and rights carry checksums; what does not fit is a miss, dropped and counted.
+//! - A failing store never fails a caller: a look-up misses, a keep says `false`, and readiness tells why.
+//! - Disk space of removed tasks is used again, not given back.
+
+mod error;
+mod hidden;
+mod memory;
+mod open;
+mod state;
+mod sweep;
+mod tasks;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
-#[derive(Clone, Debug)]
-pub struct Store;
-#[derive(Clone, Copy, Debug)]
-pub struct Epoch;
-#[derive(Clone, Debug)]
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+pub use error::StoreError;
+
+use crate::config::StoreConfig;
+use crate::observe::Metrics;
+use crate::task::{Digest, FinishedTask, Service, TaskId};
+use memory::Fill;
+use state::{Damage, Health, Shared};
+use writer::{Job, Writer};
+
+/// How long a connection waits for a lock that another process holds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The longest a look-up waits for SQLite before it is a miss.
+const FIND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest [`Store::keep`] takes: the busy time-out and 5 s.
+const KEEP_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// The longest [`Store::forget`] takes; wide ones remove much.
+const FORGET_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The longest [`Store::close`] takes.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// An epoch older than this is refused: half of how long tombstones hold.
+const EPOCH_AGE: Duration = Duration::from_secs(1800);
+
+/// Jobs that may wait for the writer.
+const QUEUE: usize = 1024;
+
+/// Texts that may wait for the writer, in KiB.
+const QUEUE_KIB: u32 = 128 << 10;
+
+/// A finished task as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredTask {
+    /// The upstream's bytes.
     pub text: Bytes,
+    /// When it was stored, in seconds since the Unix epoch.
     pub stored_at: i64,
 }
-#[derive(Clone, Debug)]
+
+/// A point in the sequence of forgets, to be taken before an upstream call begins: what was forgotten after it is
+/// not stored from that call's answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Epoch {
+    seq: i64,
+    at: Instant,
+}
+
+/// What to forget.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Forget {
+    /// The upstream confirmed to `reader` that it deleted the task: forgotten for all if that reader held the
+    /// right to read it; kept out of late answers in any case.
+    Confirmed {
+        /// Who deleted it.
+        reader: Digest,
+        /// Its service.
+        service: Service,
+        /// Its id.
+        id: TaskId,
+    },
+    /// One task, by an operator.
+    Task {
+        /// Its service.
+        service: Service,
+        /// Its id.
+        id: TaskId,
+    },
+    /// All tasks of a service, by an operator.
+    Service(Service),
+    /// All tasks stored longer ago than this, by an operator.
+    OlderThan(Duration),
+}
+
+impl Forget {
+    /// Whether it may remove more rows than one short transaction should.
+    fn is_wide(&self) -> bool {
+        matches!(self, Self::Service(_) | Self::OlderThan(_))
+    }
+}
+
+/// What the upstream last said of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Acceptance {
+    /// When, in seconds since the Unix epoch.
     pub accepted_at: i64,
+    /// Whether it refused the token for good.
     pub ended: bool,
 }
-#[derive(Debug, thiserror::Error)]
-#[error("x")]
-pub struct StoreError;
-pub enum Forget {
-    Confirmed { reader: Digest, service: Service, id: TaskId },
+
+/// Cheap numbers about the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    /// Distinct texts on disk.
+    pub tasks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Tasks in memory.
+    pub memory_tasks: u64,
+    /// Their weight in bytes, with ids and overhead.
+    pub memory_bytes: u64,
 }
+
+/// Bounds, from the configuration and fixed ones.
+#[derive(Clone, Debug)]
+struct Limits {
+    memory_bytes: u64,
+    max_bytes: u64,
+    max_age: Duration,
+    /// The write-ahead log is emptied actively past this.
+    log_soft: u64,
+    /// Nothing is written past this.
+    log_hard: u64,
+}
+
+impl From<&StoreConfig> for Limits {
+    fn from(config: &StoreConfig) -> Self {
+        Self {
+            memory_bytes: config.memory_bytes,
+            max_bytes: config.max_bytes,
+            max_age: config.max_age,
+            log_soft: 32 << 20,
+            log_hard: 256 << 20,
+        }
+    }
+}
+
+/// The store; a handle that is cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+    jobs: mpsc::Sender<Job>,
+    room: Arc<Semaphore>,
+    background: TaskTracker,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("path", &self.shared.path).finish_non_exhaustive()
+    }
+}
+
 impl Store {
+    /// Opens the file for serving: takes its lock, brings the schema up to date and starts the writer. A file that
+    /// is no sound database is set aside, loudly; one of a later version or another program is refused.
+    pub async fn open(config: &StoreConfig, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+        Self::open_within(&config.url, Limits::from(config), metrics).await
+    }
+
+    async fn open_within(url: &str, limits: Limits, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+        let path = open::parse_url(url)?;
+        let lock = open::lock(&path)?;
+        let (opened, set_aside) = open::open_or_set_aside(&path, None).await?;
+        let shared = Arc::new(Shared::new(path, limits, metrics, opened.key));
+        if set_aside {
+            shared.count("corrupt");
+        }
+        shared.set_readers(Some(opened.readers));
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let mut writer = Writer::new(Arc::clone(&shared), queue, opened.writer, lock);
+        writer.start().await?;
+        let background = TaskTracker::new();
+        background.spawn(watch(Arc::clone(&shared), tokio::spawn(writer.run())));
+        background.close();
+        Ok(Self { shared, jobs, room: Arc::new(Semaphore::new(QUEUE_KIB as usize)), background })
+    }
+
+    /// The database file.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// The key of the digests by which this store knows tokens.
     pub fn digest_key(&self) -> &[u8; 32] {
-        &[0; 32]
+        &self.shared.key
     }
+
+    /// What is stored of `ids` and may be shown to `reader`, in the order of `ids`, which are distinct. Memory
+    /// first, the rest in one statement. A failing store is a miss; it takes at most 5 s to find out.
+    pub async fn find(&self, reader: &Digest, service: &Service, ids: &[TaskId]) -> Vec<Option<StoredTask>> {
+        let mut found: Vec<Option<StoredTask>> =
+            ids.iter().map(|id| self.find_in_memory(reader, service, id)).collect();
+        let (places, missing): (Vec<usize>, Vec<&TaskId>) =
+            ids.iter().enumerate().filter(|&(place, _)| found[place].is_none()).unzip();
+        let readers = if missing.is_empty() { None } else { self.shared.readers() };
+        let Some(readers) = readers else { return found };
+
+        let shared = &self.shared;
+        let hour = shared.totals.hour();
+        let generation = shared.memory.generation();
+        let reading = tasks::find(
+            &readers,
+            reader,
+            service,
+            &missing,
+            |task| {
+                if task.used_hour < hour {
+                    shared.chores.touch(task.row);
+                }
+                let (id, place) = (missing[task.index], &mut found[places[task.index]]);
+                if place.is_some() || shared.hidden.covers(service, id) {
+                    return;
+                }
+                let fill = Fill {
+                    reader,
+                    service,
+                    id,
+                    row: task.row,
+                    text: task.text.clone(),
+                    stored_at: task.stored_at,
+                    used_hour: hour,
+                };
+                shared.memory.fill(generation, fill);
+                *place = Some(StoredTask { text: task.text, stored_at: task.stored_at });
+            },
+            |damage| self.damaged(damage),
+        );
+        match tokio::time::timeout(FIND_TIMEOUT, reading).await {
+            Ok(Ok(())) => {}
+            // Closed under our hands, by `close` or to set the file aside.
+            Ok(Err(sqlx::Error::PoolClosed)) => {}
+            Ok(Err(error)) => shared.read_failed(&error),
+            Err(_) => shared.read_timed_out(),
+        }
+        found
+    }
+
+    /// The task if it is in memory and `reader` may see it: no waiting, no allocation. `None` says nothing about
+    /// the disk.
+    pub fn find_in_memory(&self, reader: &Digest, service: &Service, id: &TaskId) -> Option<StoredTask> {
+        let hit = self.shared.memory.find(reader, service, id, self.shared.totals.hour())?;
+        if self.shared.hidden.covers(service, id) {
+            return None;
+        }
+        if let Some(row) = hit.first_use {
+            self.shared.chores.touch(row);
+        }
+        Some(hit.task)
+    }
+
+    /// The current epoch. It may lag behind a forget just made, which costs a chance to store, never a mistake.
     pub fn epoch(&self) -> Epoch {
-        Epoch
+        Epoch { seq: self.shared.totals.forget_seq.load(Ordering::Acquire), at: Instant::now() }
     }
-    pub async fn acceptance(&self, _: &Digest) -> Option<Acceptance> {
-        None
+
+    /// Stores finished tasks for `reader`. `true`: committed to disk and readable by `reader`, now or before.
+    /// `false`: the disk failed, or the task was forgotten after `epoch`. Takes at most 7 s, and no time while
+    /// the store is known to fail. Dropping the future does not undo what is queued.
+    pub async fn keep(
+        &self,
+        reader: &Digest,
+        service: &Service,
+        epoch: Epoch,
+        tasks: Vec<FinishedTask>,
+    ) -> Vec<bool> {
+        let refused = vec![false; tasks.len()];
+        if tasks.is_empty() || epoch.at.elapsed() > EPOCH_AGE || self.shared.health.get() != Health::Good {
+            return refused;
+        }
+        let bytes: usize = tasks.iter().map(|task| task.text.len()).sum();
+        let room = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(QUEUE_KIB);
+        let kept = tokio::time::timeout(KEEP_TIMEOUT, async {
+            let room = Arc::clone(&self.room).acquire_many_owned(room).await.ok()?;
+            let (answer, answered) = oneshot::channel();
+            let job = Job::Keep {
+                reader: *reader,
+                service: service.clone(),
+                seq: epoch.seq,
+                tasks,
+                answer,
+                _room: room,
+            };
+            self.jobs.send(job).await.ok()?;
+            answered.await.ok()
+        });
+        match kept.await {
+            Ok(kept) => kept.unwrap_or(refused),
+            Err(_) => {
+                self.shared.write_failed("the write took too long");
+                refused
+            }
+        }
     }
-    pub fn record_acceptance(&self, _: Digest, _: Acceptance) {}
-    pub async fn find(&self, _: &Digest, _: &Service, _: &[TaskId]) -> Vec<Option<StoredTask>> {
-        vec![]
+
+    /// Forgets, and gives the number of rows removed. On an error nothing of it may be written yet, but it is
+    /// hidden in this process from now on and tried again until it is.
+    pub async fn forget(&self, scope: Forget) -> Result<u64, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let job = Job::Forget { scope: scope.clone(), answer };
+        let done = tokio::time::timeout(FORGET_TIMEOUT, async {
+            self.jobs.send(job).await.map_err(|_| StoreError::Unavailable)?;
+            answered.await.map_err(|_| StoreError::Unavailable)?
+        });
+        let done = done.await.unwrap_or(Err(StoreError::Unavailable));
+        if done.is_err() {
+            self.shared.hidden.add(scope);
+        }
+        done
     }
-    pub fn find_in_memory(&self, _: &Digest, _: &Service, _: &TaskId) -> Option<StoredTask> {
-        None
+
+    /// What the upstream last said of a token, if that is known.
+    pub async fn acceptance(&self, token: &Digest) -> Option<Acceptance> {
+        if let Some(acceptance) = self.shared.chores.acceptance(token) {
+            return Some(acceptance);
+        }
+        let readers = self.shared.readers()?;
+        let reading = sqlx::query_as(
+            "SELECT accepted_at, ended FROM reader WHERE digest = ?1 AND accepted_at IS NOT NULL",
+        )
+        .bind(token.as_bytes().as_slice())
+        .fetch_optional(&readers);
+        match tokio::time::timeout(FIND_TIMEOUT, reading).await {
+            Ok(Ok(row)) => row.map(|(accepted_at, ended)| Acceptance { accepted_at, ended }),
+            Ok(Err(sqlx::Error::PoolClosed)) => None,
+            Ok(Err(error)) => {
+                self.shared.read_failed(&error);
+                None
+            }
+            Err(_) => {
+                self.shared.read_timed_out();
+                None
+            }
+        }
     }
-    pub async fn keep(&self, _: &Digest, _: &Service, _: Epoch, _: Vec<FinishedTask>) -> Vec<bool> {
-        vec![]
+
+    /// Notes what the upstream said of a token: seen by [`Store::acceptance`] at once, written within seconds. A
+    /// refusal of a token that was never accepted is not written.
+    pub fn record_acceptance(&self, token: Digest, acceptance: Acceptance) {
+        self.shared.chores.accept(token, acceptance);
     }
-    pub async fn forget(&self, _: Forget) -> Result<u64, StoreError> {
-        Ok(0)
+
+    /// Whether writes work, and if not, why.
+    pub fn readiness(&self) -> Result<(), &'static str> {
+        match self.shared.health.get() {
+            Health::Good => Ok(()),
+            Health::WriteFailed => Err("the task store cannot be written"),
+            Health::LogFull => Err("the task store's write-ahead log is full: some program reads it without end"),
+            Health::Corrupt => Err("the task store is corrupt and is being set aside"),
+            Health::Stopped => Err("the task store's writer has stopped"),
+            Health::Closed => Err("the task store is closed"),
+        }
+    }
+
+    /// Counters; nothing is read from disk.
+    pub fn stats(&self) -> StoreStats {
+        let (memory_tasks, memory_bytes) = self.shared.memory.size();
+        StoreStats {
+            tasks: self.shared.totals.tasks.load(Ordering::Relaxed),
+            bytes: self.shared.totals.bytes.load(Ordering::Relaxed),
+            memory_tasks,
+            memory_bytes,
+        }
+    }
+
+    /// Writes what waits, empties and removes the write-ahead log, releases the lock. Takes at most 15 s; to be
+    /// called once nobody looks up any more.
+    pub async fn close(&self) {
+        self.shared.closing.cancel();
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.background.wait()).await.is_err() {
+            tracing::warn!("the task store could not be closed in time");
+        }
+    }
+
+    fn damaged(&self, damage: Option<Damage>) {
+        self.shared.count("checksum");
+        tracing::warn!(?damage, "a stored task is damaged; it is dropped and will be fetched again");
+        if let Some(damage) = damage {
+            self.shared.chores.report_damage(damage);
+        }
+    }
+}
+
+/// A writer that ends in a panic is logged and shows in readiness.
+async fn watch(shared: Arc<Shared>, writer: tokio::task::JoinHandle<()>) {
+    if let Err(error) = writer.await {
+        shared.health.set(Health::Stopped);
+        if error.is_panic() {
+            shared.metrics.panics.inc();
+        }
+        tracing::error!(error = %error, "the task store's writer has stopped; nothing is stored any more");
     }
 }

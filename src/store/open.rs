@@ -1,0 +1,336 @@
+//! From `store.url` to an open, migrated file: lock, connect options, schema, and setting broken files aside.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
+
+use super::error::{is_busy, is_unwritable};
+use super::{BUSY_TIMEOUT, StoreError};
+use crate::task::clock;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+
+/// Reading connections.
+const READERS: u32 = 4;
+
+/// Larger files are not looked through at open: a start must not take longer because much is stored.
+const QUICK_CHECK_BYTES: u64 = 8 << 20;
+
+/// An open file.
+pub(super) struct Opened {
+    pub(super) writer: SqliteConnection,
+    pub(super) readers: SqlitePool,
+    pub(super) key: [u8; 32],
+}
+
+/// The absolute path of a `sqlite://` URL. What follows the scheme is a path as it is; nothing is decoded.
+pub(super) fn parse_url(url: &str) -> Result<PathBuf, StoreError> {
+    let bad = || StoreError::BadUrl { url: url.to_owned() };
+    let path = url.strip_prefix("sqlite://").ok_or_else(bad)?;
+    if path.is_empty() || path.starts_with(':') || path.ends_with('/') || path.contains(['?', '#', '\0']) {
+        return Err(bad());
+    }
+    // Absolute, so that SQLite cannot take the name for one of its `file:` URIs.
+    std::path::absolute(path).map_err(|source| StoreError::Unwritable { path: path.into(), source: source.into() })
+}
+
+/// Takes `<path>.lock`; the lock lasts as long as the file stays open, and ends with the process however it ends.
+pub(super) fn lock(path: &Path) -> Result<File, StoreError> {
+    let lock_path = with_suffix(path, ".lock");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&lock_path)
+        .map_err(|source| StoreError::Unwritable { path: path.to_owned(), source: source.into() })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => {
+            Err(StoreError::Unwritable { path: path.to_owned(), source: source.into() })
+        }
+    }
+}
+
+/// The path with something appended to its last part.
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Opens the file; one that is no database or is corrupt is set aside first. `key` for the file if it is new.
+/// The second part tells whether a file was set aside.
+pub(super) async fn open_or_set_aside(
+    path: &Path,
+    key: Option<[u8; 32]>,
+) -> Result<(Opened, bool), StoreError> {
+    match open(path, key).await {
+        Err(error) if error.is_corrupt() => {
+            set_aside(path, &error)?;
+            Ok((open(path, key).await?, true))
+        }
+        opened => opened.map(|opened| (opened, false)),
+    }
+}
+
+/// Renames the file with its `-wal` and `-shm`. Nothing of this process may have it open: a file renamed under
+/// open connections swallows writes.
+pub(super) fn set_aside(path: &Path, why: &StoreError) -> Result<(), StoreError> {
+    let now = clock::unix_now();
+    let target = (0..)
+        .map(|n: u32| {
+            with_suffix(path, &if n == 0 { format!(".corrupt-{now}") } else { format!(".corrupt-{now}-{n}") })
+        })
+        .find(|target| !target.exists())
+        .expect("some number is free");
+    for suffix in ["-wal", "-shm", ""] {
+        match std::fs::rename(with_suffix(path, suffix), with_suffix(&target, suffix)) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(StoreError::Unwritable { path: path.to_owned(), source: source.into() });
+            }
+            _ => {}
+        }
+    }
+    tracing::error!(
+        path = %path.display(),
+        set_aside_as = %target.display(),
+        error = why.chain(),
+        "the task store is not a sound database; it was set aside and a fresh one is used"
+    );
+    Ok(())
+}
+
+/// What every connection has in common.
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(BUSY_TIMEOUT)
+        .foreign_keys(true)
+        .pragma("temp_store", "MEMORY")
+        .pragma("trusted_schema", "OFF")
+        .pragma("cell_size_check", "ON")
+        .disable_statement_logging()
+}
+
+/// The writer's connection. `journal_mode` stays in the file and is set by [`open`], after a look at whose file
+/// it is.
+pub(super) async fn connect_writer(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
+    options(path)
+        .create_if_missing(true)
+        .page_size(8192)
+        .synchronous(SqliteSynchronous::Full)
+        .pragma("fullfsync", "ON")
+        .pragma("checkpoint_fullfsync", "ON")
+        .pragma("wal_autocheckpoint", "1000")
+        .pragma("journal_size_limit", "16777216")
+        .thread_name(|_| "refrain-writer".to_owned())
+        .connect()
+        .await
+}
+
+async fn connect_readers(path: &Path) -> Result<SqlitePool, sqlx::Error> {
+    let options = options(path).read_only(true).thread_name(|n| format!("refrain-reader-{n}"));
+    SqlitePoolOptions::new()
+        .max_connections(READERS)
+        .min_connections(1)
+        .acquire_timeout(BUSY_TIMEOUT)
+        // Nothing between us and the file can time out; a ping for each look-up would only cost.
+        .test_before_acquire(false)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect_with(options)
+        .await
+}
+
+/// A migrated file with a proven write, or the reason why not.
+async fn open(path: &Path, key: Option<[u8; 32]>) -> Result<Opened, StoreError> {
+    let mut writer = connect_writer(path).await.map_err(|error| at_open(path, error))?;
+    let key = match prepare(&mut writer, path, key).await {
+        Ok(key) => key,
+        Err(error) => {
+            // Closed for good before anybody renames the file.
+            let _ = writer.close().await;
+            return Err(error);
+        }
+    };
+    match connect_readers(path).await {
+        Ok(readers) => Ok(Opened { writer, readers, key }),
+        Err(error) => {
+            let _ = writer.close().await;
+            Err(at_open(path, error))
+        }
+    }
+}
+
+async fn prepare(
+    conn: &mut SqliteConnection,
+    path: &Path,
+    key: Option<[u8; 32]>,
+) -> Result<[u8; 32], StoreError> {
+    let failed = |error| at_open(path, error);
+    check_owner(conn, path).await?;
+    let size = std::fs::metadata(path).map_or(0, |file| file.len());
+    if size > 0 && size <= QUICK_CHECK_BYTES {
+        let verdict: String =
+            sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut *conn).await.map_err(failed)?;
+        if verdict != "ok" {
+            return Err(StoreError::Sqlx(sqlx::Error::Database(Box::new(QuickCheckFailed(verdict)))));
+        }
+    }
+    let mode: String = sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *conn).await.map_err(failed)?;
+    if mode != "wal" {
+        let source = "its file system does not support SQLite's write-ahead log".into();
+        return Err(StoreError::Unwritable { path: path.to_owned(), source });
+    }
+    MIGRATIONS.run_direct(None, conn, false).await.map_err(|error| match error {
+        sqlx::migrate::MigrateError::Execute(error) | sqlx::migrate::MigrateError::ExecuteMigration(error, _)
+            if is_busy(&error) || is_unwritable(&error) =>
+        {
+            at_open(path, error)
+        }
+        error => StoreError::Migrate { path: path.to_owned(), source: Box::new(error) },
+    })?;
+    let mut fresh = [0; 32];
+    match key {
+        Some(key) => fresh = key,
+        None => getrandom::fill(&mut fresh).map_err(|_| StoreError::Random)?,
+    }
+    let mut tx = conn.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    sqlx::query("INSERT INTO meta (one, digest_key) VALUES (1, ?1) ON CONFLICT DO NOTHING")
+        .bind(&fresh[..])
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+    // Tombstones hold against calls under way; none of this process is.
+    sqlx::query("DELETE FROM forgotten").execute(&mut *tx).await.map_err(failed)?;
+    sqlx::query("UPDATE meta SET probed_at = ?1").bind(clock::unix_now()).execute(&mut *tx).await.map_err(failed)?;
+    let key: Vec<u8> =
+        sqlx::query_scalar("SELECT digest_key FROM meta").fetch_one(&mut *tx).await.map_err(failed)?;
+    tx.commit().await.map_err(failed)?;
+    key.try_into().map_err(|_| {
+        let wrong = "the digest key has a wrong length".to_owned();
+        StoreError::Sqlx(sqlx::Error::Database(Box::new(QuickCheckFailed(wrong))))
+    })
+}
+
+/// Refuses databases of others and of later versions before anything is written to them.
+async fn check_owner(conn: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
+    let failed = |error| at_open(path, error);
+    let (tables, ours): (i64, i64) = sqlx::query_as(
+        "SELECT COUNT(*), COUNT(*) FILTER (WHERE name = '_sqlx_migrations')
+         FROM sqlite_schema WHERE type = 'table'",
+    )
+    .fetch_one(&mut *conn)
+    .await
+    .map_err(failed)?;
+    if tables == 0 {
+        return Ok(());
+    }
+    if ours == 0 {
+        return Err(StoreError::Foreign { path: path.to_owned() });
+    }
+    let applied: Vec<(i64, String)> =
+        sqlx::query_as("SELECT version, description FROM _sqlx_migrations ORDER BY version")
+            .fetch_all(&mut *conn)
+            .await
+            .map_err(failed)?;
+    let newest_known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+    match applied.last() {
+        Some(&(found, _)) if found > newest_known => {
+            Err(StoreError::NewerSchema { path: path.to_owned(), found, known: newest_known })
+        }
+        // Another program that keeps its migrations in a table of the same name.
+        Some((_, description))
+            if applied.len() == 1 && MIGRATIONS.iter().next().is_some_and(|first| first.description != *description) =>
+        {
+            Err(StoreError::Foreign { path: path.to_owned() })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn at_open(path: &Path, error: sqlx::Error) -> StoreError {
+    let path = path.to_owned();
+    if is_busy(&error) {
+        StoreError::Busy { path }
+    } else if is_unwritable(&error) {
+        StoreError::Unwritable { path, source: error.into() }
+    } else {
+        StoreError::Sqlx(error)
+    }
+}
+
+/// A failed check in the shape of `SQLITE_CORRUPT`, which it means.
+#[derive(Debug)]
+struct QuickCheckFailed(String);
+
+impl std::fmt::Display for QuickCheckFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.lines().next().unwrap_or_default())
+    }
+}
+
+impl std::error::Error for QuickCheckFailed {}
+
+impl sqlx::error::DatabaseError for QuickCheckFailed {
+    fn message(&self) -> &str {
+        &self.0
+    }
+
+    fn code(&self) -> Option<std::borrow::Cow<'_, str>> {
+        Some("11".into())
+    }
+
+    fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+        self
+    }
+
+    fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+        self
+    }
+
+    fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+        self
+    }
+
+    fn kind(&self) -> sqlx::error::ErrorKind {
+        sqlx::error::ErrorKind::Other
+    }
+}
+
+/// Closes readers first and the writer last: the last connection empties and removes the write-ahead log, which a
+/// reading one cannot.
+pub(super) async fn close(readers: Option<SqlitePool>, writer: Option<SqliteConnection>) {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    if let Some(readers) = readers
+        && tokio::time::timeout(PATIENCE, readers.close()).await.is_err()
+    {
+        tracing::warn!("some read of the task store does not end; closing without it");
+    }
+    if let Some(writer) = writer
+        && let Ok(Err(error)) = tokio::time::timeout(PATIENCE, writer.close()).await
+    {
+        tracing::warn!(error = %error, "the task store could not be closed cleanly");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_paths_and_nothing_else() {
+        assert_eq!(parse_url("sqlite:///data/refrain.db").unwrap(), Path::new("/data/refrain.db"));
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(parse_url("sqlite://refrain.db").unwrap(), here.join("refrain.db"));
+        assert_eq!(parse_url("sqlite://file:a%20b").unwrap(), here.join("file:a%20b"));
+        for bad in ["", "refrain.db", "sqlite:refrain.db", "sqlite://", "sqlite://:memory:", "sqlite://a?mode=ro", "sqlite://a#b", "sqlite://a/", "postgres://a"] {
+            assert!(matches!(parse_url(bad), Err(StoreError::BadUrl { .. })), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! The SQL of tasks and rights: find, keep, forget. Called with a reader's pool or the writer's connection inside
+//! a transaction; no policy about failures here.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::{Row, SqliteConnection};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use super::Forget;
+use super::state::{Damage, TakenChores};
+use crate::task::{Digest, FinishedTask, Service, TaskId};
+
+/// Rows that one statement of a wide forget removes.
+const FORGET_STEP: i64 = 1000;
+
+/// All ids as one JSON array of hex strings. `CROSS JOIN` keeps the order of the loops: ids outermost, never a
+/// scan of `task` (<https://www.sqlite.org/optoverview.html#manual_control_of_query_plans_using_cross_join>).
+pub(super) const FIND: &str = "
+    SELECT j.key, t.row, t.checksum, t.stored_at, t.used_hour, r.mark, t.body
+    FROM json_each(?1) j
+    CROSS JOIN task t ON t.service = ?2 AND t.id = unhex(j.value)
+    CROSS JOIN task_right r ON r.reader = (SELECT id FROM reader WHERE digest = ?3) AND r.task = t.row";
+
+/// What is known of the ids of a batch before it is written.
+const KNOWN: &str = "
+    SELECT j.key, t.row, t.checksum, t.size, t.stored_at,
+           EXISTS (SELECT 1 FROM task_right r WHERE r.reader = ?3 AND r.task = t.row) AS held
+    FROM json_each(?1) j
+    CROSS JOIN task t ON t.service = ?2 AND t.id = unhex(j.value)
+    ORDER BY j.key, t.row";
+
+/// XXH3-64 over service, id and body. Each part seeds the next and XXH3 takes in the length of each, so that no
+/// byte can move from one part to another unseen.
+pub(super) fn checksum(service: &Service, id: &TaskId, text: &[u8]) -> i64 {
+    let service = xxh3_64(service.as_str().as_bytes());
+    let id = xxh3_64_with_seed(id.as_str().as_bytes(), service);
+    xxh3_64_with_seed(text, id).cast_signed()
+}
+
+/// The mark of a right: ties the reader's digest to the row and its checksum.
+pub(super) fn mark(reader: &Digest, row: i64, checksum: i64) -> i64 {
+    let mut bytes = [0; 48];
+    bytes[..32].copy_from_slice(reader.as_bytes());
+    bytes[32..40].copy_from_slice(&row.to_le_bytes());
+    bytes[40..].copy_from_slice(&checksum.to_le_bytes());
+    xxh3_64(&bytes).cast_signed()
+}
+
+/// A JSON array of the ids' bytes in hex: every id passes, NUL and all, and nothing needs escaping.
+pub(super) fn hex_array<'a>(ids: impl Iterator<Item = &'a TaskId>) -> String {
+    let mut json = String::from("[");
+    for id in ids {
+        json.push_str(if json.len() == 1 { "\"" } else { ",\"" });
+        for byte in id.as_str().bytes() {
+            write!(json, "{byte:02x}").expect("a String takes everything");
+        }
+        json.push('"');
+    }
+    json.push(']');
+    json
+}
+
+fn number_array(numbers: &[i64]) -> String {
+    let mut json = String::from("[");
+    for number in numbers {
+        if json.len() > 1 {
+            json.push(',');
+        }
+        write!(json, "{number}").expect("a String takes everything");
+    }
+    json.push(']');
+    json
+}
+
+/// A verified row.
+pub(super) struct Found {
+    /// Place in the list of ids.
+    pub(super) index: usize,
+    pub(super) row: i64,
+    pub(super) stored_at: i64,
+    pub(super) used_hour: i64,
+    pub(super) text: Bytes,
+}
+
+/// Reads what `reader` may read of `ids` in one statement and hands each verified row to `found`, each bad one to
+/// `damaged`. The statement ends with this future: no read transaction outlives it.
+pub(super) async fn find(
+    pool: &SqlitePool,
+    reader: &Digest,
+    service: &Service,
+    ids: &[&TaskId],
+    mut found: impl FnMut(Found),
+    mut damaged: impl FnMut(Option<Damage>),
+) -> Result<(), sqlx::Error> {
+    let mut rows = sqlx::query(FIND)
+        .bind(hex_array(ids.iter().copied()))
+        .bind(service.as_str())
+        .bind(reader.as_bytes().as_slice())
+        .fetch(pool);
+    while let Some(row) = rows.try_next().await? {
+        match verify(&row, reader, service, ids) {
+            Ok(Ok(verified)) => found(verified),
+            Ok(Err(damage)) => damaged(Some(damage)),
+            // A value of another type than was written: flipped bits in the row's header.
+            Err(_) => damaged(row.try_get(1).and_then(|row_number| {
+                Ok(Damage::Row { row: row_number, checksum: row.try_get(2)? })
+            }).ok()),
+        }
+    }
+    Ok(())
+}
+
+fn verify(
+    row: &SqliteRow,
+    reader: &Digest,
+    service: &Service,
+    ids: &[&TaskId],
+) -> Result<Result<Found, Damage>, sqlx::Error> {
+    let index = usize::try_from(row.try_get::<i64, _>(0)?).unwrap_or(usize::MAX);
+    let Some(id) = ids.get(index) else { return Err(sqlx::Error::RowNotFound) };
+    let (row_number, stored_checksum, stored_mark) = (row.try_get(1)?, row.try_get(2)?, row.try_get(5)?);
+    let text: &[u8] = row.try_get(6)?;
+    if checksum(service, id, text) != stored_checksum {
+        return Ok(Err(Damage::Row { row: row_number, checksum: stored_checksum }));
+    }
+    if mark(reader, row_number, stored_checksum) != stored_mark {
+        return Ok(Err(Damage::Right { row: row_number, mark: stored_mark }));
+    }
+    Ok(Ok(Found {
+        index,
+        row: row_number,
+        stored_at: row.try_get(3)?,
+        used_hour: row.try_get(4)?,
+        text: Bytes::copy_from_slice(text),
+    }))
+}
+
+/// What became of a task in [`keep`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// Forgotten since the call began.
+    Forgotten,
+    /// The reader had the right to a row of this id before.
+    Already,
+    /// In this row, with these bytes.
+    Stored { row: i64, stored_at: i64 },
+}
+
+/// Stores `tasks` for `reader`, inside the caller's transaction. Rows are shared where the bytes are the same.
+pub(super) async fn keep(
+    conn: &mut SqliteConnection,
+    reader: &Digest,
+    service: &Service,
+    seq: i64,
+    tasks: &[FinishedTask],
+    now: i64,
+) -> Result<Vec<Kept>, sqlx::Error> {
+    let tombstones: Vec<(Option<String>, Option<Vec<u8>>)> =
+        sqlx::query_as("SELECT service, id FROM forgotten WHERE seq > ?1").bind(seq).fetch_all(&mut *conn).await?;
+    let is_forgotten = |id: &TaskId| {
+        tombstones.iter().any(|(of, one)| {
+            of.as_deref().is_none_or(|of| of == service.as_str())
+                && one.as_deref().is_none_or(|one| one == id.as_str().as_bytes())
+        })
+    };
+    let reader_row = reader_row(conn, reader).await?;
+    let known = known(conn, reader_row, service, tasks).await?;
+
+    let mut kept: Vec<Kept> = Vec::with_capacity(tasks.len());
+    let mut seen: HashMap<&TaskId, usize> = HashMap::with_capacity(tasks.len());
+    for (index, task) in tasks.iter().enumerate() {
+        if is_forgotten(&task.id) {
+            kept.push(Kept::Forgotten);
+            continue;
+        }
+        if seen.insert(&task.id, index).is_some() || known[index].iter().any(|row| row.held) {
+            kept.push(Kept::Already);
+            continue;
+        }
+        let sum = checksum(service, &task.id, &task.text);
+        let size = i64::try_from(task.text.len()).unwrap_or(i64::MAX);
+        let mut home = None;
+        for row in known[index].iter().filter(|row| row.checksum == sum && row.size == size) {
+            // A checksum is no proof: law 1 asks for the bytes.
+            let body: Option<Vec<u8>> = sqlx::query_scalar("SELECT body FROM task WHERE row = ?1")
+                .bind(row.row)
+                .fetch_optional(&mut *conn)
+                .await?;
+            if body.as_deref() == Some(&task.text[..]) {
+                home = Some((row.row, row.stored_at));
+                break;
+            }
+        }
+        let (row, stored_at) = match home {
+            Some(home) => home,
+            None => (insert(conn, service, task, sum, size, now).await?, now),
+        };
+        sqlx::query("INSERT INTO task_right (reader, task, mark) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")
+            .bind(reader_row)
+            .bind(row)
+            .bind(mark(reader, row, sum))
+            .execute(&mut *conn)
+            .await?;
+        kept.push(Kept::Stored { row, stored_at });
+    }
+    Ok(kept)
+}
+
+struct KnownRow {
+    row: i64,
+    checksum: i64,
+    size: i64,
+    stored_at: i64,
+    held: bool,
+}
+
+async fn known(
+    conn: &mut SqliteConnection,
+    reader_row: i64,
+    service: &Service,
+    tasks: &[FinishedTask],
+) -> Result<Vec<Vec<KnownRow>>, sqlx::Error> {
+    let rows: Vec<(i64, i64, i64, i64, i64, bool)> = sqlx::query_as(KNOWN)
+        .bind(hex_array(tasks.iter().map(|task| &task.id)))
+        .bind(service.as_str())
+        .bind(reader_row)
+        .fetch_all(&mut *conn)
+        .await?;
+    let mut known: Vec<Vec<KnownRow>> = tasks.iter().map(|_| Vec::new()).collect();
+    for (index, row, checksum, size, stored_at, held) in rows {
+        if let Some(list) = usize::try_from(index).ok().and_then(|index| known.get_mut(index)) {
+            list.push(KnownRow { row, checksum, size, stored_at, held });
+        }
+    }
+    Ok(known)
+}
+
+async fn reader_row(conn: &mut SqliteConnection, reader: &Digest) -> Result<i64, sqlx::Error> {
+    let digest = reader.as_bytes().as_slice();
+    let known = sqlx::query_scalar("SELECT id FROM reader WHERE digest = ?1")
+        .bind(digest)
+        .fetch_optional(&mut *conn)
+        .await?;
+    match known {
+        Some(row) => Ok(row),
+        None => sqlx::query_scalar("INSERT INTO reader (digest) VALUES (?1) RETURNING id")
+            .bind(digest)
+            .fetch_one(conn)
+            .await,
+    }
+}
+
+async fn insert(
+    conn: &mut SqliteConnection,
+    service: &Service,
+    task: &FinishedTask,
+    checksum: i64,
+    size: i64,
+    now: i64,
+) -> Result<i64, sqlx::Error> {
+    let inserted = sqlx::query(
+        "INSERT INTO task (service, id, checksum, size, stored_at, used_hour, body)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    )
+    .bind(service.as_str())
+    .bind(task.id.as_str().as_bytes())
+    .bind(checksum)
+    .bind(size)
+    .bind(now)
+    .bind(now / 3600)
+    .bind(&task.text[..])
+    .execute(conn)
+    .await?;
+    Ok(inserted.last_insert_rowid())
+}
+
+/// Leaves a tombstone and removes the rows, inside the caller's transaction. Of a wide scope it removes one step
+/// only: to be called again, in a new transaction, through [`forget_more`] while the answer's second part holds.
+pub(super) async fn forget(
+    conn: &mut SqliteConnection,
+    scope: &Forget,
+    now: i64,
+) -> Result<(u64, bool), sqlx::Error> {
+    let (service, id) = match scope {
+        Forget::Confirmed { service, id, .. } | Forget::Task { service, id } => (Some(service), Some(id)),
+        Forget::Service(service) => (Some(service), None),
+        Forget::OlderThan(_) => (None, None),
+    };
+    let seq: i64 = sqlx::query_scalar("UPDATE meta SET forget_seq = forget_seq + 1 RETURNING forget_seq")
+        .fetch_one(&mut *conn)
+        .await?;
+    sqlx::query("INSERT INTO forgotten (seq, service, id) VALUES (?1, ?2, ?3)")
+        .bind(seq)
+        .bind(service.map(Service::as_str))
+        .bind(id.map(|id| id.as_str().as_bytes()))
+        .execute(&mut *conn)
+        .await?;
+    forget_more(conn, scope, now).await
+}
+
+/// Removes rows of `scope`: how many, and whether there may be more.
+pub(super) async fn forget_more(
+    conn: &mut SqliteConnection,
+    scope: &Forget,
+    now: i64,
+) -> Result<(u64, bool), sqlx::Error> {
+    let removed = match scope {
+        Forget::Confirmed { reader, service, id } => {
+            let held: bool = sqlx::query_scalar(
+                "SELECT EXISTS (
+                     SELECT 1 FROM task t CROSS JOIN task_right r
+                     ON r.reader = (SELECT id FROM reader WHERE digest = ?3) AND r.task = t.row
+                     WHERE t.service = ?1 AND t.id = ?2)",
+            )
+            .bind(service.as_str())
+            .bind(id.as_str().as_bytes())
+            .bind(reader.as_bytes().as_slice())
+            .fetch_one(&mut *conn)
+            .await?;
+            if !held {
+                return Ok((0, false));
+            }
+            forget_task(conn, service, id).await?
+        }
+        Forget::Task { service, id } => forget_task(conn, service, id).await?,
+        Forget::Service(service) => {
+            sqlx::query("DELETE FROM task WHERE row IN (SELECT row FROM task WHERE service = ?1 LIMIT ?2)")
+                .bind(service.as_str())
+                .bind(FORGET_STEP)
+                .execute(&mut *conn)
+                .await?
+                .rows_affected()
+        }
+        Forget::OlderThan(age) => {
+            let limit = now.saturating_sub(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
+            sqlx::query("DELETE FROM task WHERE row IN (SELECT row FROM task WHERE stored_at <= ?1 LIMIT ?2)")
+                .bind(limit)
+                .bind(FORGET_STEP)
+                .execute(&mut *conn)
+                .await?
+                .rows_affected()
+        }
+    };
+    Ok((removed, scope.is_wide() && removed >= FORGET_STEP.unsigned_abs()))
+}
+
+async fn forget_task(conn: &mut SqliteConnection, service: &Service, id: &TaskId) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query("DELETE FROM task WHERE service = ?1 AND id = ?2")
+        .bind(service.as_str())
+        .bind(id.as_str().as_bytes())
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected())
+}
+
+/// Writes last uses, acceptances, and drops what was found damaged.
+pub(super) async fn chores(
+    conn: &mut SqliteConnection,
+    chores: &TakenChores,
+    hour: i64,
+) -> Result<(), sqlx::Error> {
+    for damage in &chores.damaged {
+        let (sql, row, sum) = match *damage {
+            Damage::Row { row, checksum } => ("DELETE FROM task WHERE row = ?1 AND checksum = ?2", row, checksum),
+            Damage::Right { row, mark } => ("DELETE FROM task_right WHERE task = ?1 AND mark = ?2", row, mark),
+        };
+        sqlx::query(sql).bind(row).bind(sum).execute(&mut *conn).await?;
+    }
+    for (token, acceptance) in &chores.acceptances {
+        // A token that never was accepted leaves no trace: anyone can send random ones.
+        let sql = if acceptance.ended {
+            "UPDATE reader SET accepted_at = ?2, ended = ?3 WHERE digest = ?1"
+        } else {
+            "INSERT INTO reader (digest, accepted_at, ended) VALUES (?1, ?2, ?3)
+             ON CONFLICT (digest) DO UPDATE SET accepted_at = excluded.accepted_at, ended = excluded.ended"
+        };
+        sqlx::query(sql)
+            .bind(token.as_bytes().as_slice())
+            .bind(acceptance.accepted_at)
+            .bind(acceptance.ended)
+            .execute(&mut *conn)
+            .await?;
+    }
+    if !chores.touched.is_empty() {
+        sqlx::query(
+            "UPDATE task SET used_hour = ?1
+             WHERE used_hour < ?1 AND row IN (SELECT value FROM json_each(?2))",
+        )
+        .bind(hour)
+        .bind(number_array(&chores.touched))
+        .execute(&mut *conn)
+        .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,603 @@
+//! The writer: owns the one connection that writes, and commits everything that queued up meanwhile at once.
+//!
+//! Nothing counts as stored before its commit. After any failure the transaction is gone, its rows are not
+//! stored, and the connection is opened anew before the next try. While the disk refuses, `keep` fails without
+//! queueing, and one small write a second finds out when the disk takes writes again.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sqlx::{Connection, SqliteConnection};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+
+use super::memory::Fill;
+use super::open::{self, Opened};
+use super::state::{Health, Shared, TakenChores};
+use super::sweep::{self, TombstoneAges};
+use super::tasks::{self, Kept};
+use super::{BUSY_TIMEOUT, Forget, StoreError};
+use crate::task::{Digest, FinishedTask, Service, clock};
+
+/// Between two looks at what other processes wrote, and at what waits.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Between two tries while the disk refuses.
+const PROBE_EVERY: Duration = Duration::from_millis(900);
+
+/// Acceptances may wait this long for a transaction of their own.
+const CHORES_EVERY: Duration = Duration::from_secs(5);
+
+/// Between two sweeps, and two writes of last uses.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// One transaction takes at most this many jobs.
+const BATCH_JOBS: usize = 256;
+
+/// And about this many bytes.
+const BATCH_BYTES: usize = 16 << 20;
+
+/// Work for the writer.
+pub(super) enum Job {
+    Keep {
+        reader: Digest,
+        service: Service,
+        seq: i64,
+        tasks: Vec<FinishedTask>,
+        answer: oneshot::Sender<Vec<bool>>,
+        /// The queue's share of memory, given back when the job is done.
+        _room: OwnedSemaphorePermit,
+    },
+    Forget {
+        scope: Forget,
+        answer: oneshot::Sender<Result<u64, StoreError>>,
+    },
+}
+
+/// What a job came to inside the transaction.
+enum Outcome {
+    Kept(Vec<Kept>),
+    Forgotten(u64),
+}
+
+/// See the head of this file.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    jobs: mpsc::Receiver<Job>,
+    conn: Option<SqliteConnection>,
+    /// `PRAGMA data_version` of this connection; changes when another connection commits.
+    data_version: Option<i64>,
+    last_try: Instant,
+    last_chores: Instant,
+    last_sweep: Instant,
+    sweeps: u64,
+    sweep_due: bool,
+    checkpoint_failed: Option<Instant>,
+    ages: TombstoneAges,
+    /// Released when the writer ends.
+    _lock: File,
+}
+
+impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        jobs: mpsc::Receiver<Job>,
+        conn: SqliteConnection,
+        lock: File,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            shared,
+            jobs,
+            conn: Some(conn),
+            data_version: None,
+            last_try: now,
+            last_chores: now,
+            last_sweep: now,
+            sweeps: 0,
+            sweep_due: true,
+            checkpoint_failed: None,
+            ages: TombstoneAges::default(),
+            _lock: lock,
+        }
+    }
+
+    /// Reads the counters for the first time; before the store is handed out.
+    pub(super) async fn start(&mut self) -> Result<(), StoreError> {
+        self.shared.totals.set_hour();
+        let Some(mut conn) = self.conn.take() else { return Err(StoreError::Unavailable) };
+        let looked = self.look_around(&mut conn).await;
+        self.conn = Some(conn);
+        Ok(looked?)
+    }
+
+    /// Serves until the store is closed or nobody has a handle to it any more.
+    pub(super) async fn run(mut self) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let shared = Arc::clone(&self.shared);
+        loop {
+            tokio::select! {
+                job = self.jobs.recv() => match job {
+                    Some(job) => self.serve(job).await,
+                    None => break,
+                },
+                () = shared.closing.cancelled() => {
+                    self.jobs.close();
+                    while let Some(job) = self.jobs.recv().await {
+                        self.serve(job).await;
+                    }
+                    break;
+                }
+                () = shared.chores.wake.notified() => self.woken().await,
+                _ = tick.tick() => self.tick().await,
+                () = std::future::ready(()), if self.sweep_due => self.sweep().await,
+            }
+        }
+        self.close().await;
+    }
+
+    async fn close(mut self) {
+        if self.shared.health.get() == Health::Good
+            && let Err(error) = self.commit(&[], false, true).await
+        {
+            self.shared.write_failed(&error.chain());
+        }
+        self.shared.health.set(Health::Closed);
+        self.shared.memory.clear();
+        open::close(self.shared.set_readers(None), self.conn.take()).await;
+    }
+
+    /// Takes what else is queued and does it in one transaction. Wide forgets come after it, each on its own, as
+    /// they are many transactions.
+    async fn serve(&mut self, first: Job) {
+        let mut bytes = first.bytes();
+        let mut batch = vec![first];
+        while batch.len() < BATCH_JOBS && bytes < BATCH_BYTES && !batch.last().is_some_and(Job::is_wide) {
+            let Ok(job) = self.jobs.try_recv() else { break };
+            bytes += job.bytes();
+            batch.push(job);
+        }
+        let wide = batch.pop_if(|last| last.is_wide());
+        if self.shared.health.get() != Health::Good {
+            return self.refuse(batch.into_iter().chain(wide));
+        }
+        if !batch.is_empty() {
+            match self.commit(&batch, false, false).await {
+                Ok(outcomes) => self.answer(batch, outcomes),
+                Err(error) => {
+                    self.failed(error).await;
+                    self.refuse(batch);
+                }
+            }
+        }
+        if let Some(Job::Forget { scope, answer }) = wide {
+            let done = match self.shared.health.get() {
+                Health::Good => self.forget_wide(&scope).await,
+                _ => Err(StoreError::Unavailable),
+            };
+            if done.is_err() {
+                self.shared.hidden.add(scope);
+            }
+            let _ = answer.send(done);
+        }
+    }
+
+    /// After the commit: memory first, then the callers, in the order of the jobs.
+    fn answer(&mut self, batch: Vec<Job>, outcomes: Vec<Outcome>) {
+        let hour = self.shared.totals.hour();
+        let memory = &self.shared.memory;
+        for (job, outcome) in batch.into_iter().zip(outcomes) {
+            match (job, outcome) {
+                (Job::Keep { reader, service, tasks, answer, .. }, Outcome::Kept(kept)) => {
+                    for (task, kept) in tasks.iter().zip(&kept) {
+                        if let Kept::Stored { row, stored_at } = *kept {
+                            let fill = Fill {
+                                reader: &reader,
+                                service: &service,
+                                id: &task.id,
+                                row,
+                                text: Bytes::copy_from_slice(&task.text),
+                                stored_at,
+                                used_hour: hour,
+                            };
+                            memory.fill(memory.generation(), fill);
+                        }
+                    }
+                    let _ = answer.send(kept.iter().map(|kept| *kept != Kept::Forgotten).collect());
+                }
+                (Job::Forget { scope, answer }, Outcome::Forgotten(removed)) => {
+                    match &scope {
+                        Forget::Confirmed { service, id, .. } | Forget::Task { service, id } => {
+                            memory.remove(service, id);
+                        }
+                        Forget::Service(_) | Forget::OlderThan(_) => memory.clear(),
+                    }
+                    let _ = answer.send(Ok(removed));
+                }
+                _ => unreachable!("outcomes are made in the order of the jobs"),
+            }
+        }
+    }
+
+    /// Not stored, and hidden where it was to be forgotten.
+    fn refuse(&self, batch: impl IntoIterator<Item = Job>) {
+        for job in batch {
+            match job {
+                Job::Keep { tasks, answer, .. } => {
+                    let _ = answer.send(vec![false; tasks.len()]);
+                }
+                Job::Forget { scope, answer } => {
+                    self.shared.hidden.add(scope);
+                    let _ = answer.send(Err(StoreError::Unavailable));
+                }
+            }
+        }
+    }
+
+    /// One transaction: forgets that still wait, chores, the jobs in their order. `probe` writes something in any
+    /// case. On failure the connection is gone and with it whatever was half done.
+    async fn commit(
+        &mut self,
+        jobs: &[Job],
+        probe: bool,
+        with_touched: bool,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        self.last_try = Instant::now();
+        let mut conn = self.connection().await?;
+        let waiting = self.shared.hidden.waiting();
+        let narrow: Vec<Forget> = waiting.iter().filter(|scope| !scope.is_wide()).cloned().collect();
+        let chores = self.shared.chores.take(with_touched);
+        match self.transact(&mut conn, jobs, &narrow, &chores, probe).await {
+            Ok(outcomes) => {
+                self.shared.chores.settle(&chores);
+                for scope in &narrow {
+                    if let Forget::Confirmed { service, id, .. } | Forget::Task { service, id } = scope {
+                        self.shared.memory.remove(service, id);
+                    }
+                }
+                self.shared.hidden.settle(&narrow);
+                self.bound_log(&mut conn).await;
+                self.conn = Some(conn);
+                for scope in waiting.iter().filter(|scope| scope.is_wide()) {
+                    self.forget_wide(scope).await?;
+                    self.shared.hidden.settle(std::slice::from_ref(scope));
+                }
+                Ok(outcomes)
+            }
+            Err(error) => {
+                self.shared.chores.put_back(chores);
+                drop_connection(conn).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn transact(
+        &mut self,
+        conn: &mut SqliteConnection,
+        jobs: &[Job],
+        waiting: &[Forget],
+        chores: &TakenChores,
+        probe: bool,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        self.look_around(conn).await?;
+        self.check_log(conn).await?;
+        let now = clock::unix_now();
+        let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
+        for scope in waiting {
+            tasks::forget(&mut tx, scope, now).await?;
+        }
+        tasks::chores(&mut tx, chores, now / 3600).await?;
+        let mut outcomes = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            outcomes.push(match job {
+                Job::Keep { reader, service, seq, tasks, .. } => {
+                    Outcome::Kept(tasks::keep(&mut tx, reader, service, *seq, tasks, now).await?)
+                }
+                Job::Forget { scope, .. } => Outcome::Forgotten(tasks::forget(&mut tx, scope, now).await?.0),
+            });
+        }
+        if probe {
+            sqlx::query("UPDATE meta SET probed_at = ?1").bind(now).execute(&mut *tx).await?;
+        }
+        let totals = read_totals(&mut tx).await?;
+        tx.commit().await?;
+        self.set_totals(totals);
+        Ok(outcomes)
+    }
+
+    /// A tombstone and a first step in one transaction, then step by step, so that the log stays small.
+    async fn forget_wide(&mut self, scope: &Forget) -> Result<u64, StoreError> {
+        let now = clock::unix_now();
+        let (mut removed, mut first, mut more) = (0, true, true);
+        while more {
+            let mut conn = self.connection().await?;
+            let step = async {
+                self.look_around(&mut conn).await?;
+                self.check_log(&mut conn).await?;
+                let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
+                let step = match first {
+                    true => tasks::forget(&mut tx, scope, now).await?,
+                    false => tasks::forget_more(&mut tx, scope, now).await?,
+                };
+                let totals = read_totals(&mut tx).await?;
+                tx.commit().await?;
+                Ok((step, totals))
+            };
+            match step.await {
+                Ok(((count, again), totals)) => {
+                    removed += count;
+                    (first, more) = (false, again);
+                    self.set_totals(totals);
+                    self.shared.memory.clear();
+                    self.bound_log(&mut conn).await;
+                    self.conn = Some(conn);
+                }
+                Err(error) => {
+                    drop_connection(conn).await;
+                    self.failed(error).await;
+                    return Err(StoreError::Unavailable);
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// The connection, opened anew after a failure.
+    async fn connection(&mut self) -> Result<SqliteConnection, StoreError> {
+        match self.conn.take() {
+            Some(conn) => Ok(conn),
+            None => {
+                self.data_version = None;
+                Ok(open::connect_writer(&self.shared.path).await?)
+            }
+        }
+    }
+
+    /// Whether another connection wrote: then nothing in memory is sure any more.
+    async fn look_around(&mut self, conn: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        let version: i64 = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *conn).await?;
+        if self.data_version != Some(version) {
+            self.data_version = Some(version);
+            self.shared.memory.clear();
+            let totals = read_totals(conn).await?;
+            self.set_totals(totals);
+        }
+        Ok(())
+    }
+
+    fn set_totals(&mut self, (tasks, bytes, forget_seq): (i64, i64, i64)) {
+        let totals = &self.shared.totals;
+        let bytes = u64::try_from(bytes).unwrap_or(0);
+        totals.tasks.store(u64::try_from(tasks).unwrap_or(0), Ordering::Relaxed);
+        totals.bytes.store(bytes, Ordering::Relaxed);
+        totals.forget_seq.store(forget_seq, Ordering::Release);
+        let max = self.shared.limits.max_bytes;
+        if max > 0 && bytes > max {
+            self.sweep_due = true;
+        }
+    }
+
+    /// Refuses to write while the log is at its bound: a reader elsewhere that never ends keeps SQLite from
+    /// starting the log anew.
+    async fn check_log(&mut self, conn: &mut SqliteConnection) -> Result<(), StoreError> {
+        if self.log_bytes() < self.shared.limits.log_hard {
+            return Ok(());
+        }
+        checkpoint(conn).await?;
+        if self.log_bytes() < self.shared.limits.log_hard {
+            return Ok(());
+        }
+        Err(StoreError::LogFull { path: self.shared.path.clone() })
+    }
+
+    /// SQLite's own checkpoints never wait, so constant readers keep the log growing; past the soft bound this one
+    /// waits for them a moment. New readers then use the file alone and the log starts anew.
+    async fn bound_log(&mut self, conn: &mut SqliteConnection) {
+        if self.log_bytes() < self.shared.limits.log_soft
+            || self.checkpoint_failed.is_some_and(|at| at.elapsed() < PROBE_EVERY)
+        {
+            return;
+        }
+        self.checkpoint_failed = match checkpoint(conn).await {
+            Ok(true) => None,
+            Ok(false) => Some(Instant::now()),
+            Err(error) => {
+                self.shared.write_failed(&error.to_string());
+                Some(Instant::now())
+            }
+        };
+    }
+
+    fn log_bytes(&self) -> u64 {
+        std::fs::metadata(open::with_suffix(&self.shared.path, "-wal")).map_or(0, |log| log.len())
+    }
+
+    async fn failed(&mut self, error: StoreError) {
+        if error.is_corrupt() {
+            self.shared.report_corrupt();
+        } else {
+            self.shared.write_failed(&error.chain());
+            let full = matches!(error, StoreError::LogFull { .. });
+            self.shared.health.set(if full { Health::LogFull } else { Health::WriteFailed });
+        }
+    }
+
+    async fn woken(&mut self) {
+        match self.shared.health.get() {
+            Health::Good if self.shared.chores.waiting() => self.do_chores().await,
+            Health::Corrupt => self.recover().await,
+            _ => {}
+        }
+    }
+
+    async fn do_chores(&mut self) {
+        self.last_chores = Instant::now();
+        if let Err(error) = self.commit(&[], false, false).await {
+            self.failed(error).await;
+        }
+    }
+
+    async fn tick(&mut self) {
+        self.shared.totals.set_hour();
+        match self.shared.health.get() {
+            Health::Good => {
+                if self.last_sweep.elapsed() >= SWEEP_EVERY {
+                    self.last_sweep = Instant::now();
+                    self.sweep_due = true;
+                }
+                let due = self.last_chores.elapsed() >= CHORES_EVERY && self.shared.chores.waiting();
+                if due || !self.shared.hidden.waiting().is_empty() {
+                    self.do_chores().await;
+                } else if let Some(mut conn) = self.conn.take() {
+                    match self.look_around(&mut conn).await {
+                        Ok(()) => self.conn = Some(conn),
+                        Err(error) => {
+                            drop_connection(conn).await;
+                            self.shared.read_failed(&error);
+                        }
+                    }
+                } else if let Err(error) = self.commit(&[], true, false).await {
+                    self.failed(error).await;
+                }
+            }
+            Health::WriteFailed | Health::LogFull if self.last_try.elapsed() >= PROBE_EVERY => {
+                match self.commit(&[], true, false).await {
+                    Ok(_) => {
+                        self.shared.health.set(Health::Good);
+                        tracing::info!("the task store takes writes again");
+                    }
+                    Err(error) => self.failed(error).await,
+                }
+            }
+            Health::Corrupt if self.last_try.elapsed() >= PROBE_EVERY => self.recover().await,
+            _ => {}
+        }
+    }
+
+    /// One step of the sweep; the next one follows after whatever else waits.
+    async fn sweep(&mut self) {
+        self.sweep_due = false;
+        if self.shared.health.get() != Health::Good {
+            return;
+        }
+        // Last uses first: what was just used must not leave as unused.
+        let written = self.commit(&[], false, true).await;
+        let swept = match written {
+            Ok(_) => self.sweep_step().await,
+            Err(error) => Err(error),
+        };
+        match swept {
+            Ok(more) => self.sweep_due = self.sweep_due && more,
+            Err(error) => self.failed(error).await,
+        }
+    }
+
+    async fn sweep_step(&mut self) -> Result<bool, StoreError> {
+        let mut conn = self.connection().await?;
+        let now = clock::unix_now();
+        let old = self.ages.note(Instant::now(), self.shared.totals.forget_seq.load(Ordering::Relaxed));
+        let prune_readers = self.sweeps.is_multiple_of(60);
+        self.sweeps += 1;
+        let shared = Arc::clone(&self.shared);
+        let swept = async {
+            let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
+            let step = sweep::step(&mut tx, &shared.limits, now).await?;
+            if let Some(seq) = old {
+                sweep::prune_tombstones(&mut tx, seq).await?;
+            }
+            if prune_readers {
+                sweep::prune_readers(&mut tx, now).await?;
+            }
+            let totals = read_totals(&mut tx).await?;
+            tx.commit().await?;
+            Ok((step, totals))
+        };
+        match swept.await {
+            Ok((step, totals)) => {
+                self.bound_log(&mut conn).await;
+                self.conn = Some(conn);
+                for (service, id) in &step.removed {
+                    self.shared.memory.remove(service, id);
+                }
+                self.set_totals(totals);
+                self.sweep_due |= step.more;
+                Ok(true)
+            }
+            Err(error) => {
+                drop_connection(conn).await;
+                Err(StoreError::Sqlx(error))
+            }
+        }
+    }
+
+    /// Closes everything, sets the file aside and goes on with a fresh one under the same digest key, which other
+    /// rooms hold.
+    async fn recover(&mut self) {
+        self.last_try = Instant::now();
+        self.shared.memory.clear();
+        open::close(self.shared.set_readers(None), self.conn.take()).await;
+        self.data_version = None;
+        self.shared.chores.forget_rows();
+        // Something said that the file is corrupt, so it goes even if it opens: what is behind a broken page
+        // would say so again and again.
+        let why = StoreError::Sqlx(sqlx::Error::Protocol("SQLite reported corruption".to_owned()));
+        let path = self.shared.path.clone();
+        let opened = match open::set_aside(&path, &why) {
+            Ok(()) => open::open_or_set_aside(&path, Some(self.shared.key)).await,
+            Err(error) => Err(error),
+        };
+        match opened {
+            Ok((Opened { writer, readers, .. }, _)) => {
+                self.conn = Some(writer);
+                self.shared.set_readers(Some(readers));
+                self.shared.hidden.settle(&self.shared.hidden.waiting());
+                match self.start().await {
+                    Ok(()) => {
+                        self.shared.health.set(Health::Good);
+                        tracing::info!("the task store works again, with a fresh file");
+                    }
+                    Err(error) => self.failed(error).await,
+                }
+            }
+            Err(error) => self.shared.write_failed(&error.chain()),
+        }
+    }
+}
+
+impl Job {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Keep { tasks, .. } => tasks.iter().map(|task| task.text.len()).sum(),
+            Self::Forget { .. } => 0,
+        }
+    }
+
+    fn is_wide(&self) -> bool {
+        matches!(self, Self::Forget { scope, .. } if scope.is_wide())
+    }
+}
+
+/// Tasks, bytes and the newest forget.
+async fn read_totals(conn: &mut SqliteConnection) -> Result<(i64, i64, i64), sqlx::Error> {
+    sqlx::query_as("SELECT tasks, bytes, forget_seq FROM meta").fetch_one(conn).await
+}
+
+/// Empties the log if no reader stands in the way for long; whether it did.
+async fn checkpoint(conn: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query("PRAGMA busy_timeout = 100").fetch_optional(&mut *conn).await?;
+    let busy: Result<i64, sqlx::Error> =
+        sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&mut *conn).await;
+    const { assert!(BUSY_TIMEOUT.as_millis() == 2000, "the pragma below says the same") };
+    sqlx::query("PRAGMA busy_timeout = 2000").fetch_optional(&mut *conn).await?;
+    Ok(busy? == 0)
+}
+
+/// Ends a connection in an unknown state, within a bound.
+async fn drop_connection(conn: SqliteConnection) {
+    let _ = tokio::time::timeout(BUSY_TIMEOUT, conn.close()).await;
+}
