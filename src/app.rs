@@ -27,7 +27,6 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 const ADMIN_CONNECTIONS: usize = 16;
 
 /// The proxy, built but not yet running.
-#[derive(Debug)]
 pub struct App {
     client: TcpListener,
     admin: Option<TcpListener>,
@@ -53,7 +52,8 @@ impl App {
             None => None,
         };
         let metrics = Arc::<Metrics>::default();
-        let (upstream, passthrough) = upstream::connect(&config.upstream).context("set up the upstream client")?;
+        let (upstream, passthrough) =
+            upstream::connect(&config.upstream).context("set up the upstream client")?;
         let store = Store::open(&config.store, Arc::clone(&metrics)).await?;
         let (draining, ending) = (CancellationToken::new(), CancellationToken::new());
         let access = Access::new(&config.access, config.upstream.token.clone(), store.clone());
@@ -119,7 +119,14 @@ impl App {
         let admin = self.admin.map(|listener| {
             let limits = EdgeLimits { max_connections: ADMIN_CONNECTIONS, ..EdgeLimits::default() };
             let router = self.admin_router;
-            tokio::spawn(edge::serve(listener, router, limits, panics.clone(), admin_end.clone(), admin_end.clone()))
+            tokio::spawn(edge::serve(
+                listener,
+                router,
+                limits,
+                panics.clone(),
+                admin_end.clone(),
+                admin_end.clone(),
+            ))
         });
         let sweep = tokio::spawn({
             let retriever = Arc::clone(&self.retriever);

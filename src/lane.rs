@@ -18,8 +18,6 @@ mod reach;
 mod state;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests;
 mod ticket;
 mod turns;
 

@@ -138,7 +138,6 @@ impl Report {
 }
 
 /// Answers look-ups.
-#[derive(Debug)]
 pub struct Retriever {
     access: Arc<Access>,
     store: Store,
@@ -148,7 +147,6 @@ pub struct Retriever {
 }
 
 /// What the lanes reach of the world: the upstream, the store and the access room.
-#[derive(Debug)]
 struct World {
     upstream: UpstreamClient,
     store: Store,

@@ -12,6 +12,7 @@
 //! [`admin`] is the router of the admin port, apart from all this.
 
 pub mod admin;
+mod authorization;
 mod cors;
 mod error;
 pub mod passthrough;
@@ -40,7 +41,6 @@ use crate::upstream::Passthrough;
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What the client port's handlers use.
-#[derive(Debug)]
 pub struct ClientPort {
     /// Who may ask.
     pub access: Arc<Access>,
@@ -71,7 +71,7 @@ pub fn client_router(config: &Config, port: ClientPort) -> Router {
 async fn handle(State(port): State<Arc<ClientPort>>, request: Request<Body>) -> Result<Response, Infallible> {
     let request_id = request_id(&request);
     let mut log = RequestLog::start(&port, &request, &request_id);
-    let bearer = tasks::bearer(request.headers());
+    let bearer = authorization::bearer(request.headers());
     let caller = match bearer.map(|token| port.access.identify(&token)) {
         Some(Ok(caller)) => Some(caller),
         None if !port.access.is_shared() => None,
@@ -105,7 +105,9 @@ async fn pass_through(
 /// The client's `x-request-id` if it is a short word of visible ASCII, else a new one.
 fn request_id(request: &Request<Body>) -> HeaderValue {
     match request.headers().get(X_REQUEST_ID) {
-        Some(id) if (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic) => id.clone(),
+        Some(id) if (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic) => {
+            id.clone()
+        }
         _ => HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("hex digits and dashes"),
     }
 }

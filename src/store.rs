@@ -371,7 +371,9 @@ impl Store {
         match self.shared.health.get() {
             Health::Good => Ok(()),
             Health::WriteFailed => Err("the task store cannot be written"),
-            Health::LogFull => Err("the task store's write-ahead log is full: some program reads it without end"),
+            Health::LogFull => {
+                Err("the task store's write-ahead log is full: some program reads it without end")
+            }
             Health::Corrupt => Err("the task store is corrupt and is being set aside"),
             Health::Stopped => Err("the task store's writer has stopped"),
             Health::Closed => Err("the task store is closed"),

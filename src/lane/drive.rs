@@ -141,7 +141,7 @@ impl<O: Outside> CallGuard<O> {
         let now = Instant::now();
         let status = match &result {
             Ok(answer) => answer.status.as_str().to_owned(),
-            Err(error) => error.kind().to_owned(),
+            Err(error) => error.as_str().to_owned(),
         };
         tracing::debug!(ids = self.call.ids.len(), attempt = self.call.attempts, status, took = ?(now - began), "asked");
         let labels =
@@ -201,12 +201,12 @@ impl<O: Outside> CallGuard<O> {
     }
 
     fn use_error(&mut self, error: UpstreamError) {
-        if error.is_too_large() && self.call.ids.len() > 1 {
+        if error == UpstreamError::TooLarge && self.call.ids.len() > 1 {
             return self.halve();
         }
         // An upstream that cannot be reached is probed by later calls; one that was silent for the whole
         // `request_timeout` has used up its callers' patience.
-        let again = error.was_reached() && !error.is_timeout() && !error.is_too_large();
+        let again = error.was_reached() && !error.is_timeout() && error != UpstreamError::TooLarge;
         let failure = Failure::Transport(error);
         if again {
             self.retry_or_fail(Duration::ZERO, &failure);

@@ -57,7 +57,7 @@ impl Reach {
                 down.probing = true;
                 Permit::Go(ProbeGuard { reach: Some(Arc::clone(self)) })
             }
-            Some(down) => Permit::Down(down.error.clone(), down.next_probe.saturating_duration_since(now)),
+            Some(down) => Permit::Down(down.error, down.next_probe.saturating_duration_since(now)),
         }
     }
 
@@ -66,7 +66,7 @@ impl Reach {
         let state = self.lock();
         let down = state.down.as_ref()?;
         (down.probing || down.next_probe > now)
-            .then(|| (down.error.clone(), down.next_probe.saturating_duration_since(now)))
+            .then(|| (down.error, down.next_probe.saturating_duration_since(now)))
     }
 
     /// The upstream answered something.
@@ -101,7 +101,7 @@ impl Reach {
             )
             .min(MAX_PROBE_INTERVAL);
         state.down =
-            Some(Down { error: error.clone(), next_probe: now + interval, interval, probing: false });
+            Some(Down { error: *error, next_probe: now + interval, interval, probing: false });
     }
 
     /// Short sections only, never held over an await; a panic elsewhere leaves the state sound.

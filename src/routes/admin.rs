@@ -21,7 +21,7 @@ use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{ApiError, tasks};
+use super::{ApiError, authorization};
 use crate::store::Store;
 use crate::task::Token;
 
@@ -87,7 +87,9 @@ async fn metrics(State(port): State<Arc<AdminPort>>) -> Response {
 async fn require_token(State(port): State<Arc<AdminPort>>, request: Request, next: Next) -> Response {
     let allowed = match &port.token {
         None => true,
-        Some(token) => tasks::bearer(request.headers()).is_some_and(|presented| token.matches(&presented)),
+        Some(token) => {
+            authorization::bearer(request.headers()).is_some_and(|presented| token.matches(&presented))
+        }
     };
     if allowed {
         return next.run(request).await;

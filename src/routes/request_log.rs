@@ -134,8 +134,15 @@ impl RequestLog {
 
 /// A method of RFC 9110; an extension method may hold anything.
 fn loggable(method: &Method) -> &str {
-    const KNOWN: [Method; 7] =
-        [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::HEAD, Method::OPTIONS, Method::PATCH];
+    const KNOWN: [Method; 7] = [
+        Method::GET,
+        Method::POST,
+        Method::PUT,
+        Method::DELETE,
+        Method::HEAD,
+        Method::OPTIONS,
+        Method::PATCH,
+    ];
     if KNOWN.contains(method) { method.as_str() } else { "other" }
 }
 

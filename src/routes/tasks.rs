@@ -12,8 +12,6 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use serde::Deserialize;
 
-pub(super) use request::bearer;
-
 use self::request::{CacheControl, Preferences};
 use super::passthrough::{Relayed, forward_whole, with_prefix};
 use super::request_log::{Outcome, RequestLog};
@@ -109,7 +107,9 @@ fn outcome(reply: &Reply) -> Outcome {
     match &reply.body {
         ReplyBody::Failed(_) => Outcome::Failed,
         ReplyBody::NotStored | ReplyBody::TooLarge => Outcome::Refused,
-        ReplyBody::Task(_) | ReplyBody::Batch(_) | ReplyBody::Upstream(_) => Outcome::LookUp(reply.report.source()),
+        ReplyBody::Task(_) | ReplyBody::Batch(_) | ReplyBody::Upstream(_) => {
+            Outcome::LookUp(reply.report.source())
+        }
     }
 }
 

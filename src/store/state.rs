@@ -90,7 +90,10 @@ impl Shared {
     pub(super) fn read_timed_out(&self) {
         self.count("read");
         if let Some(hushed) = self.read_log.open() {
-            tracing::warn!(hushed, "reading the task store took too long; going on as if nothing were stored");
+            tracing::warn!(
+                hushed,
+                "reading the task store took too long; going on as if nothing were stored"
+            );
         }
     }
 
@@ -255,7 +258,10 @@ impl Chores {
         TakenChores {
             touched,
             damaged: lock(&self.damaged).drain().collect(),
-            acceptances: lock(&self.acceptances).iter().map(|(token, acceptance)| (*token, *acceptance)).collect(),
+            acceptances: lock(&self.acceptances)
+                .iter()
+                .map(|(token, acceptance)| (*token, *acceptance))
+                .collect(),
         }
     }
 

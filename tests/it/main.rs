@@ -1,1 +1,1 @@
-
+//! Black-box tests: the real program on a real port, the simulator as upstream, upstream calls counted.

@@ -127,9 +127,10 @@ fn fail(failure: Failure) -> Response {
             "http_protocol_error",
             "The upstream answered a look-up with a redirect, which is not followed.",
         ),
-        Failure::NotATask => {
-            ApiError::bad_gateway("http_protocol_error", "The upstream's answer to a look-up was not a task answer.")
-        }
+        Failure::NotATask => ApiError::bad_gateway(
+            "http_protocol_error",
+            "The upstream's answer to a look-up was not a task answer.",
+        ),
         Failure::QueueTimeout { retry_after } => ApiError::too_many_requests(
             whole_seconds(retry_after),
             "This token has more look-ups waiting than its rate lets through. They stay queued; ask again.",
@@ -205,7 +206,13 @@ mod tests {
 
     #[test]
     fn cache_status_says_how_it_came_about() {
-        let report = |hits, pending, misses| Report { asked: hits + pending + misses, hits, pending, misses, ..Report::default() };
+        let report = |hits, pending, misses| Report {
+            asked: hits + pending + misses,
+            hits,
+            pending,
+            misses,
+            ..Report::default()
+        };
         assert_eq!(status_line(&report(1, 0, 0), false), "refrain; hit");
         assert_eq!(status_line(&report(0, 1, 0), false), "refrain; hit; detail=\"pending\"");
         assert_eq!(status_line(&report(0, 0, 1), false), "refrain; fwd=uri-miss");
@@ -219,7 +226,10 @@ mod tests {
             status_line(&Report { stored: true, ..report(3, 0, 2) }, true),
             "refrain; fwd=partial; stored; detail=\"hits=3 misses=2\""
         );
-        assert_eq!(status_line(&report(1, 2, 1), true), "refrain; fwd=partial; detail=\"hits=1 pending=2 misses=1\"");
+        assert_eq!(
+            status_line(&report(1, 2, 1), true),
+            "refrain; fwd=partial; detail=\"hits=1 pending=2 misses=1\""
+        );
         assert_eq!(
             cache_status(&report(0, 0, 1), StatusCode::UNAUTHORIZED, false),
             "refrain; fwd=uri-miss; fwd-status=401"

@@ -5,7 +5,8 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request};
 
 use crate::config::Services;
-use crate::task::{Service, Token};
+use crate::routes::authorization::only;
+use crate::task::Service;
 
 /// The service, if method, path and header fields are those of a look-up; the body decides the rest.
 ///
@@ -22,29 +23,15 @@ pub(super) fn candidate(parts: &request::Parts, services: &Services) -> Option<S
         .then_some(service)
 }
 
-/// The bearer token, where there is exactly one `authorization` field, of scheme `Bearer` in any case, with a token.
-pub(super) fn bearer(headers: &HeaderMap) -> Option<Token> {
-    let value = only(headers, &header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return None;
-    }
-    Token::parse(token.trim_matches(' '))
-}
-
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
-    let mut values = headers.get_all(name).iter();
-    let value = values.next()?;
-    values.next().is_none().then_some(value)
-}
-
 /// `content-type` absent or `application/json`, in any case, with at most the parameter `charset=utf-8`, which means
 /// the same (RFC 8259 11 defines none).
 fn is_json(headers: &HeaderMap) -> bool {
     if !headers.contains_key(header::CONTENT_TYPE) {
         return true;
     }
-    let Some(value) = only(headers, &header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return false };
+    let Some(value) = only(headers, &header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+        return false;
+    };
     let (essence, parameter) = value.split_once(';').unwrap_or((value, ""));
     let parameter = parameter.trim();
     essence.trim().eq_ignore_ascii_case("application/json")
@@ -55,7 +42,10 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 /// `content-encoding` absent or `identity`.
 fn is_identity(headers: &HeaderMap) -> bool {
-    headers.get_all(header::CONTENT_ENCODING).iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"))
+    headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 /// The client's headers of `tasks.forward_headers`, by name and in order.
@@ -127,15 +117,18 @@ impl CacheControl {
 
 /// The members of a comma-separated list field: name and value, quotes taken off, parameters dropped.
 fn members<'a>(headers: &'a HeaderMap, field: &'a str) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
-    headers.get_all(field).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(
-        |member| {
+    headers
+        .get_all(field)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|member| {
             let member = member.split(';').next().unwrap_or_default();
             match member.split_once('=') {
                 Some((name, value)) => (name.trim(), Some(value.trim().trim_matches('"'))),
                 None => (member.trim(), None),
             }
-        },
-    )
+        })
 }
 
 /// RFC 9111 1.2.2: digits; a number too large to hold is a very long time.
@@ -184,9 +177,19 @@ mod tests {
             ("POST", "/producer/tasks", &[("content-type", "text/plain")], false),
             ("POST", "/producer/tasks", &[("content-type", "application/json; charset=utf-16")], false),
             ("POST", "/producer/tasks", &[("content-type", "application/json, text/plain")], false),
-            ("POST", "/producer/tasks", &[("content-type", "application/json"), ("content-type", "text/x")], false),
+            (
+                "POST",
+                "/producer/tasks",
+                &[("content-type", "application/json"), ("content-type", "text/x")],
+                false,
+            ),
             ("POST", "/producer/tasks", &[("content-encoding", "gzip")], false),
-            ("POST", "/producer/tasks", &[("content-encoding", "identity"), ("content-encoding", "br")], false),
+            (
+                "POST",
+                "/producer/tasks",
+                &[("content-encoding", "identity"), ("content-encoding", "br")],
+                false,
+            ),
             ("POST", "/producer/tasks", &[("cookie", "a=b")], false),
             ("POST", "/producer/tasks", &[("x-api-key", "k")], false),
             ("POST", "/producer/tasks", &[("payment-signature", "s")], false),
@@ -196,23 +199,6 @@ mod tests {
         assert!(is("POST", "/suno/tasks", &[], &Services::All));
         assert!(!is("POST", "/su.no/tasks", &[], &Services::All));
         assert!(!is("POST", "/a/b/tasks", &[], &Services::All));
-    }
-
-    #[test]
-    fn a_bearer_token_stands_alone() {
-        let token = |values: &[&str]| {
-            let mut headers = HeaderMap::new();
-            for value in values {
-                headers.append(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());
-            }
-            bearer(&headers).map(|token| token.expose().to_owned())
-        };
-        assert_eq!(token(&["Bearer abc"]).as_deref(), Some("abc"));
-        assert_eq!(token(&["bEARER  abc "]).as_deref(), Some("abc"));
-        for none in [&[][..], &["Bearer"], &["Bearer "], &["Basic abc"], &["Bearer a b"], &["abc"], &["Bearer a", "Bearer a"]]
-        {
-            assert_eq!(token(none), None, "{none:?}");
-        }
     }
 
     #[test]
@@ -234,8 +220,14 @@ mod tests {
         assert_eq!(prefer(&["handling=strict, handling=lenient, wait=-1"]), Preferences::default());
         let control = |values: &[&str]| CacheControl::of(&headers("cache-control", values));
         assert_eq!(control(&["no-cache"]), CacheControl { max_age: seconds(0), only_if_cached: false });
-        assert_eq!(control(&["max-age=3, only-if-cached"]), CacheControl { max_age: seconds(3), only_if_cached: true });
-        assert_eq!(control(&["max-age=3", "No-Cache"]), CacheControl { max_age: seconds(0), only_if_cached: false });
+        assert_eq!(
+            control(&["max-age=3, only-if-cached"]),
+            CacheControl { max_age: seconds(3), only_if_cached: true }
+        );
+        assert_eq!(
+            control(&["max-age=3", "No-Cache"]),
+            CacheControl { max_age: seconds(0), only_if_cached: false }
+        );
         assert_eq!(control(&["no-store, max-age=x"]), CacheControl::default());
     }
 }
