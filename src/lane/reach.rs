@@ -100,8 +100,7 @@ impl Reach {
                 |down| if down.probing { down.interval * 2 } else { down.interval },
             )
             .min(MAX_PROBE_INTERVAL);
-        state.down =
-            Some(Down { error: *error, next_probe: now + interval, interval, probing: false });
+        state.down = Some(Down { error: *error, next_probe: now + interval, interval, probing: false });
     }
 
     /// Short sections only, never held over an await; a panic elsewhere leaves the state sound.

@@ -1,1 +1,6 @@
 //! Black-box tests: the real program on a real port, the simulator as upstream, upstream calls counted.
+//!
+//! A file a behaviour; [`support`] holds what a client does.
+
+mod look_ups;
+mod support;

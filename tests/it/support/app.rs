@@ -1,0 +1,172 @@
+//! The app in this process, on port 0, with a store of its own and a simulator as upstream.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use refrain::app::App;
+use refrain::config::Config;
+use refrain::simulator::{Simulator, SimulatorConfig};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::PATIENCE;
+
+/// A simulator without a rate limit of its own.
+pub async fn simulator() -> Simulator {
+    let config = SimulatorConfig { requests_per_second: None, ..SimulatorConfig::default() };
+    Simulator::start(config).await.expect("a simulator")
+}
+
+/// The defaults on free ports, with a rate that does not slow tests down.
+pub fn config(upstream: &str, folder: &std::path::Path) -> Config {
+    let mut config = Config::default();
+    config.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.admin.listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    config.server.shutdown_timeout = Duration::from_secs(5);
+    config.upstream.base_url = upstream.parse().expect("a URL");
+    config.upstream.requests_per_second = 1000.0;
+    config.upstream.burst = 100;
+    config.store.url = format!("sqlite://{}", folder.join("refrain.db").display());
+    config
+}
+
+/// A running app.
+pub struct TestApp {
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    pub upstream: Simulator,
+    pub http: reqwest::Client,
+    pub folder: TempDir,
+    shutdown: CancellationToken,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+/// A whole answer.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// A header field's value; empty where it is absent.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().expect("visible ASCII"))
+    }
+
+    pub fn x_cache(&self) -> &str {
+        self.header("x-cache")
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {:?}", self.body))
+    }
+
+    /// `error.code` of the body.
+    pub fn code(&self) -> String {
+        self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+impl TestApp {
+    /// The app on its defaults.
+    pub async fn spawn() -> Self {
+        Self::spawn_with(|_| {}).await
+    }
+
+    /// The app with a configuration of one's own.
+    pub async fn spawn_with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::spawn_at(simulator().await, tempfile::tempdir().expect("a folder"), change).await
+    }
+
+    /// The app in front of a given upstream, on a given folder.
+    pub async fn spawn_at(upstream: Simulator, folder: TempDir, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = config(&upstream.base_url(), folder.path());
+        change(&mut config);
+        let app = App::build(config).await.expect("the app starts");
+        let (address, admin) = (app.client_address(), app.admin_address().expect("the admin port is on"));
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(app.run(shutdown.clone()));
+        // The test client's own; the program brings its own set-up along. An error says that it is there already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder()
+            .retry(reqwest::retry::never())
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(Duration::from_secs(60))
+            .build()
+            .expect("a client");
+        Self { address, admin, upstream, http, folder, shutdown, running }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// A `retrieve`, as a client sends it.
+    pub async fn retrieve(&self, token: &str, id: &str) -> Reply {
+        self.look_up(token, &serde_json::json!({"action": "retrieve", "id": id}), &[]).await
+    }
+
+    /// A `retrieve_batch`, as a client sends it.
+    pub async fn batch<S: AsRef<str>>(&self, token: &str, ids: &[S]) -> Reply {
+        let ids: Vec<&str> = ids.iter().map(AsRef::as_ref).collect();
+        self.look_up(token, &serde_json::json!({"action": "retrieve_batch", "ids": ids}), &[]).await
+    }
+
+    /// A look-up with header fields of one's own.
+    pub async fn look_up(&self, token: &str, body: &serde_json::Value, headers: &[(&str, &str)]) -> Reply {
+        let mut request = self
+            .http
+            .post(self.url("/producer/tasks"))
+            .bearer_auth(token)
+            .header("content-type", "application/json")
+            .body(body.to_string());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.send(request).await
+    }
+
+    pub async fn send(&self, request: reqwest::RequestBuilder) -> Reply {
+        let response = request.send().await.expect("an answer");
+        let (status, headers) = (response.status(), response.headers().clone());
+        Reply { status, headers, body: response.bytes().await.expect("a whole body") }
+    }
+
+    /// `GET` on the admin port.
+    pub async fn admin(&self, path: &str) -> Reply {
+        self.send(self.http.get(format!("http://{}{path}", self.admin))).await
+    }
+
+    /// Look-up calls that the upstream saw.
+    pub fn calls(&self) -> usize {
+        self.upstream.look_up_calls().len()
+    }
+
+    /// Begins the shutdown, as the first signal does.
+    pub fn begin_shutdown(&self) {
+        self.shutdown.cancel();
+    }
+
+    /// Shuts down and waits for the end; what is left to start again with.
+    pub async fn stop(self) -> (Simulator, TempDir) {
+        self.shutdown.cancel();
+        tokio::time::timeout(PATIENCE, self.running)
+            .await
+            .expect("it ends in time")
+            .expect("no panic")
+            .expect("no error");
+        (self.upstream, self.folder)
+    }
+
+    /// Shuts down and starts again on the same store.
+    pub async fn restart(self) -> Self {
+        let (upstream, folder) = self.stop().await;
+        Self::spawn_at(upstream, folder, |_| {}).await
+    }
+}

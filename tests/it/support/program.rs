@@ -1,0 +1,110 @@
+//! The program as a process of its own: for signals, exit codes, and what is left after kill -9.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use super::PATIENCE;
+
+/// A running `refrain serve`; killed when it is dropped.
+pub struct Program {
+    child: Child,
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    log: Arc<Mutex<String>>,
+}
+
+impl Program {
+    /// The binary under test, with none of this environment's variables.
+    pub fn command() -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_refrain"));
+        command.env_clear().stdin(Stdio::null());
+        command
+    }
+
+    /// Starts `serve` on free ports and waits until it says where it listens.
+    pub fn serve(upstream: &str, folder: &Path, environment: &[(&str, &str)]) -> Self {
+        let mut command = Self::command();
+        command
+            .arg("serve")
+            .current_dir(folder)
+            .env("REFRAIN_SERVER__LISTEN", "127.0.0.1:0")
+            .env("REFRAIN_ADMIN__LISTEN", "127.0.0.1:0")
+            .env("REFRAIN_UPSTREAM__BASE_URL", upstream)
+            .env("REFRAIN_UPSTREAM__REQUESTS_PER_SECOND", "1000")
+            .env("REFRAIN_UPSTREAM__BURST", "100")
+            .envs(environment.iter().copied())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        let stderr = child.stderr.take().expect("piped");
+        let lines = Arc::clone(&log);
+        std::thread::spawn(move || {
+            use std::io::BufRead;
+            for line in std::io::BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut log = lines.lock().expect("no panic");
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let mut program =
+            Self { child, address: ([0, 0, 0, 0], 0).into(), admin: ([0, 0, 0, 0], 0).into(), log };
+        program.address = program.wait_for_address("client port");
+        program.admin = program.wait_for_address("admin port");
+        program
+    }
+
+    /// Everything it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("no panic").clone()
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal by its name, for example `TERM`.
+    pub fn signal(&self, name: &str) {
+        let status =
+            Command::new("kill").args(["-s", name, &self.id().to_string()]).status().expect("kill runs");
+        assert!(status.success());
+    }
+
+    /// Waits for the end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "it does not end:\n{}", self.log());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    fn wait_for_address(&mut self, what: &str) -> SocketAddr {
+        let start = Instant::now();
+        loop {
+            let log = self.log();
+            let found = log.lines().find(|line| line.contains(what)).and_then(|line| {
+                line.split("address=").nth(1)?.split_whitespace().next()?.trim_matches('"').parse().ok()
+            });
+            if let Some(address) = found {
+                return address;
+            }
+            let ended = self.child.try_wait().expect("a child");
+            assert!(ended.is_none() && start.elapsed() < PATIENCE, "it does not start: {ended:?}\n{log}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
