@@ -39,7 +39,7 @@ use crate::config::StoreConfig;
 use crate::observe::Metrics;
 use crate::task::{Digest, FinishedTask, Service, TaskId};
 use memory::Fill;
-use state::{Damage, Health, Shared};
+use state::{Health, Shared};
 use writer::{Job, Writer};
 
 /// How long a connection waits for a lock that another process holds.
@@ -250,7 +250,7 @@ impl Store {
                 shared.memory.fill(generation, fill);
                 *place = Some(StoredTask { text: task.text, stored_at: task.stored_at });
             },
-            |damage| self.damaged(damage),
+            |damage| shared.damaged(damage),
         );
         match tokio::time::timeout(FIND_TIMEOUT, reading).await {
             Ok(Ok(())) => {}
@@ -313,7 +313,9 @@ impl Store {
         match kept.await {
             Ok(kept) => kept.unwrap_or(refused),
             Err(_) => {
+                // The next callers should not wait as long; the writer's next success makes it good again.
                 self.shared.write_failed("the write took too long");
+                self.shared.health.set(Health::WriteFailed);
                 refused
             }
         }
@@ -325,14 +327,14 @@ impl Store {
         let (answer, answered) = oneshot::channel();
         let job = Job::Forget { scope: scope.clone(), answer };
         let done = tokio::time::timeout(FORGET_TIMEOUT, async {
-            self.jobs.send(job).await.map_err(|_| StoreError::Unavailable)?;
-            answered.await.map_err(|_| StoreError::Unavailable)?
+            self.jobs.send(job).await.ok()?;
+            answered.await.ok()
         });
-        let done = done.await.unwrap_or(Err(StoreError::Unavailable));
-        if done.is_err() {
+        done.await.ok().flatten().unwrap_or_else(|| {
+            // No word from the writer, which else hides it itself.
             self.shared.hidden.add(scope);
-        }
-        done
+            Err(StoreError::Unavailable)
+        })
     }
 
     /// What the upstream last said of a token, if that is known.
@@ -371,7 +373,9 @@ impl Store {
         match self.shared.health.get() {
             Health::Good => Ok(()),
             Health::WriteFailed => Err("the task store cannot be written"),
-            Health::LogFull => Err("the task store's write-ahead log is full: some program reads it without end"),
+            Health::LogFull => {
+                Err("the task store's write-ahead log is full: some program reads it without end")
+            }
             Health::Corrupt => Err("the task store is corrupt and is being set aside"),
             Health::Stopped => Err("the task store's writer has stopped"),
             Health::Closed => Err("the task store is closed"),
@@ -395,14 +399,6 @@ impl Store {
         self.shared.closing.cancel();
         if tokio::time::timeout(CLOSE_TIMEOUT, self.background.wait()).await.is_err() {
             tracing::warn!("the task store could not be closed in time");
-        }
-    }
-
-    fn damaged(&self, damage: Option<Damage>) {
-        self.shared.count("checksum");
-        tracing::warn!(?damage, "a stored task is damaged; it is dropped and will be fetched again");
-        if let Some(damage) = damage {
-            self.shared.chores.report_damage(damage);
         }
     }
 }

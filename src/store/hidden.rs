@@ -104,10 +104,8 @@ mod tests {
     fn hides_until_settled_and_stays_bounded() {
         let hidden = Hidden::default();
         let service = Service::parse("producer").unwrap();
-        let task = |n: usize| Forget::Task {
-            service: service.clone(),
-            id: TaskId::parse(&n.to_string()).unwrap(),
-        };
+        let task =
+            |n: usize| Forget::Task { service: service.clone(), id: TaskId::parse(&n.to_string()).unwrap() };
         let id = |n: usize| TaskId::parse(&n.to_string()).unwrap();
         hidden.add(task(1));
         hidden.add(task(2));

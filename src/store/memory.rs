@@ -113,16 +113,30 @@ impl Memory {
         Self { cache, generation: RwLock::new(0) }
     }
 
+    /// Whether anything is kept in memory at all.
+    pub(super) fn is_on(&self) -> bool {
+        self.cache.is_some()
+    }
+
     /// The task, if it is here and `reader` is known to have the right.
-    pub(super) fn find(&self, reader: &Digest, service: &Service, id: &TaskId, hour: i64) -> Option<MemoryHit> {
+    pub(super) fn find(
+        &self,
+        reader: &Digest,
+        service: &Service,
+        id: &TaskId,
+        hour: i64,
+    ) -> Option<MemoryHit> {
         let entry = self.cache.as_ref()?.get(&KeyRef { service, id })?;
         if !entry.readers.contains(reader) {
             return None;
         }
-        let first_use =
-            (entry.used_hour.load(Ordering::Relaxed) < hour && entry.used_hour.swap(hour, Ordering::Relaxed) < hour)
-                .then_some(entry.row);
-        Some(MemoryHit { task: StoredTask { text: entry.text.clone(), stored_at: entry.stored_at }, first_use })
+        let first_use = (entry.used_hour.load(Ordering::Relaxed) < hour
+            && entry.used_hour.swap(hour, Ordering::Relaxed) < hour)
+            .then_some(entry.row);
+        Some(MemoryHit {
+            task: StoredTask { text: entry.text.clone(), stored_at: entry.stored_at },
+            first_use,
+        })
     }
 
     /// To be taken before a read whose result is to be filled in.

@@ -35,7 +35,8 @@ pub(super) fn parse_url(url: &str) -> Result<PathBuf, StoreError> {
         return Err(bad());
     }
     // Absolute, so that SQLite cannot take the name for one of its `file:` URIs.
-    std::path::absolute(path).map_err(|source| StoreError::Unwritable { path: path.into(), source: source.into() })
+    std::path::absolute(path)
+        .map_err(|source| StoreError::Unwritable { path: path.into(), source: source.into() })
 }
 
 /// Takes `<path>.lock`; the lock lasts as long as the file stays open, and ends with the process however it ends.
@@ -61,6 +62,20 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+/// Which file stands behind the path; `None` if none does, or where the system does not tell.
+pub(super) fn file_identity(path: &Path) -> Option<(u64, u64)> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        None
+    }
 }
 
 /// Opens the file; one that is no database or is corrupt is set aside first. `key` for the file if it is new.
@@ -182,13 +197,15 @@ async fn prepare(
             return Err(StoreError::Sqlx(sqlx::Error::Database(Box::new(QuickCheckFailed(verdict)))));
         }
     }
-    let mode: String = sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *conn).await.map_err(failed)?;
+    let mode: String =
+        sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *conn).await.map_err(failed)?;
     if mode != "wal" {
         let source = "its file system does not support SQLite's write-ahead log".into();
         return Err(StoreError::Unwritable { path: path.to_owned(), source });
     }
     MIGRATIONS.run_direct(None, conn, false).await.map_err(|error| match error {
-        sqlx::migrate::MigrateError::Execute(error) | sqlx::migrate::MigrateError::ExecuteMigration(error, _)
+        sqlx::migrate::MigrateError::Execute(error)
+        | sqlx::migrate::MigrateError::ExecuteMigration(error, _)
             if is_busy(&error) || is_unwritable(&error) =>
         {
             at_open(path, error)
@@ -208,7 +225,11 @@ async fn prepare(
         .map_err(failed)?;
     // Tombstones hold against calls under way; none of this process is.
     sqlx::query("DELETE FROM forgotten").execute(&mut *tx).await.map_err(failed)?;
-    sqlx::query("UPDATE meta SET probed_at = ?1").bind(clock::unix_now()).execute(&mut *tx).await.map_err(failed)?;
+    sqlx::query("UPDATE meta SET probed_at = ?1")
+        .bind(clock::unix_now())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
     let key: Vec<u8> =
         sqlx::query_scalar("SELECT digest_key FROM meta").fetch_one(&mut *tx).await.map_err(failed)?;
     tx.commit().await.map_err(failed)?;
@@ -246,7 +267,8 @@ async fn check_owner(conn: &mut SqliteConnection, path: &Path) -> Result<(), Sto
         }
         // Another program that keeps its migrations in a table of the same name.
         Some((_, description))
-            if applied.len() == 1 && MIGRATIONS.iter().next().is_some_and(|first| first.description != *description) =>
+            if applied.len() == 1
+                && MIGRATIONS.iter().next().is_some_and(|first| first.description != *description) =>
         {
             Err(StoreError::Foreign { path: path.to_owned() })
         }
@@ -329,7 +351,17 @@ mod tests {
         let here = std::env::current_dir().unwrap();
         assert_eq!(parse_url("sqlite://refrain.db").unwrap(), here.join("refrain.db"));
         assert_eq!(parse_url("sqlite://file:a%20b").unwrap(), here.join("file:a%20b"));
-        for bad in ["", "refrain.db", "sqlite:refrain.db", "sqlite://", "sqlite://:memory:", "sqlite://a?mode=ro", "sqlite://a#b", "sqlite://a/", "postgres://a"] {
+        for bad in [
+            "",
+            "refrain.db",
+            "sqlite:refrain.db",
+            "sqlite://",
+            "sqlite://:memory:",
+            "sqlite://a?mode=ro",
+            "sqlite://a#b",
+            "sqlite://a/",
+            "postgres://a",
+        ] {
             assert!(matches!(parse_url(bad), Err(StoreError::BadUrl { .. })), "{bad}");
         }
     }

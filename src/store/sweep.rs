@@ -28,7 +28,11 @@ pub(super) struct Step {
 }
 
 /// Removes the longest unused tasks, if there are too many bytes or too old ones.
-pub(super) async fn step(conn: &mut SqliteConnection, limits: &Limits, now: i64) -> Result<Step, sqlx::Error> {
+pub(super) async fn step(
+    conn: &mut SqliteConnection,
+    limits: &Limits,
+    now: i64,
+) -> Result<Step, sqlx::Error> {
     let bytes: i64 = sqlx::query_scalar("SELECT bytes FROM meta").fetch_one(&mut *conn).await?;
     let mut excess = match limits.max_bytes {
         0 => 0,

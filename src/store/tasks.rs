@@ -106,9 +106,11 @@ pub(super) async fn find(
             Ok(Ok(verified)) => found(verified),
             Ok(Err(damage)) => damaged(Some(damage)),
             // A value of another type than was written: flipped bits in the row's header.
-            Err(_) => damaged(row.try_get(1).and_then(|row_number| {
-                Ok(Damage::Row { row: row_number, checksum: row.try_get(2)? })
-            }).ok()),
+            Err(_) => damaged(
+                row.try_get(1)
+                    .and_then(|row_number| Ok(Damage::Row { row: row_number, checksum: row.try_get(2)? }))
+                    .ok(),
+            ),
         }
     }
     Ok(())
@@ -160,7 +162,10 @@ pub(super) async fn keep(
     now: i64,
 ) -> Result<Vec<Kept>, sqlx::Error> {
     let tombstones: Vec<(Option<String>, Option<Vec<u8>>)> =
-        sqlx::query_as("SELECT service, id FROM forgotten WHERE seq > ?1").bind(seq).fetch_all(&mut *conn).await?;
+        sqlx::query_as("SELECT service, id FROM forgotten WHERE seq > ?1")
+            .bind(seq)
+            .fetch_all(&mut *conn)
+            .await?;
     let is_forgotten = |id: &TaskId| {
         tombstones.iter().any(|(of, one)| {
             of.as_deref().is_none_or(|of| of == service.as_str())
@@ -247,10 +252,12 @@ async fn reader_row(conn: &mut SqliteConnection, reader: &Digest) -> Result<i64,
         .await?;
     match known {
         Some(row) => Ok(row),
-        None => sqlx::query_scalar("INSERT INTO reader (digest) VALUES (?1) RETURNING id")
-            .bind(digest)
-            .fetch_one(conn)
-            .await,
+        None => {
+            sqlx::query_scalar("INSERT INTO reader (digest) VALUES (?1) RETURNING id")
+                .bind(digest)
+                .fetch_one(conn)
+                .await
+        }
     }
 }
 
@@ -348,7 +355,11 @@ pub(super) async fn forget_more(
     Ok((removed, scope.is_wide() && removed >= FORGET_STEP.unsigned_abs()))
 }
 
-async fn forget_task(conn: &mut SqliteConnection, service: &Service, id: &TaskId) -> Result<u64, sqlx::Error> {
+async fn forget_task(
+    conn: &mut SqliteConnection,
+    service: &Service,
+    id: &TaskId,
+) -> Result<u64, sqlx::Error> {
     let done = sqlx::query("DELETE FROM task WHERE service = ?1 AND id = ?2")
         .bind(service.as_str())
         .bind(id.as_str().as_bytes())
@@ -365,8 +376,12 @@ pub(super) async fn chores(
 ) -> Result<(), sqlx::Error> {
     for damage in &chores.damaged {
         let (sql, row, sum) = match *damage {
-            Damage::Row { row, checksum } => ("DELETE FROM task WHERE row = ?1 AND checksum = ?2", row, checksum),
-            Damage::Right { row, mark } => ("DELETE FROM task_right WHERE task = ?1 AND mark = ?2", row, mark),
+            Damage::Row { row, checksum } => {
+                ("DELETE FROM task WHERE row = ?1 AND checksum = ?2", row, checksum)
+            }
+            Damage::Right { row, mark } => {
+                ("DELETE FROM task_right WHERE task = ?1 AND mark = ?2", row, mark)
+            }
         };
         sqlx::query(sql).bind(row).bind(sum).execute(&mut *conn).await?;
     }
