@@ -5,13 +5,14 @@
 //!
 //! - One process at a time opens a file, held by `<file>.lock`; other programs may read and write beside it, and
 //!   what they change is seen within a second.
-//! - SQLite in WAL mode, `synchronous=FULL`. One writer ([`writer`]) commits in groups; a pool of readers whose
+//! - SQLite in WAL mode, `synchronous=FULL`. One writer (`writer`) commits in groups; a pool of readers whose
 //!   statements end with the call that began them. The write-ahead log stays below 256 MiB and one transaction:
 //!   past 32 MiB it is emptied actively, at 256 MiB, with a foreign reader that never ends, nothing is stored.
 //! - Rows and rights carry checksums; what does not fit is a miss, dropped and counted.
 //! - A failing store never fails a caller: a look-up misses, a keep says `false`, and readiness tells why.
 //! - Disk space of removed tasks is used again, not given back.
 
+mod beside;
 mod error;
 mod hidden;
 mod memory;
@@ -33,6 +34,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
+pub use beside::forget_beside;
 pub use error::StoreError;
 
 use crate::config::StoreConfig;

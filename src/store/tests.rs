@@ -298,16 +298,24 @@ async fn a_forget_by_another_process_is_seen_within_a_second() {
     let store = disk.open().await;
     assert!(keep(&store, A, "t", "text").await);
     let epoch = store.epoch();
-    let mut other = disk.connect().await;
+    let config = StoreConfig { url: format!("sqlite://{}", disk.path().display()), ..StoreConfig::default() };
     let start = Instant::now();
-    tasks::forget(&mut other, &Forget::Task { service: service(), id: id("t") }, 0).await.unwrap();
+    let scope = Forget::Task { service: service(), id: id("t") };
+    assert_eq!(forget_beside(&config, &scope).await.unwrap(), 1);
     let late = store.keep(&reader(A), &service(), epoch, vec![task("t", "late")]).await;
     assert_eq!(late, [false], "at once for what is stored");
     eventually("memory is cleared", || async { find(&store, A, "t").await.is_none() }).await;
     assert!(start.elapsed() < Duration::from_secs(1));
     eventually("the epoch goes on", || async { keep(&store, A, "t", "fresh").await }).await;
     assert_eq!(store.stats().tasks, 1);
-    other.close().await.unwrap();
+    let tasks = (0..2500).map(|n| task(&n.to_string(), "text")).collect();
+    store.keep(&reader(A), &service(), store.epoch(), tasks).await;
+    assert_eq!(forget_beside(&config, &Forget::Service(service())).await.unwrap(), 2501);
+    eventually("counted", || async { store.stats().tasks == 0 }).await;
+    store.close().await;
+    assert_eq!(forget_beside(&config, &scope).await.unwrap(), 0, "without a proxy too");
+    let missing = StoreConfig { url: config.url.clone() + "x", ..config };
+    assert!(matches!(forget_beside(&missing, &scope).await, Err(StoreError::Unwritable { .. })));
 }
 
 /// Replaces bytes in the closed file.
