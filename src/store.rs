@@ -5,13 +5,14 @@
 //!
 //! - One process at a time opens a file, held by `<file>.lock`; other programs may read and write beside it, and
 //!   what they change is seen within a second.
-//! - SQLite in WAL mode, `synchronous=FULL`. One writer ([`writer`]) commits in groups; a pool of readers whose
+//! - SQLite in WAL mode, `synchronous=FULL`. One writer (`writer`) commits in groups; a pool of readers whose
 //!   statements end with the call that began them. The write-ahead log stays below 256 MiB and one transaction:
 //!   past 32 MiB it is emptied actively, at 256 MiB, with a foreign reader that never ends, nothing is stored.
 //! - Rows and rights carry checksums; what does not fit is a miss, dropped and counted.
 //! - A failing store never fails a caller: a look-up misses, a keep says `false`, and readiness tells why.
 //! - Disk space of removed tasks is used again, not given back.
 
+mod beside;
 mod error;
 mod hidden;
 mod memory;
@@ -33,13 +34,14 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
+pub use beside::forget_beside;
 pub use error::StoreError;
 
 use crate::config::StoreConfig;
 use crate::observe::Metrics;
 use crate::task::{Digest, FinishedTask, Service, TaskId};
 use memory::Fill;
-use state::{Damage, Health, Shared};
+use state::{Health, Shared};
 use writer::{Job, Writer};
 
 /// How long a connection waits for a lock that another process holds.
@@ -250,7 +252,7 @@ impl Store {
                 shared.memory.fill(generation, fill);
                 *place = Some(StoredTask { text: task.text, stored_at: task.stored_at });
             },
-            |damage| self.damaged(damage),
+            |damage| shared.damaged(damage),
         );
         match tokio::time::timeout(FIND_TIMEOUT, reading).await {
             Ok(Ok(())) => {}
@@ -313,7 +315,9 @@ impl Store {
         match kept.await {
             Ok(kept) => kept.unwrap_or(refused),
             Err(_) => {
+                // The next callers should not wait as long; the writer's next success makes it good again.
                 self.shared.write_failed("the write took too long");
+                self.shared.health.set(Health::WriteFailed);
                 refused
             }
         }
@@ -325,14 +329,14 @@ impl Store {
         let (answer, answered) = oneshot::channel();
         let job = Job::Forget { scope: scope.clone(), answer };
         let done = tokio::time::timeout(FORGET_TIMEOUT, async {
-            self.jobs.send(job).await.map_err(|_| StoreError::Unavailable)?;
-            answered.await.map_err(|_| StoreError::Unavailable)?
+            self.jobs.send(job).await.ok()?;
+            answered.await.ok()
         });
-        let done = done.await.unwrap_or(Err(StoreError::Unavailable));
-        if done.is_err() {
+        done.await.ok().flatten().unwrap_or_else(|| {
+            // No word from the writer, which else hides it itself.
             self.shared.hidden.add(scope);
-        }
-        done
+            Err(StoreError::Unavailable)
+        })
     }
 
     /// What the upstream last said of a token, if that is known.
@@ -397,14 +401,6 @@ impl Store {
         self.shared.closing.cancel();
         if tokio::time::timeout(CLOSE_TIMEOUT, self.background.wait()).await.is_err() {
             tracing::warn!("the task store could not be closed in time");
-        }
-    }
-
-    fn damaged(&self, damage: Option<Damage>) {
-        self.shared.count("checksum");
-        tracing::warn!(?damage, "a stored task is damaged; it is dropped and will be fetched again");
-        if let Some(damage) = damage {
-            self.shared.chores.report_damage(damage);
         }
     }
 }

@@ -113,6 +113,11 @@ impl Memory {
         Self { cache, generation: RwLock::new(0) }
     }
 
+    /// Whether anything is kept in memory at all.
+    pub(super) fn is_on(&self) -> bool {
+        self.cache.is_some()
+    }
+
     /// The task, if it is here and `reader` is known to have the right.
     pub(super) fn find(
         &self,

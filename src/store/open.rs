@@ -64,6 +64,20 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+/// Which file stands behind the path; `None` if none does, or where the system does not tell.
+pub(super) fn file_identity(path: &Path) -> Option<(u64, u64)> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        None
+    }
+}
+
 /// Opens the file; one that is no database or is corrupt is set aside first. `key` for the file if it is new.
 /// The second part tells whether a file was set aside.
 pub(super) async fn open_or_set_aside(
@@ -118,20 +132,28 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
-/// The writer's connection. `journal_mode` stays in the file and is set by [`open`], after a look at whose file
-/// it is.
-pub(super) async fn connect_writer(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
+/// What every writing connection has besides.
+fn writing_options(path: &Path) -> SqliteConnectOptions {
     options(path)
-        .create_if_missing(true)
         .page_size(8192)
         .synchronous(SqliteSynchronous::Full)
         .pragma("fullfsync", "ON")
         .pragma("checkpoint_fullfsync", "ON")
         .pragma("wal_autocheckpoint", "1000")
         .pragma("journal_size_limit", "16777216")
-        .thread_name(|_| "refrain-writer".to_owned())
-        .connect()
-        .await
+}
+
+/// The writer's connection. `journal_mode` stays in the file and is set by [`open`], after a look at whose file
+/// it is.
+pub(super) async fn connect_writer(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
+    writing_options(path).create_if_missing(true).thread_name(|_| "refrain-writer".to_owned()).connect().await
+}
+
+/// A connection beside a running proxy, to a file that exists and has our schema.
+pub(super) async fn connect_beside(path: &Path) -> Result<SqliteConnection, StoreError> {
+    let mut conn = writing_options(path).connect().await.map_err(|error| at_open(path, error))?;
+    check_owner(&mut conn, path).await?;
+    Ok(conn)
 }
 
 async fn connect_readers(path: &Path) -> Result<SqlitePool, sqlx::Error> {

@@ -40,6 +40,7 @@ pub(super) struct Shared {
     pub(super) closing: CancellationToken,
     read_log: LogGate,
     write_log: LogGate,
+    damage_log: LogGate,
 }
 
 impl Shared {
@@ -58,6 +59,7 @@ impl Shared {
             closing: CancellationToken::new(),
             read_log: LogGate::default(),
             write_log: LogGate::default(),
+            damage_log: LogGate::default(),
         }
     }
 
@@ -94,6 +96,21 @@ impl Shared {
                 hushed,
                 "reading the task store took too long; going on as if nothing were stored"
             );
+        }
+    }
+
+    /// Counts and logs something damaged; what is known of it is handed to the writer to be dropped.
+    pub(super) fn damaged(&self, damage: Option<Damage>) {
+        self.count("checksum");
+        if let Some(hushed) = self.damage_log.open() {
+            tracing::warn!(
+                ?damage,
+                hushed,
+                "a stored task is damaged; it is dropped and will be fetched again"
+            );
+        }
+        if let Some(damage) = damage {
+            self.chores.report_damage(damage);
         }
     }
 

@@ -4,6 +4,10 @@
 //! stored, and the connection is opened anew before the next try. While the disk refuses, `keep` fails without
 //! queueing, and one small write a second finds out when the disk takes writes again.
 
+mod log;
+mod recover;
+mod steps;
+
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,9 +19,9 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use super::memory::Fill;
-use super::open::{self, Opened};
+use super::open;
 use super::state::{Health, Shared, TakenChores};
-use super::sweep::{self, TombstoneAges};
+use super::sweep::TombstoneAges;
 use super::tasks::{self, Kept};
 use super::{BUSY_TIMEOUT, Forget, StoreError};
 use crate::task::{Digest, FinishedTask, Service, clock};
@@ -76,6 +80,10 @@ pub(super) struct Writer {
     sweeps: u64,
     sweep_due: bool,
     checkpoint_failed: Option<Instant>,
+    /// The file behind the connections, to notice when it was moved away.
+    file: Option<(u64, u64)>,
+    /// Whether the corrupt file is out of the way and only a fresh one is missing.
+    is_set_aside: bool,
     ages: TombstoneAges,
     /// Released when the writer ends.
     _lock: File,
@@ -90,6 +98,8 @@ impl Writer {
     ) -> Self {
         let now = Instant::now();
         Self {
+            file: open::file_identity(&shared.path),
+            is_set_aside: false,
             shared,
             jobs,
             conn: Some(conn),
@@ -169,7 +179,7 @@ impl Writer {
             match self.commit(&batch, false, false).await {
                 Ok(outcomes) => self.answer(batch, outcomes),
                 Err(error) => {
-                    self.failed(error).await;
+                    self.failed(&error);
                     self.refuse(batch);
                 }
             }
@@ -193,7 +203,7 @@ impl Writer {
         for (job, outcome) in batch.into_iter().zip(outcomes) {
             match (job, outcome) {
                 (Job::Keep { reader, service, tasks, answer, .. }, Outcome::Kept(kept)) => {
-                    for (task, kept) in tasks.iter().zip(&kept) {
+                    for (task, kept) in tasks.iter().zip(&kept).filter(|_| memory.is_on()) {
                         if let Kept::Stored { row, stored_at } = *kept {
                             let fill = Fill {
                                 reader: &reader,
@@ -247,6 +257,9 @@ impl Writer {
         with_touched: bool,
     ) -> Result<Vec<Outcome>, StoreError> {
         self.last_try = Instant::now();
+        if self.is_moved() {
+            self.recover(false).await;
+        }
         let mut conn = self.connection().await?;
         let waiting = self.shared.hidden.waiting();
         let narrow: Vec<Forget> = waiting.iter().filter(|scope| !scope.is_wide()).cloned().collect();
@@ -310,43 +323,6 @@ impl Writer {
         Ok(outcomes)
     }
 
-    /// A tombstone and a first step in one transaction, then step by step, so that the log stays small.
-    async fn forget_wide(&mut self, scope: &Forget) -> Result<u64, StoreError> {
-        let now = clock::unix_now();
-        let (mut removed, mut first, mut more) = (0, true, true);
-        while more {
-            let mut conn = self.connection().await?;
-            let step = async {
-                self.look_around(&mut conn).await?;
-                self.check_log(&mut conn).await?;
-                let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
-                let step = match first {
-                    true => tasks::forget(&mut tx, scope, now).await?,
-                    false => tasks::forget_more(&mut tx, scope, now).await?,
-                };
-                let totals = read_totals(&mut tx).await?;
-                tx.commit().await?;
-                Ok((step, totals))
-            };
-            match step.await {
-                Ok(((count, again), totals)) => {
-                    removed += count;
-                    (first, more) = (false, again);
-                    self.set_totals(totals);
-                    self.shared.memory.clear();
-                    self.bound_log(&mut conn).await;
-                    self.conn = Some(conn);
-                }
-                Err(error) => {
-                    drop_connection(conn).await;
-                    self.failed(error).await;
-                    return Err(StoreError::Unavailable);
-                }
-            }
-        }
-        Ok(removed)
-    }
-
     /// The connection, opened anew after a failure.
     async fn connection(&mut self) -> Result<SqliteConnection, StoreError> {
         match self.conn.take() {
@@ -382,42 +358,7 @@ impl Writer {
         }
     }
 
-    /// Refuses to write while the log is at its bound: a reader elsewhere that never ends keeps SQLite from
-    /// starting the log anew.
-    async fn check_log(&mut self, conn: &mut SqliteConnection) -> Result<(), StoreError> {
-        if self.log_bytes() < self.shared.limits.log_hard {
-            return Ok(());
-        }
-        checkpoint(conn).await?;
-        if self.log_bytes() < self.shared.limits.log_hard {
-            return Ok(());
-        }
-        Err(StoreError::LogFull { path: self.shared.path.clone() })
-    }
-
-    /// SQLite's own checkpoints never wait, so constant readers keep the log growing; past the soft bound this one
-    /// waits for them a moment. New readers then use the file alone and the log starts anew.
-    async fn bound_log(&mut self, conn: &mut SqliteConnection) {
-        if self.log_bytes() < self.shared.limits.log_soft
-            || self.checkpoint_failed.is_some_and(|at| at.elapsed() < PROBE_EVERY)
-        {
-            return;
-        }
-        self.checkpoint_failed = match checkpoint(conn).await {
-            Ok(true) => None,
-            Ok(false) => Some(Instant::now()),
-            Err(error) => {
-                self.shared.write_failed(&error.to_string());
-                Some(Instant::now())
-            }
-        };
-    }
-
-    fn log_bytes(&self) -> u64 {
-        std::fs::metadata(open::with_suffix(&self.shared.path, "-wal")).map_or(0, |log| log.len())
-    }
-
-    async fn failed(&mut self, error: StoreError) {
+    fn failed(&mut self, error: &StoreError) {
         if error.is_corrupt() {
             self.shared.report_corrupt();
         } else {
@@ -430,7 +371,7 @@ impl Writer {
     async fn woken(&mut self) {
         match self.shared.health.get() {
             Health::Good if self.shared.chores.waiting() => self.do_chores().await,
-            Health::Corrupt => self.recover().await,
+            Health::Corrupt => self.recover(true).await,
             _ => {}
         }
     }
@@ -438,13 +379,14 @@ impl Writer {
     async fn do_chores(&mut self) {
         self.last_chores = Instant::now();
         if let Err(error) = self.commit(&[], false, false).await {
-            self.failed(error).await;
+            self.failed(&error);
         }
     }
 
     async fn tick(&mut self) {
         self.shared.totals.set_hour();
         match self.shared.health.get() {
+            Health::Good if self.is_moved() => self.recover(false).await,
             Health::Good => {
                 if self.last_sweep.elapsed() >= SWEEP_EVERY {
                     self.last_sweep = Instant::now();
@@ -462,7 +404,7 @@ impl Writer {
                         }
                     }
                 } else if let Err(error) = self.commit(&[], true, false).await {
-                    self.failed(error).await;
+                    self.failed(&error);
                 }
             }
             Health::WriteFailed | Health::LogFull if self.last_try.elapsed() >= PROBE_EVERY => {
@@ -471,100 +413,11 @@ impl Writer {
                         self.shared.health.set(Health::Good);
                         tracing::info!("the task store takes writes again");
                     }
-                    Err(error) => self.failed(error).await,
+                    Err(error) => self.failed(&error),
                 }
             }
-            Health::Corrupt if self.last_try.elapsed() >= PROBE_EVERY => self.recover().await,
+            Health::Corrupt if self.last_try.elapsed() >= PROBE_EVERY => self.recover(true).await,
             _ => {}
-        }
-    }
-
-    /// One step of the sweep; the next one follows after whatever else waits.
-    async fn sweep(&mut self) {
-        self.sweep_due = false;
-        if self.shared.health.get() != Health::Good {
-            return;
-        }
-        // Last uses first: what was just used must not leave as unused.
-        let written = self.commit(&[], false, true).await;
-        let swept = match written {
-            Ok(_) => self.sweep_step().await,
-            Err(error) => Err(error),
-        };
-        match swept {
-            Ok(more) => self.sweep_due = self.sweep_due && more,
-            Err(error) => self.failed(error).await,
-        }
-    }
-
-    async fn sweep_step(&mut self) -> Result<bool, StoreError> {
-        let mut conn = self.connection().await?;
-        let now = clock::unix_now();
-        let old = self.ages.note(Instant::now(), self.shared.totals.forget_seq.load(Ordering::Relaxed));
-        let prune_readers = self.sweeps.is_multiple_of(60);
-        self.sweeps += 1;
-        let shared = Arc::clone(&self.shared);
-        let swept = async {
-            let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
-            let step = sweep::step(&mut tx, &shared.limits, now).await?;
-            if let Some(seq) = old {
-                sweep::prune_tombstones(&mut tx, seq).await?;
-            }
-            if prune_readers {
-                sweep::prune_readers(&mut tx, now).await?;
-            }
-            let totals = read_totals(&mut tx).await?;
-            tx.commit().await?;
-            Ok((step, totals))
-        };
-        match swept.await {
-            Ok((step, totals)) => {
-                self.bound_log(&mut conn).await;
-                self.conn = Some(conn);
-                for (service, id) in &step.removed {
-                    self.shared.memory.remove(service, id);
-                }
-                self.set_totals(totals);
-                self.sweep_due |= step.more;
-                Ok(true)
-            }
-            Err(error) => {
-                drop_connection(conn).await;
-                Err(StoreError::Sqlx(error))
-            }
-        }
-    }
-
-    /// Closes everything, sets the file aside and goes on with a fresh one under the same digest key, which other
-    /// rooms hold.
-    async fn recover(&mut self) {
-        self.last_try = Instant::now();
-        self.shared.memory.clear();
-        open::close(self.shared.set_readers(None), self.conn.take()).await;
-        self.data_version = None;
-        self.shared.chores.forget_rows();
-        // Something said that the file is corrupt, so it goes even if it opens: what is behind a broken page
-        // would say so again and again.
-        let why = StoreError::Sqlx(sqlx::Error::Protocol("SQLite reported corruption".to_owned()));
-        let path = self.shared.path.clone();
-        let opened = match open::set_aside(&path, &why) {
-            Ok(()) => open::open_or_set_aside(&path, Some(self.shared.key)).await,
-            Err(error) => Err(error),
-        };
-        match opened {
-            Ok((Opened { writer, readers, .. }, _)) => {
-                self.conn = Some(writer);
-                self.shared.set_readers(Some(readers));
-                self.shared.hidden.settle(&self.shared.hidden.waiting());
-                match self.start().await {
-                    Ok(()) => {
-                        self.shared.health.set(Health::Good);
-                        tracing::info!("the task store works again, with a fresh file");
-                    }
-                    Err(error) => self.failed(error).await,
-                }
-            }
-            Err(error) => self.shared.write_failed(&error.chain()),
         }
     }
 }
@@ -585,16 +438,6 @@ impl Job {
 /// Tasks, bytes and the newest forget.
 async fn read_totals(conn: &mut SqliteConnection) -> Result<(i64, i64, i64), sqlx::Error> {
     sqlx::query_as("SELECT tasks, bytes, forget_seq FROM meta").fetch_one(conn).await
-}
-
-/// Empties the log if no reader stands in the way for long; whether it did.
-async fn checkpoint(conn: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
-    sqlx::query("PRAGMA busy_timeout = 100").fetch_optional(&mut *conn).await?;
-    let busy: Result<i64, sqlx::Error> =
-        sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&mut *conn).await;
-    const { assert!(BUSY_TIMEOUT.as_millis() == 2000, "the pragma below says the same") };
-    sqlx::query("PRAGMA busy_timeout = 2000").fetch_optional(&mut *conn).await?;
-    Ok(busy? == 0)
 }
 
 /// Ends a connection in an unknown state, within a bound.
