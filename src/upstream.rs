@@ -9,6 +9,7 @@ mod look_up;
 mod passthrough;
 #[cfg(test)]
 mod tests;
+mod unpack;
 
 use http::{HeaderMap, Uri, header};
 
@@ -51,7 +52,7 @@ fn build(
     tls: rustls::ClientConfig,
     proxy: Option<OutgoingProxy>,
 ) -> Result<(UpstreamClient, Passthrough), SetupError> {
-    let passthrough = Passthrough::new(config, tls.clone(), proxy.as_ref());
+    let passthrough = Passthrough::new(config, &tls, proxy.as_ref());
     let look_ups = UpstreamClient::new(config, tls, proxy)?;
     Ok((look_ups, passthrough))
 }

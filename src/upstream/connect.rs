@@ -149,7 +149,7 @@ enum Way {
 impl Connector {
     pub(super) fn new(
         upstream: &Uri,
-        tls: ClientConfig,
+        tls: &ClientConfig,
         proxy: Option<&OutgoingProxy>,
         limit: Duration,
     ) -> Self {

@@ -122,6 +122,13 @@ async fn answers_are_unpacked_and_counted_unpacked() {
 }
 
 #[tokio::test]
+async fn nothing_is_not_packed() {
+    let upstream = Upstream::new().await;
+    let answer = "HTTP/1.1 429 X\r\ncontent-encoding: gzip\r\ncontent-length: 0\r\n\r\n";
+    assert_eq!(upstream.answered(answer, false).await.unwrap().body, "");
+}
+
+#[tokio::test]
 async fn answers_have_a_largest_size_in_every_framing() {
     let upstream = Upstream::new().await;
     let large = "a".repeat(1001);
@@ -142,6 +149,9 @@ async fn malformed_answers_are_none_and_their_connections_are_left() {
     // Each is answered on a connection of its own, or the next would not be accepted.
     for answer in [
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\ncontent-encoding: gzip\r\n\r\n\
+         2\r\n{}\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}",
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\n{}",
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}}",
         "HTTP/1.1 200 OK\r\ncontent-encoding: br\r\ncontent-length: 2\r\n\r\n{}",
