@@ -9,6 +9,7 @@ mod look_up;
 mod passthrough;
 #[cfg(test)]
 mod tests;
+mod unpack;
 
 use http::{HeaderMap, Uri, header};
 
@@ -43,15 +44,15 @@ pub fn connect(config: &UpstreamConfig) -> Result<(UpstreamClient, Passthrough),
         return Err(SetupError::BaseUrl);
     }
     let proxy = OutgoingProxy::of_system(upstream)?;
-    with_proxy(config, proxy)
+    build(config, connect::tls(connect::trusted())?, proxy)
 }
 
-fn with_proxy(
+fn build(
     config: &UpstreamConfig,
+    tls: rustls::ClientConfig,
     proxy: Option<OutgoingProxy>,
 ) -> Result<(UpstreamClient, Passthrough), SetupError> {
-    let tls = connect::tls()?;
-    let passthrough = Passthrough::new(config, tls.clone(), proxy.as_ref());
+    let passthrough = Passthrough::new(config, &tls, proxy.as_ref());
     let look_ups = UpstreamClient::new(config, tls, proxy)?;
     Ok((look_ups, passthrough))
 }

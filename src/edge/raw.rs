@@ -109,6 +109,12 @@ impl Peer {
         status(&peer.head().await)
     }
 
+    /// The socket, to go on with in another way.
+    pub(crate) fn into_stream(self) -> TcpStream {
+        assert!(self.read.is_empty(), "nothing was read ahead");
+        self.stream
+    }
+
     /// Ends with a reset rather than in good order.
     pub(crate) fn reset(self) {
         self.stream.set_zero_linger().unwrap();

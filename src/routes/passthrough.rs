@@ -38,7 +38,7 @@ pub async fn forward(
     let (mut parts, body) = request.into_parts();
     let is_head = parts.method == Method::HEAD;
     parts.headers = headers::for_upstream(&parts, body.size_hint().exact(), authorization);
-    let (body, watch) = Watch::new(body);
+    let (body, watch) = Watch::over(body);
     match passthrough.send(Request::from_parts(parts, body)).await {
         Ok(response) => relay(response, is_head),
         Err(error) => match watch.failure() {

@@ -16,8 +16,8 @@ use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
-use rustls::ClientConfig;
 use rustls::crypto::ring;
+use rustls::{ClientConfig, RootCertStore};
 use tower::Service;
 
 use super::SetupError;
@@ -42,19 +42,24 @@ pub(super) struct DnsError;
 #[error("{0}")]
 pub(super) struct ConnectError(pub(super) Unreachable);
 
-/// TLS as both clients speak it: the system's trusted certificates, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`.
-/// Without any, https calls fail; http ones do not need them.
-pub(super) fn tls() -> Result<ClientConfig, SetupError> {
+/// The system's trusted certificates, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`. Without any, https calls fail;
+/// http ones do not need them.
+pub(super) fn trusted() -> RootCertStore {
     let found = rustls_native_certs::load_native_certs();
-    let mut roots = rustls::RootCertStore::empty();
+    let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(found.certs);
     if added == 0 {
         tracing::warn!("no trusted certificates found: https calls to the upstream will fail");
     }
+    roots
+}
+
+/// TLS as both clients speak it. Which protocols to offer inside is left to each.
+pub(super) fn tls(trusted: RootCertStore) -> Result<ClientConfig, SetupError> {
     Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|_| SetupError::Tls)?
-        .with_root_certificates(roots)
+        .with_root_certificates(trusted)
         .with_no_client_auth())
 }
 
@@ -144,7 +149,7 @@ enum Way {
 impl Connector {
     pub(super) fn new(
         upstream: &Uri,
-        tls: ClientConfig,
+        tls: &ClientConfig,
         proxy: Option<&OutgoingProxy>,
         limit: Duration,
     ) -> Self {

@@ -99,9 +99,6 @@ impl UpstreamError {
         if error.is_timeout() {
             return Self::Timeout;
         }
-        if error.is_decode() && !is_transport(error) {
-            return Self::BadMessage;
-        }
         after_connect(error)
     }
 
@@ -116,14 +113,9 @@ impl UpstreamError {
 
 fn after_connect(error: &(dyn Error + 'static)) -> UpstreamError {
     let malformed = any(error, &mut |error| {
-        error.downcast_ref::<hyper::Error>().is_some_and(|error| error.is_parse()).then_some(())
+        error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse).then_some(())
     });
     if malformed.is_some() { UpstreamError::BadMessage } else { UpstreamError::Interrupted }
-}
-
-/// Whether hyper itself, rather than a decoder on top of it, failed.
-fn is_transport(error: &(dyn Error + 'static)) -> bool {
-    any(error, &mut |error| error.is::<hyper::Error>().then_some(())).is_some()
 }
 
 /// Why no connection was made, where the chain of causes tells.

@@ -3,13 +3,14 @@
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use reqwest::{Client, Proxy, Response, redirect, retry};
 use rustls::ClientConfig;
 use serde::Serialize;
 
 use super::connect::{KEEPALIVE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES, OutgoingProxy, Resolver};
+use super::unpack::Unpacked;
 use super::{SetupError, UpstreamError, is_framing_sound, origin};
 use crate::config::UpstreamConfig;
 use crate::task::{Service, TaskId, Token};
@@ -82,7 +83,8 @@ impl Setup {
             .retry(retry::never())
             .redirect(redirect::Policy::none())
             .user_agent(concat!("refrain/", env!("CARGO_PKG_VERSION")))
-            .gzip(true)
+            // Unpacked here: reqwest would take `content-length` off before it can be seen beside chunks.
+            .no_gzip()
             .referer(false)
             .tcp_nodelay(true)
             .tcp_keepalive(KEEPALIVE)
@@ -157,28 +159,20 @@ impl UpstreamClient {
 
     async fn read(&self, mut response: Response) -> Result<UpstreamAnswer, UpstreamError> {
         let headers = response.headers();
-        // reqwest takes `gzip` off what it decodes; another coding nobody asked for.
-        let is_coded = headers
-            .get_all(header::CONTENT_ENCODING)
-            .iter()
-            .any(|coding| !coding.is_empty() && coding != "identity");
-        if response.status().is_informational() || !is_framing_sound(headers) || is_coded {
+        if response.status().is_informational() || !is_framing_sound(headers) {
             return Err(UpstreamError::BadMessage);
         }
+        let mut body = Unpacked::new(headers, self.max_response_bytes)?;
         if response.content_length().is_some_and(|length| length > self.max_response_bytes) {
             return Err(UpstreamError::TooLarge);
         }
         let status = response.status();
         let content_type = headers.get(header::CONTENT_TYPE).cloned();
         let retry_after = headers.get(header::RETRY_AFTER).cloned();
-        let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| UpstreamError::of_look_up(&error))? {
-            if (body.len() + chunk.len()) as u64 > self.max_response_bytes {
-                return Err(UpstreamError::TooLarge);
-            }
-            body.extend_from_slice(&chunk);
+            body.push(&chunk).await?;
         }
-        Ok(UpstreamAnswer { status, content_type, retry_after, body: body.freeze() })
+        Ok(UpstreamAnswer { status, content_type, retry_after, body: body.finish()? })
     }
 
     /// A connection with a malformed answer on it is not used again. reqwest cannot drop a single one, so its whole
@@ -191,7 +185,7 @@ impl UpstreamClient {
     }
 }
 
-/// Everything but `host`, `content-length`, `user-agent` and `accept-encoding`, which reqwest adds.
+/// Everything but `host`, `content-length` and `user-agent`, which reqwest adds.
 fn fields(credentials: &Credentials) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in &credentials.forwarded {
@@ -203,6 +197,7 @@ fn fields(credentials: &Credentials) -> HeaderMap {
     let json = HeaderValue::from_static("application/json");
     headers.insert(header::AUTHORIZATION, authorization);
     headers.insert(header::ACCEPT, json.clone());
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
     headers.insert(header::CONTENT_TYPE, json);
     headers
 }

@@ -36,7 +36,7 @@ pub struct Passthrough {
 }
 
 impl Passthrough {
-    pub(super) fn new(config: &UpstreamConfig, tls: ClientConfig, proxy: Option<&OutgoingProxy>) -> Self {
+    pub(super) fn new(config: &UpstreamConfig, tls: &ClientConfig, proxy: Option<&OutgoingProxy>) -> Self {
         let upstream = &config.base_url;
         let connector = Connector::new(upstream, tls, proxy, config.connect_timeout);
         let client = Client::builder(TokioExecutor::new())

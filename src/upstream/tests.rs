@@ -1,1 +1,38 @@
+//! Both clients against an upstream spoken by hand, over TLS, and through outgoing proxies.
 
+mod look_ups;
+mod ways;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::edge::raw::{Peer, field, listen, soon};
+use crate::task::{Service, TaskId, Token};
+
+fn config(address: SocketAddr) -> UpstreamConfig {
+    UpstreamConfig {
+        base_url: format!("http://{address}").parse().unwrap(),
+        connect_timeout: Duration::from_millis(500),
+        request_timeout: Duration::from_secs(5),
+        max_response_bytes: 1000,
+        ..UpstreamConfig::default()
+    }
+}
+
+fn credentials() -> Credentials {
+    Credentials {
+        token: Token::parse("secret-canary").unwrap(),
+        forwarded: vec![("x-record-exempt".parse().unwrap(), "true".parse().unwrap())],
+    }
+}
+
+fn ids(ids: &[&str]) -> Vec<TaskId> {
+    ids.iter().map(|id| TaskId::parse(id).unwrap()).collect()
+}
+
+fn producer() -> Service {
+    Service::parse("producer").unwrap()
+}

@@ -84,7 +84,7 @@ impl Seen {
 
 impl Watch {
     /// The body to send, and what is seen of it.
-    pub(super) fn new(inner: Body) -> (Body, Seen) {
+    pub(super) fn over(inner: Body) -> (Body, Seen) {
         let failure = Arc::new(OnceLock::new());
         (Body::new(Self { inner, failure: failure.clone() }), Seen(failure))
     }

@@ -1,0 +1,183 @@
+//! The ways to the upstream: TLS, HTTP/2, outgoing proxies, for both clients.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use http::{HeaderValue, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::upstream::connect::{OutgoingProxy, tls};
+
+/// For `localhost`, made for these tests alone.
+const CERTIFICATE: &[u8] = include_bytes!("certificate.der");
+const KEY: &[u8] = include_bytes!("key.der");
+
+fn trusting() -> rustls::ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(CERTIFICATE)).unwrap();
+    tls(roots).unwrap()
+}
+
+/// What a request looked like upstream, sent back as the answer.
+async fn mirror(request: Request<Incoming>) -> Result<Response<Full<bytes::Bytes>>, hyper::Error> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await?.to_bytes();
+    let host = parts.headers.get("host").map_or("none", |host| host.to_str().unwrap());
+    let shown = format!("{:?} {} {host} {}", parts.version, parts.uri, String::from_utf8_lossy(&body));
+    Ok(Response::new(Full::from(shown)))
+}
+
+/// Speaks TLS on a connection and answers with [`mirror`].
+async fn serve_tls(stream: TcpStream, protocol: &'static str) {
+    let key = PrivateKeyDer::try_from(KEY).unwrap();
+    let mut config =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![CertificateDer::from(CERTIFICATE)], key)
+            .unwrap();
+    config.alpn_protocols = vec![protocol.into()];
+    let Ok(stream) = TlsAcceptor::from(Arc::new(config)).accept(stream).await else { return };
+    let io = TokioIo::new(stream);
+    let _ = if protocol == "h2" {
+        http2::Builder::new(TokioExecutor::new()).serve_connection(io, service_fn(mirror)).await
+    } else {
+        http1::Builder::new().serve_connection(io, service_fn(mirror)).await
+    };
+}
+
+fn https(address: SocketAddr) -> UpstreamConfig {
+    UpstreamConfig {
+        base_url: format!("https://localhost:{}", address.port()).parse().unwrap(),
+        ..config(address)
+    }
+}
+
+async fn both_answers(clients: &(UpstreamClient, Passthrough)) -> [String; 2] {
+    let looked_up = soon(clients.0.look_up(&producer(), &credentials(), &ids(&["a"]))).await.unwrap();
+    let request = Request::post("//x/%2f?y").body(Body::from("hi")).unwrap();
+    let passed = soon(clients.1.send(request)).await.unwrap().into_body().collect().await.unwrap();
+    [looked_up.body.into(), passed.to_bytes().into()].map(|body: Vec<u8>| String::from_utf8(body).unwrap())
+}
+
+#[tokio::test]
+async fn tls_carries_both_versions_of_http() {
+    for protocol in ["http/1.1", "h2"] {
+        let (listener, address) = listen().await;
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve_tls(stream, protocol));
+            }
+        });
+        let clients = build(&https(address), trusting(), None).unwrap();
+        let authority = format!("localhost:{}", address.port());
+        let [looked_up, passed] = both_answers(&clients).await;
+        if protocol == "h2" {
+            let origin = format!("https://{authority}");
+            assert_eq!(
+                looked_up,
+                format!("HTTP/2.0 {origin}/producer/tasks none {{\"action\":\"retrieve\",\"id\":\"a\"}}")
+            );
+            assert_eq!(passed, format!("HTTP/2.0 {origin}//x/%2f?y none hi"));
+        } else {
+            assert_eq!(passed, format!("HTTP/1.1 //x/%2f?y {authority} hi"));
+        }
+        // A certificate that is not trusted is no connection.
+        let strict = build(&https(address), tls(RootCertStore::empty()).unwrap(), None).unwrap();
+        let error = soon(strict.0.look_up(&producer(), &credentials(), &ids(&["a"]))).await.unwrap_err();
+        assert_eq!(error, UpstreamError::Unreachable(Unreachable::Tls));
+        let request = Request::get("/").body(Body::empty()).unwrap();
+        let error = soon(strict.1.send(request)).await.unwrap_err();
+        assert_eq!(error, UpstreamError::Unreachable(Unreachable::Tls));
+    }
+}
+
+fn through(address: SocketAddr) -> Option<OutgoingProxy> {
+    Some(OutgoingProxy {
+        uri: format!("http://{address}/").parse().unwrap(),
+        authorization: Some(HeaderValue::from_static("Basic eA==")),
+    })
+}
+
+#[tokio::test]
+async fn an_https_upstream_is_reached_through_a_tunnel() {
+    let (proxy, address) = listen().await;
+    let mut upstream = https(address);
+    upstream.base_url = "https://localhost:9443".parse().unwrap();
+    let clients = Arc::new(build(&upstream, trusting(), through(address)).unwrap());
+    let asking = {
+        let clients = clients.clone();
+        tokio::spawn(async move { both_answers(&clients).await })
+    };
+    for _ in 0..2 {
+        let mut peer = Peer::accept(&proxy).await;
+        let head = peer.head().await;
+        assert!(head.starts_with("CONNECT localhost:9443 HTTP/1.1\r\n"), "{head}");
+        assert_eq!(field(&head, "proxy-authorization"), Some("Basic eA=="));
+        assert!(!head.contains("canary"));
+        peer.write("HTTP/1.1 200 OK\r\n\r\n").await;
+        tokio::spawn(serve_tls(peer.into_stream(), "http/1.1"));
+    }
+    let [looked_up, passed] = soon(asking).await.unwrap();
+    assert!(looked_up.starts_with("HTTP/1.1 /producer/tasks localhost:9443 "), "{looked_up}");
+    assert_eq!(passed, "HTTP/1.1 //x/%2f?y localhost:9443 hi");
+
+    // A proxy that refuses the tunnel.
+    let asking = tokio::spawn(async move {
+        let request = Request::get("/").header("connection", "close").body(Body::empty()).unwrap();
+        build(&upstream, trusting(), through(address)).unwrap().1.send(request).await.map(drop)
+    });
+    let mut peer = Peer::accept(&proxy).await;
+    peer.head().await;
+    peer.write("HTTP/1.1 403 Forbidden\r\n\r\n").await;
+    assert_eq!(soon(asking).await.unwrap().unwrap_err(), UpstreamError::Unreachable(Unreachable::Proxy));
+}
+
+#[tokio::test]
+async fn an_http_upstream_is_reached_by_its_whole_url() {
+    let (proxy, address) = listen().await;
+    let mut upstream = config(address);
+    upstream.base_url = "http://upstream.example".parse().unwrap();
+    let clients = Arc::new(build(&upstream, trusting(), through(address)).unwrap());
+    let asking = {
+        let clients = clients.clone();
+        tokio::spawn(async move {
+            let looked_up = clients.0.look_up(&producer(), &credentials(), &ids(&["a"])).await.map(drop);
+            let request = Request::get("//x?y").body(Body::empty()).unwrap();
+            (looked_up, clients.1.send(request).await.map(drop))
+        })
+    };
+    let mut peer = Peer::accept(&proxy).await;
+    let head = peer.head().await;
+    assert!(head.starts_with("POST http://upstream.example/producer/tasks HTTP/1.1\r\n"), "{head}");
+    assert_eq!(field(&head, "proxy-authorization"), Some("Basic eA=="));
+    peer.write("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let mut peer = Peer::accept(&proxy).await;
+    let head = peer.head().await;
+    assert!(head.starts_with("GET http://upstream.example//x?y HTTP/1.1\r\n"), "{head}");
+    assert_eq!(field(&head, "proxy-authorization"), Some("Basic eA=="));
+    assert_eq!(field(&head, "host"), Some("upstream.example"));
+    // It is us whom the proxy asks for credentials, not the client.
+    peer.write("HTTP/1.1 407 X\r\nproxy-authenticate: Basic\r\ncontent-length: 0\r\n\r\n").await;
+    let (looked_up, passed) = soon(asking).await.unwrap();
+    assert_eq!(looked_up, Ok(()));
+    assert_eq!(passed, Err(UpstreamError::Unreachable(Unreachable::Proxy)));
+}
+
+#[test]
+fn an_upstream_is_scheme_and_host() {
+    for url in ["/x", "ftp://x", "x:80"] {
+        let config = UpstreamConfig { base_url: url.parse().unwrap(), ..UpstreamConfig::default() };
+        assert!(matches!(super::super::connect(&config), Err(SetupError::BaseUrl)), "{url}");
+    }
+}
