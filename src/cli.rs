@@ -136,7 +136,9 @@ fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment)
 
 fn start_logging(config: &Config, environment: &Environment) -> Result<(), Failure> {
     let with_colour = io::stderr().is_terminal() && environment.get("NO_COLOR").is_none();
-    Ok(logging::init(&config.log, with_colour)?)
+    logging::init(&config.log, with_colour)?;
+    logging::log_panics();
+    Ok(())
 }
 
 fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {

@@ -17,7 +17,7 @@ use crate::access::{Access, Caller, Gate};
 use crate::config::Config;
 use crate::lane::{Failure, LaneKey, Lanes, LookUp, Outcome, Outside};
 use crate::observe::{IdLabels, Metrics};
-use crate::store::{Epoch, Forget, Store, StoreError, StoredTask};
+use crate::store::{Epoch, Forget, Store, StoreError, StoredTask, TooLarge};
 use crate::task::{FinishedTask, Service, TaskId, clock};
 use crate::upstream::{Credentials, UpstreamAnswer, UpstreamClient, UpstreamError};
 
@@ -226,7 +226,7 @@ impl Retriever {
         let ids = [id];
         let mut known = match self.known(question, &ids).await {
             Ok(known) => known,
-            Err(failure) => return Reply { body: ReplyBody::Failed(failure), report },
+            Err(body) => return Reply { body, report },
         };
         if let Some(task) = known.pop().flatten() {
             report.hits = 1;
@@ -262,7 +262,7 @@ impl Retriever {
         let plan = Plan::new(ids);
         let known = match self.known(question, &plan.distinct).await {
             Ok(known) => known,
-            Err(failure) => return Reply { body: ReplyBody::Failed(failure), report },
+            Err(body) => return Reply { body, report },
         };
         report.hits = plan.count(|index| known[index].is_some());
         report.age = known.iter().flatten().map(age_of).max().unwrap_or(0);
@@ -314,10 +314,10 @@ impl Retriever {
     }
 
     /// What the store has for the caller, once the upstream's word on the token is recent enough.
-    async fn known(&self, question: &Question, ids: &[TaskId]) -> Result<Vec<Option<StoredTask>>, Failure> {
+    async fn known(&self, question: &Question, ids: &[TaskId]) -> Result<Vec<Option<StoredTask>>, ReplyBody> {
         let mut asked = false;
         loop {
-            let known = self.find(question, ids).await;
+            let known = self.find(question, ids).await.map_err(|TooLarge| ReplyBody::TooLarge)?;
             if !known.iter().any(Option::is_some) {
                 return Ok(known);
             }
@@ -347,7 +347,7 @@ impl Retriever {
                     if matches!(self.access.gate(&digest).await, Gate::Ended)
                         && let Some(Some(Outcome::Failed(failure))) = answer.outcomes.into_iter().next()
                     {
-                        return Err(failure);
+                        return Err(ReplyBody::Failed(failure));
                     }
                 }
             }
@@ -355,14 +355,14 @@ impl Retriever {
         }
     }
 
-    async fn find(&self, question: &Question, ids: &[TaskId]) -> Vec<Option<StoredTask>> {
+    async fn find(&self, question: &Question, ids: &[TaskId]) -> Result<Vec<Option<StoredTask>>, TooLarge> {
         let (reader, service) = (&question.caller.reader, &question.service);
         if let [id] = ids
             && let Some(task) = self.store.find_in_memory(reader, service, id)
         {
-            return vec![Some(task)];
+            return Ok(vec![Some(task)]);
         }
-        self.store.find(reader, service, ids).await
+        self.store.find(reader, service, ids, self.max_response_bytes).await
     }
 
     async fn ask(&self, question: &Question, ids: Vec<TaskId>, lone: bool) -> crate::lane::Answer {

@@ -25,6 +25,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -76,6 +77,11 @@ pub struct StoredTask {
     /// When it was stored, in seconds since the Unix epoch.
     pub stored_at: i64,
 }
+
+/// What was asked for is longer than the caller can use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the stored texts are longer together than the caller allows")]
+pub struct TooLarge;
 
 /// A point in the sequence of forgets, to be taken before an upstream call begins: what was forgotten after it is
 /// not stored from that call's answer.
@@ -216,13 +222,25 @@ impl Store {
 
     /// What is stored of `ids` and may be shown to `reader`, in the order of `ids`, which are distinct. Memory
     /// first, the rest in one statement. A failing store is a miss; it takes at most 5 s to find out.
-    pub async fn find(&self, reader: &Digest, service: &Service, ids: &[TaskId]) -> Vec<Option<StoredTask>> {
+    ///
+    /// # Errors
+    /// If the texts are longer than `max_bytes` together; no more than that is read.
+    pub async fn find(
+        &self,
+        reader: &Digest,
+        service: &Service,
+        ids: &[TaskId],
+        max_bytes: u64,
+    ) -> Result<Vec<Option<StoredTask>>, TooLarge> {
         let mut found: Vec<Option<StoredTask>> =
             ids.iter().map(|id| self.find_in_memory(reader, service, id)).collect();
         let (places, missing): (Vec<usize>, Vec<&TaskId>) =
             ids.iter().enumerate().filter(|&(place, _)| found[place].is_none()).unzip();
         let readers = if missing.is_empty() { None } else { self.shared.readers() };
-        let Some(readers) = readers else { return found };
+        let mut bytes: u64 = found.iter().flatten().map(|task| task.text.len() as u64).sum();
+        let Some(readers) = readers else {
+            return if bytes > max_bytes { Err(TooLarge) } else { Ok(found) };
+        };
 
         let shared = &self.shared;
         let hour = shared.totals.hour();
@@ -238,7 +256,11 @@ impl Store {
                 }
                 let (id, place) = (missing[task.index], &mut found[places[task.index]]);
                 if place.is_some() || shared.hidden.covers(service, id) {
-                    return;
+                    return ControlFlow::Continue(());
+                }
+                bytes += task.text.len() as u64;
+                if bytes > max_bytes {
+                    return ControlFlow::Break(());
                 }
                 let fill = Fill {
                     reader,
@@ -251,6 +273,7 @@ impl Store {
                 };
                 shared.memory.fill(generation, fill);
                 *place = Some(StoredTask { text: task.text, stored_at: task.stored_at });
+                ControlFlow::Continue(())
             },
             |damage| shared.damaged(damage),
         );
@@ -261,7 +284,7 @@ impl Store {
             Ok(Err(error)) => shared.read_failed(&error),
             Err(_) => shared.read_timed_out(),
         }
-        found
+        if bytes > max_bytes { Err(TooLarge) } else { Ok(found) }
     }
 
     /// The task if it is in memory and `reader` may see it: no waiting, no allocation. `None` says nothing about

@@ -6,12 +6,12 @@
 use std::fmt::{self, Write as _};
 use std::io;
 
-use tracing::Subscriber;
 use tracing::field::Field;
+use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::Layer;
 use tracing_subscriber::field::MakeExt;
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{ParseError, filter_fn};
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::fmt::{self as log, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
@@ -26,6 +26,22 @@ use crate::config::{LogConfig, LogFormat};
 pub fn init(config: &LogConfig, with_colour: bool) -> anyhow::Result<()> {
     subscriber(config, with_colour, io::stderr)?.try_init()?;
     Ok(())
+}
+
+/// Libraries that carry requests show header fields and more below `info`, tokens among them, whatever the filter asks
+/// for; our own records never do.
+fn may_be_logged(metadata: &Metadata<'_>) -> bool {
+    let target = metadata.target();
+    target == "refrain" || target.starts_with("refrain::") || *metadata.level() <= Level::INFO
+}
+
+/// A panic is one record like any other. Its message may hold anything, a request's bytes too, so only the place is
+/// told.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let location = info.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(location, "a panic was caught; please report it with this place");
+    }));
 }
 
 fn subscriber<W>(
@@ -53,7 +69,7 @@ where
             .with_writer(Quiet { target, is_json: true })
             .boxed(),
     };
-    Ok(tracing_subscriber::registry().with(filter).with(layer))
+    Ok(tracing_subscriber::registry().with(filter).with(layer.with_filter(filter_fn(may_be_logged))))
 }
 
 /// `name=value`, the message alone without its name.

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
+use std::ops::ControlFlow;
+
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
@@ -93,7 +95,7 @@ pub(super) async fn find(
     reader: &Digest,
     service: &Service,
     ids: &[&TaskId],
-    mut found: impl FnMut(Found),
+    mut found: impl FnMut(Found) -> ControlFlow<()>,
     mut damaged: impl FnMut(Option<Damage>),
 ) -> Result<(), sqlx::Error> {
     let mut rows = sqlx::query(FIND)
@@ -103,7 +105,11 @@ pub(super) async fn find(
         .fetch(pool);
     while let Some(row) = rows.try_next().await? {
         match verify(&row, reader, service, ids) {
-            Ok(Ok(verified)) => found(verified),
+            Ok(Ok(verified)) => {
+                if found(verified).is_break() {
+                    break;
+                }
+            }
             Ok(Err(damage)) => damaged(Some(damage)),
             // A value of another type than was written: flipped bits in the row's header.
             Err(_) => damaged(

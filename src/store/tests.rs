@@ -85,7 +85,7 @@ async fn keep(store: &Store, by: [u8; 32], name: &str, text: &str) -> bool {
 }
 
 async fn find(store: &Store, by: [u8; 32], name: &str) -> Option<String> {
-    let mut found = store.find(&reader(by), &service(), &[id(name)]).await;
+    let mut found = store.find(&reader(by), &service(), &[id(name)], u64::MAX).await.unwrap();
     found.pop().unwrap().map(|task| String::from_utf8(task.text.to_vec()).unwrap())
 }
 
@@ -95,6 +95,21 @@ async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl Fn
     while !condition().await {
         assert!(start.elapsed() < Duration::from_secs(10), "{what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A caller that can use only so much reads no more than that.
+#[tokio::test]
+async fn what_is_too_long_together_is_not_read() {
+    for disk in [Disk::new(), Disk::without_memory()] {
+        let store = disk.open().await;
+        let ids: Vec<TaskId> = (0..10).map(|n| id(&n.to_string())).collect();
+        let tasks =
+            ids.iter().map(|id| FinishedTask { id: id.clone(), text: vec![b'x'; 100].into() }).collect();
+        assert!(store.keep(&reader(A), &service(), store.epoch(), tasks).await.iter().all(|kept| *kept));
+        assert_eq!(store.find(&reader(A), &service(), &ids, 999).await, Err(TooLarge));
+        assert!(store.find(&reader(A), &service(), &ids, 1000).await.unwrap().iter().all(Option::is_some));
+        store.close().await;
     }
 }
 
@@ -155,12 +170,15 @@ async fn nobody_reads_what_was_not_given_to_them() {
         assert!(keep(&store, A, "u", "of b").await, "what was shown stays shown");
         assert_eq!(find(&store, A, "u").await.as_deref(), Some("of a"));
         let other = Service::parse("other").unwrap();
-        assert_eq!(store.find(&reader(A), &other, &[id("u")]).await, [None]);
+        assert_eq!(store.find(&reader(A), &other, &[id("u")], u64::MAX).await.unwrap(), [None]);
         store.close().await;
         let store = disk.open().await;
         assert_eq!(find(&store, A, "u").await.as_deref(), Some("of a"));
         assert_eq!(find(&store, B, "u").await.as_deref(), Some("of b"));
-        assert_eq!(store.find(&reader([3; 32]), &service(), &[id("t"), id("u")]).await, [None, None]);
+        assert_eq!(
+            store.find(&reader([3; 32]), &service(), &[id("t"), id("u")], u64::MAX).await.unwrap(),
+            [None, None]
+        );
     }
 }
 
@@ -173,7 +191,7 @@ async fn ten_thousand_ids_keep_their_order() {
     let kept = store.keep(&reader(A), &service(), store.epoch(), tasks).await;
     assert!(kept.len() == 5000 && kept.iter().all(|kept| *kept));
     let ids: Vec<_> = (0..10_000).rev().map(|n| id(&format!("id-{n}"))).collect();
-    let found = store.find(&reader(A), &service(), &ids).await;
+    let found = store.find(&reader(A), &service(), &ids, u64::MAX).await.unwrap();
     for (id, found) in ids.iter().zip(found) {
         let n: u32 = id.as_str()[3..].parse().unwrap();
         assert_eq!(
