@@ -25,6 +25,8 @@ pub(super) struct State {
     /// Calls that are put together already: halves, single ids left out of a folded call, calls to be repeated.
     prepared: VecDeque<Call>,
     prepared_went_last: bool,
+    /// How long one round over all that is wanted took, when the last call was taken.
+    cycle_at_take: Duration,
     /// Calls under way.
     pub(super) calls: usize,
     /// Whether a driver runs.
@@ -70,6 +72,9 @@ struct Snapshot {
     /// The task's age when the snapshot was taken, where the upstream says so; else since it was first seen.
     task_age: Duration,
     first_seen: Instant,
+    /// Two cycles as of when it was taken: many finishes at once shorten the lane's estimate, but not the time that has
+    /// passed since.
+    two_cycles: Duration,
 }
 
 /// The upstream does not know the id.
@@ -208,6 +213,7 @@ impl State {
     /// already take turns with new ones, so that neither starves the other.
     pub(super) fn take(&mut self, now: Instant, limits: &LaneLimits) -> Option<Call> {
         self.prepared.retain_mut(|call| keep_wanted(&mut self.entries, now, call));
+        self.cycle_at_take = self.cycle(limits);
         let prepared = self.prepared.iter().position(|call| call.not_before <= now);
         let call = if self.prepared_went_last || prepared.is_none() { self.fold(now, limits) } else { None };
         self.prepared_went_last = call.is_none();
@@ -286,7 +292,9 @@ impl State {
                 let first_seen = entry.pending.as_ref().map_or(now, |snapshot| snapshot.first_seen);
                 let task_age = task_age.unwrap_or_else(|| now.saturating_duration_since(first_seen));
                 entry.absence = None;
-                let snapshot = Snapshot { text: text.clone(), taken_at: now, task_age, first_seen };
+                let two_cycles = 2 * self.cycle_at_take;
+                let snapshot =
+                    Snapshot { text: text.clone(), taken_at: now, task_age, first_seen, two_cycles };
                 entry.pending = limits.remembers.then_some(snapshot);
                 entry.answer_patient_ones(&Outcome::Pending { text, age: Duration::ZERO, remembered: false });
             }
@@ -458,11 +466,13 @@ impl State {
     /// Drops what nobody will be shown any more; with `all`, everything that is only remembered. Gives the bytes of
     /// pending answers still held.
     pub(super) fn sweep(&mut self, now: Instant, limits: &LaneLimits, all: bool) -> usize {
-        let longest_age = if all { Duration::ZERO } else { self.max_stale(limits) };
+        let longest_age = self.max_stale(limits);
         self.entries.retain(|_, entry| {
             if entry.waiters.is_empty() {
                 let outlived = |at: Instant, age: Duration| now.saturating_duration_since(at) >= age;
-                entry.pending.take_if(|snapshot| outlived(snapshot.taken_at, longest_age));
+                entry.pending.take_if(|snapshot| {
+                    all || outlived(snapshot.taken_at, longest_age.max(snapshot.two_cycles))
+                });
                 entry
                     .absence
                     .take_if(|absence| all || outlived(absence.taken_at, absence.shown_for + MAX_ABSENCE));
@@ -544,7 +554,7 @@ impl Entry {
     fn last_seen(&self, now: Instant, longest_age: Duration) -> Option<Outcome> {
         if let Some(snapshot) = &self.pending {
             let age = now.saturating_duration_since(snapshot.taken_at);
-            return (age <= longest_age).then(|| Outcome::Pending {
+            return (age <= longest_age.max(snapshot.two_cycles)).then(|| Outcome::Pending {
                 text: snapshot.text.clone(),
                 age,
                 remembered: true,
