@@ -9,8 +9,9 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderValue, Method, Request};
 
-use super::{ApiError, ClientPort};
+use super::ClientPort;
 use crate::access::Caller;
+use crate::api_error::ApiError;
 use crate::observe::{Metrics, RequestLabels};
 use crate::retrieve::{Report, Source};
 use crate::task::Digest;
