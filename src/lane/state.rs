@@ -294,6 +294,22 @@ impl State {
         })
     }
 
+    /// A folded call left the id out and it is asked for alone, for its single look-ups. Batches have their answer.
+    pub(super) fn leave_out(&mut self, now: Instant, id: &TaskId) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        entry.pending = None;
+        let shown_for = entry.absence.as_ref().map_or(Duration::ZERO, |absence| absence.shown_for);
+        entry.absence = Some(Absence { answer: None, taken_at: now, shown_for });
+        entry.waiters.retain(|waiter| {
+            let is_answered = !waiter.lone && !waiter.holds_out;
+            if is_answered {
+                let outcome = Outcome::Unknown { answer: None, age: Duration::ZERO, remembered: false };
+                waiter.ticket.fill(waiter.slot, outcome);
+            }
+            !is_answered
+        });
+    }
+
     /// Spreads the news of an id. Whoever holds out goes on waiting unless it is a finish or a failure. Gives the bytes
     /// of the remembered answer before and after.
     pub(super) fn settle(
@@ -330,9 +346,9 @@ impl State {
             News::Unknown(answer) => {
                 entry.pending = None;
                 let before = entry.absence.take();
-                let shown_for = before
-                    .as_ref()
-                    .map_or(limits.pending_max_age, |absence| (absence.shown_for * 2).min(MAX_ABSENCE));
+                let shown_for = before.as_ref().map_or(limits.pending_max_age, |absence| {
+                    (absence.shown_for * 2).max(limits.pending_max_age).min(MAX_ABSENCE)
+                });
                 // Left out again: the word it got when asked alone still holds.
                 let answer = answer.or_else(|| before.and_then(|absence| absence.answer));
                 entry.look_at = Some(now + shown_for.max(LOOK_INTERVAL.0));
@@ -605,7 +621,12 @@ impl Entry {
             return Some(Outcome::Pending { text: snapshot.text.clone(), age, remembered: true });
         }
         let absence = self.absence.as_ref()?;
-        let age = fresh(absence.taken_at, absence.shown_for)?;
+        // While the id waits for its own call, which single look-ups are owed, batches need not wait along.
+        let awaits_its_own = self.stage == Stage::Taken
+            && absence.answer.is_none()
+            && self.waiters.iter().any(|waiter| waiter.lone);
+        let shown_for = if awaits_its_own { MAX_ABSENCE } else { absence.shown_for };
+        let age = fresh(absence.taken_at, shown_for)?;
         if manner.lone && absence.answer.is_none() {
             return None;
         }
