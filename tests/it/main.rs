@@ -2,5 +2,11 @@
 //!
 //! A file a behaviour; [`support`] holds what a client does.
 
+mod access;
+mod bytes;
 mod look_ups;
+mod passthrough;
+mod program;
+mod secrets;
 mod support;
+mod upstream_faults;
