@@ -228,7 +228,7 @@ async fn hop_by_hop_fields_stay_on_their_hop_and_via_and_host_are_set() {
         ("x-hop-2", "1"),
         ("keep-alive", "timeout=5"),
         ("proxy-connection", "keep-alive"),
-        ("te", "trailers"),
+        ("te", "gzip;q=0.5"),
         ("upgrade", "websocket"),
         ("x-kept", "1"),
         ("via", "1.0 near"),
@@ -264,6 +264,7 @@ async fn no_spelling_of_the_target_chooses_another_upstream() {
     let app = TestApp::spawn().await;
     let elsewhere = simulator().await;
     let other = elsewhere.address();
+    app.upstream.script(Rule::any().body("text/plain", "here"));
     let lines = [
         format!("POST http://{other}/producer/audios"),
         format!("POST https://{other}/producer/audios"),
