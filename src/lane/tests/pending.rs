@@ -259,3 +259,32 @@ async fn entries_do_not_outlive_their_use() {
     pass(300.0).await;
     assert_eq!(lab.lanes.counts(), (0, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn ids_over_all_lanes_have_a_bound() {
+    let lab = Lab::new();
+    lab.sweep();
+    lab.hold();
+    let ids = names("a", 20_000);
+    let callers: Vec<_> =
+        (0..12).map(|token| lab.begin_as(&asker(&format!("t{token}")), lenient(batch(&ids)))).collect();
+    pass(0.1).await;
+    // There is room for half of the thirteenth's ids.
+    let answer = lab.ask_as(&asker("u"), batch(&ids)).await;
+    let full = answer
+        .outcomes
+        .iter()
+        .flatten()
+        .filter(|outcome| matches!(failure(outcome), Failure::QueueFull { .. }));
+    assert_eq!(full.count(), 10_000);
+    let outcome = only(lab.ask_as(&asker("v"), single("a")).await);
+    assert!(matches!(failure(&outcome), Failure::QueueFull { .. }), "{outcome:?}");
+    // Whoever leaves makes room.
+    for caller in callers {
+        caller.abort();
+    }
+    pass(10.0).await;
+    lab.finished("a");
+    lab.release();
+    assert!(is_finished(&only(lab.ask_as(&asker("v"), single("a")).await)));
+}
