@@ -9,7 +9,9 @@ use refrain::config::Services;
 use refrain::simulator::Rule;
 use serde_json::json;
 
-use crate::support::{DOCUMENTED, DOCUMENTED_ID, TestApp, assert_error, envelope, finished, request};
+use crate::support::{
+    DOCUMENTED, DOCUMENTED_ID, TestApp, assert_error, envelope, eventually, finished, request,
+};
 
 #[tokio::test]
 async fn the_documentations_task_is_the_same_bytes_on_every_road() {
@@ -758,4 +760,22 @@ async fn a_single_id_that_a_folded_call_left_out_is_asked_for_again_alone() {
     assert!(calls.iter().any(|call| call.ids().len() > 1), "nothing was folded");
     let alone = |id: &str| calls.iter().filter(|call| call.ids() == [id]).count();
     assert_eq!((alone(&one), alone("unknown"), alone(&two)), (1, 1, 0));
+}
+
+#[tokio::test]
+async fn a_look_up_in_hand_is_answered_while_the_proxy_drains() {
+    let app = TestApp::spawn().await;
+    let id = app.upstream.create_finished("producer", "t");
+    let (rule, hold) = Rule::look_ups().hold();
+    app.upstream.script(rule);
+    let (reply, ()) = tokio::join!(app.retrieve("t", &id), async {
+        hold.wait_for_held(1).await;
+        assert_eq!(app.admin("/readyz").await.status, StatusCode::OK);
+        app.begin_shutdown();
+        let draining = async || app.admin("/readyz").await.status == StatusCode::SERVICE_UNAVAILABLE;
+        eventually("it says that it drains", draining).await;
+        hold.release();
+    });
+    assert_eq!((reply.status, reply.body), (StatusCode::OK, app.upstream.task_text(&id).expect("known")));
+    app.stop().await;
 }

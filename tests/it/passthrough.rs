@@ -21,6 +21,9 @@ async fn forwarded(app: &TestApp, bytes: &[u8]) -> (RawAnswer, RecordedCall) {
     (answer, app.upstream.calls().pop().expect("a call"))
 }
 
+/// Method and target, headers, body.
+type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'a [u8]);
+
 #[tokio::test]
 async fn whatever_is_not_exactly_a_look_up_is_forwarded_and_answered_byte_for_byte() {
     let app = TestApp::spawn().await;
@@ -64,8 +67,7 @@ async fn whatever_is_not_exactly_a_look_up_is_forwarded_and_answered_byte_for_by
         br#"{"action":"retrieve","id":"\ud800"}"#,
         b"",
     ];
-    let mut cases: Vec<(&str, Vec<(&str, &str)>, &[u8])> =
-        bodies.into_iter().map(|body| (tasks, usual.to_vec(), body)).collect();
+    let mut cases: Vec<Case<'_>> = bodies.into_iter().map(|body| (tasks, usual.to_vec(), body)).collect();
     for line in [
         "PUT /producer/tasks",
         "PATCH /producer/tasks",
