@@ -698,7 +698,7 @@ async fn many_clients_of_one_token_and_one_cold_id_make_one_call() {
 async fn a_client_that_hangs_up_does_not_fail_those_who_joined_its_call() {
     let app = TestApp::spawn().await;
     let id = app.upstream.create_finished("producer", "t");
-    let (rule, hold) = Rule::look_ups().hold();
+    let (rule, hold) = Rule::look_ups().containing(&id).hold();
     app.upstream.script(rule);
     {
         let mut leader = crate::support::Wire::connect(app.address).await;
@@ -707,13 +707,26 @@ async fn a_client_that_hangs_up_does_not_fail_those_who_joined_its_call() {
         leader.write(request("POST /producer/tasks", &headers, body)).await;
         hold.wait_for_held(1).await;
     }
-    let joining = join_all((0..49).map(|_| app.retrieve("t", &id)));
+    // Each asks for an id of its own as well: once that was asked for upstream, it has joined for the other.
+    let own = |number: usize| format!("own-{number}");
+    let joining = join_all((0..49).map(|number| {
+        let ids = [id.clone(), own(number)];
+        let app = &app;
+        async move { app.batch("t", &ids).await }
+    }));
     let (replies, ()) = tokio::join!(joining, async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let asked = |upstream: &refrain::simulator::Simulator| -> HashSet<String> {
+            upstream.look_up_calls().iter().flat_map(refrain::simulator::RecordedCall::ids).collect()
+        };
+        app.upstream.wait_until("all have come", |upstream| asked(upstream).len() == 50).await;
         hold.release();
     });
-    assert!(replies.iter().all(|reply| reply.status == StatusCode::OK));
-    assert_eq!(app.calls(), 1);
+    let expected = envelope(&[String::from_utf8_lossy(&app.upstream.task_text(&id).expect("known"))]);
+    for reply in replies {
+        assert_eq!((reply.status, &reply.body[..]), (StatusCode::OK, expected.as_bytes()));
+    }
+    let for_it = app.upstream.look_up_calls().iter().filter(|call| call.ids().contains(&id)).count();
+    assert_eq!(for_it, 1, "the call outlived the client that caused it");
 }
 
 #[tokio::test]
