@@ -2,5 +2,9 @@
 //!
 //! A file a behaviour; [`support`] holds what a client does.
 
+mod crash;
 mod look_ups;
+mod mix_ups;
+mod operations;
+mod storage;
 mod support;
