@@ -9,6 +9,7 @@
 //! `edge` accepts connections and knows no routes; only `app` knows everyone.
 
 pub mod access;
+pub mod api_error;
 pub mod app;
 pub mod cli;
 pub mod config;

@@ -14,7 +14,6 @@
 pub mod admin;
 mod authorization;
 mod cors;
-mod error;
 pub mod passthrough;
 mod request_log;
 pub mod soundness;
@@ -29,14 +28,13 @@ use axum::response::{IntoResponse, Response};
 use axum::{Router, middleware};
 use http::{HeaderName, HeaderValue, Request};
 
-pub use error::ApiError;
-
 use self::request_log::{Outcome, RequestLog};
 use crate::access::{Access, Caller};
+use crate::api_error::ApiError;
 use crate::config::{Config, Services};
 use crate::observe::Metrics;
 use crate::retrieve::Retriever;
-use crate::upstream::Passthrough;
+use crate::upstream::{Passthrough, UpstreamError};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -109,5 +107,18 @@ fn request_id(request: &Request<Body>) -> HeaderValue {
             id.clone()
         }
         _ => HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("hex digits and dashes"),
+    }
+}
+
+/// An upstream that gave no sound answer: 502, or 504 where it is a matter of time.
+impl From<UpstreamError> for ApiError {
+    fn from(error: UpstreamError) -> Self {
+        let mut message = format!("{error}.");
+        message[..1].make_ascii_uppercase();
+        if error.is_timeout() {
+            Self::timeout(error.proxy_status(), message)
+        } else {
+            Self::bad_gateway(error.proxy_status(), message)
+        }
     }
 }

@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use http::StatusCode;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
+
+use crate::api_error::ApiError;
 
 /// Why a request's body could not be read. Its text is safe to show: no library's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +37,18 @@ impl ClientBodyError {
             cause = error.source();
         }
         Self::Broken
+    }
+}
+
+/// A client that did not send the body it announced; what follows on its connection cannot be told from it.
+impl From<ClientBodyError> for ApiError {
+    fn from(error: ClientBodyError) -> Self {
+        match error {
+            ClientBodyError::Idle => {
+                Self::refused(StatusCode::REQUEST_TIMEOUT, "The request's body stopped coming.").close()
+            }
+            ClientBodyError::Broken => Self::bad_request("The request's body is broken.").close(),
+        }
     }
 }
 

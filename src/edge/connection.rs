@@ -24,7 +24,7 @@ use tower::{Service, ServiceExt};
 use super::EdgeLimits;
 use super::body::{HeldBody, RequestBody};
 use super::io::ClientIo;
-use crate::routes::ApiError;
+use crate::api_error::ApiError;
 
 /// How long a closed connection is still read from, so that an answer given before the whole request was read
 /// reaches its client: the kernel answers unread bytes with a reset, which would overtake it (RFC 9112 9.6).

@@ -11,7 +11,7 @@ use tower::service_fn;
 
 use super::raw::{Peer, field, listen, soon, status, until};
 use super::*;
-use crate::routes::ApiError;
+use crate::api_error::ApiError;
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 

@@ -21,7 +21,8 @@ use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{ApiError, authorization};
+use super::authorization;
+use crate::api_error::ApiError;
 use crate::store::Store;
 use crate::task::Token;
 

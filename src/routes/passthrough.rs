@@ -19,7 +19,7 @@ use hyper::body::Incoming;
 pub use body::with_prefix;
 use body::{Framed, Unsized, Watch};
 
-use super::ApiError;
+use crate::api_error::ApiError;
 use crate::task::Token;
 use crate::upstream::Passthrough;
 

@@ -9,8 +9,9 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderValue, Method, Request};
 
-use super::{ApiError, ClientPort};
+use super::ClientPort;
 use crate::access::Caller;
+use crate::api_error::ApiError;
 use crate::observe::{Metrics, RequestLabels};
 use crate::retrieve::{Report, Source};
 use crate::task::Digest;
@@ -103,6 +104,7 @@ impl RequestLog {
         let answered_here = self.report.misses == 0
             && matches!(outcome, "hit" | "pending")
             && status.is_some_and(|status| status < 400);
+        let ids = |count: usize| (self.report.asked > 0).then_some(count);
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
@@ -113,10 +115,10 @@ impl RequestLog {
                     status,
                     outcome,
                     error,
-                    asked = self.report.asked,
-                    hits = self.report.hits,
-                    pending = self.report.pending,
-                    fetched = self.report.misses,
+                    asked = ids(self.report.asked),
+                    hits = ids(self.report.hits),
+                    pending = ids(self.report.pending),
+                    fetched = ids(self.report.misses),
                     took_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
                     request_id = ?self.request_id,
                     token = self.token.map(|token| token.to_string()),

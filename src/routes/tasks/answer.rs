@@ -10,11 +10,11 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use http_body::{Frame, SizeHint};
 
+use crate::api_error::ApiError;
 use crate::lane::Failure;
 use crate::retrieve::plan::Envelope;
 use crate::retrieve::{Reply, ReplyBody, Report, Source, whole_seconds};
-use crate::routes::ApiError;
-use crate::upstream::{UpstreamAnswer, UpstreamError};
+use crate::upstream::UpstreamAnswer;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
@@ -121,8 +121,8 @@ fn relay(answer: UpstreamAnswer) -> Response {
 fn fail(failure: Failure) -> Response {
     match failure {
         Failure::Upstream(answer) => return relay(answer),
-        Failure::Transport(error) => transport(&error),
-        Failure::Down { error, retry_after } => transport(&error).retry_after(whole_seconds(retry_after)),
+        Failure::Transport(error) => ApiError::from(error),
+        Failure::Down { error, retry_after } => ApiError::from(error).retry_after(whole_seconds(retry_after)),
         Failure::Redirected => ApiError::bad_gateway(
             "http_protocol_error",
             "The upstream answered a look-up with a redirect, which is not followed.",
@@ -143,13 +143,6 @@ fn fail(failure: Failure) -> Response {
         Failure::Internal => ApiError::internal(),
     }
     .into_response()
-}
-
-fn transport(error: &UpstreamError) -> ApiError {
-    if error.is_timeout() {
-        return ApiError::timeout(error.proxy_status(), "The upstream did not answer in time.");
-    }
-    ApiError::bad_gateway(error.proxy_status(), error.to_string())
 }
 
 /// An envelope as a body of known length, put together piece by piece as the client takes it.

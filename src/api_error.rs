@@ -1,13 +1,12 @@
 //! The proxy's own errors: one type, one status and code each, in the upstream's error shape, so that clients map
 //! them as they map the upstream's. No library's error text, path or cause ever stands in one.
+//!
+//! Used by `edge` and `routes`; knows no room.
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
-
-use crate::edge::ClientBodyError;
-use crate::upstream::UpstreamError;
 
 /// An answer that refrain itself refuses or fails with.
 ///
@@ -110,31 +109,6 @@ impl ApiError {
     /// Its stable code.
     pub fn code(&self) -> &'static str {
         self.code
-    }
-}
-
-/// An upstream that gave no sound answer: 502, or 504 where it is a matter of time.
-impl From<UpstreamError> for ApiError {
-    fn from(error: UpstreamError) -> Self {
-        let mut message = format!("{error}.");
-        message[..1].make_ascii_uppercase();
-        if error.is_timeout() {
-            Self::timeout(error.proxy_status(), message)
-        } else {
-            Self::bad_gateway(error.proxy_status(), message)
-        }
-    }
-}
-
-/// A client that did not send the body it announced; what follows on its connection cannot be told from it.
-impl From<ClientBodyError> for ApiError {
-    fn from(error: ClientBodyError) -> Self {
-        match error {
-            ClientBodyError::Idle => {
-                Self::refused(StatusCode::REQUEST_TIMEOUT, "The request's body stopped coming.").close()
-            }
-            ClientBodyError::Broken => Self::bad_request("The request's body is broken.").close(),
-        }
     }
 }
 
