@@ -112,7 +112,7 @@ where
     // A failure here means that the client has left, which the first read finds out.
     let _ = stream.set_nodelay(true);
     let state = Arc::new(State::default());
-    let io = ClientIo::new(stream, state.blocked.clone());
+    let io = ClientIo::new(stream, state.blocked.clone(), shared.limits.write_idle);
     let requests = Requests { service, shared: shared.clone(), state: state.clone() };
     let mut connection = shared.http.serve_connection(io, requests);
     let ended = {
@@ -134,8 +134,13 @@ where
             }
         }
     };
-    let stream = connection.into_parts().io.into_stream();
+    let (stream, given_up) = connection.into_parts().io.into_stream();
     match ended {
+        // A reset: what the kernel still holds is freed, and a cut answer that ends with its connection shows as one.
+        Err(_) if given_up => {
+            tracing::debug!("a client took nothing of its answer for too long");
+            let _ = stream.set_zero_linger();
+        }
         Err(error) if error.is_user() => {
             // An answer broke off. Chunks or a length show that to the client; where neither was sent, only a reset
             // tells a cut from an end.
