@@ -71,16 +71,16 @@ async def attack(proxy, name, *options):
 
 
 async def others(proxy, keys, over):
-    """Hits of an ordinary client all the while; the slowest."""
-    client, slowest = proxy.client(), 0
+    """Hits of an ordinary client all the while; their times in order."""
+    client, times = proxy.client(), []
     while not over.is_set():
         token, task_id, *_ = keys[int(time.monotonic() * 10) % len(keys)]
         reply = await client.retrieve(token, task_id)
         check((reply.status, reply.cache) == (200, "HIT"), reply.status, reply.cache)
-        slowest = max(slowest, reply.seconds)
+        times.append(reply.seconds)
         await asyncio.sleep(0.05)
     client.close()
-    return slowest
+    return sorted(times)
 
 
 def resident(pid):
@@ -92,8 +92,7 @@ async def part(folder):
     async with Upstream() as upstream, Proxy(folder, upstream) as proxy:
         keys = []
         await load(proxy, "slow", 4, keys, lambda: len(keys) >= 200, tokens=1)
-        own = [task_id for token, task_id, *_ in keys] * 40
-        own = [task_id for task_id in own][:8000]
+        own = [task_id for _, task_id, _ in keys] * 40
         token = keys[0][0]
         before, over = resident(proxy.pid), asyncio.Event()
         bystander = asyncio.create_task(others(proxy, keys, over))
@@ -110,16 +109,17 @@ async def part(folder):
             attack(proxy, "readers", "-X", "-k", "3", "-n", "10", "-w", "1", "-y", "2", "-z", "1"),
         )
         over.set()
-        slowest, after = await bystander, resident(proxy.pid)
+        times, after = await bystander, resident(proxy.pid)
+        most = times[len(times) * 99 // 100]
         print(f"closed: nothing sent {nothing:.0f} s, half a head {half_head:.0f} s, a head dripped {dripped_head:.0f} s, "
               f"half a body {half_body:.0f} s, a reader that reads nothing {max(stuck):.0f} s")
-        print(f"others: slowest hit {slowest * 1000:.0f} ms; resident {before:.0f} -> {after:.0f} MiB")
+        print(f"others: {len(times)} hits, 99 of 100 within {most * 1000:.0f} ms, the slowest {times[-1] * 1000:.0f} ms; resident {before:.0f} -> {after:.0f} MiB")
         for what, seconds in (("nothing", nothing), ("half", half_head), ("dripped", dripped_head)):
             check(70 < seconds < 85, "a head's limit is 75 s;", what, seconds)
         check(28 < half_body < 40, "a body's limit is 30 s:", half_body)
-        check(slowest < 1, "others waited", slowest)
+        check(most < 1 and times[-1] < 10, "others waited", most, times[-1])
         check(after < before + 100, "memory", before, after)
-        check(max(stuck) < 100, "a client that does not read keeps its connection for", max(stuck), "s and more")
+        check(70 < max(stuck) < 90, "a reader's limit is 75 s:", stuck)
         check(await proxy.stop() == 0, "a clean end")
 
 

@@ -2,6 +2,8 @@
 //!
 //! A file a behaviour; [`support`] holds what a client does.
 
+#![expect(unreachable_pub, reason = "a test binary has no other crate to reach")]
+
 mod crash;
 mod look_ups;
 mod mix_ups;

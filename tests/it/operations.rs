@@ -76,7 +76,7 @@ async fn sigterm_cuts_nothing_that_is_under_way() {
         assert_eq!(stream.await.unwrap().expect("a whole stream"), whole);
     }
     assert_eq!(program.wait().code(), Some(0));
-    println!("ended {:?} after the signal", start.elapsed());
+    eprintln!("ended {:?} after the signal", start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     // It left the store clean, and what was answered while draining is in it.
     assert!(!folder.path().join("refrain.db-wal").exists());
@@ -197,7 +197,7 @@ async fn a_process_stopped_for_seconds_makes_no_burst_and_no_negative_age() {
     tokio::join!(polls, go_on);
     // Two seconds at two a second, one saved up, one at the edge.
     let calls = upstream.look_up_calls();
-    println!("{} calls in the two seconds after the stop", calls.len());
+    eprintln!("{} calls in the two seconds after the stop", calls.len());
     assert!(calls.len() <= 6, "{}", calls.len());
     assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");
 }

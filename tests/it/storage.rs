@@ -125,7 +125,7 @@ async fn a_byte_flipped_anywhere_in_the_file_never_becomes_a_wrong_answer() {
         }
         (upstream, folder) = app.stop().await;
     }
-    println!("{hits} hits, {misses} misses");
+    eprintln!("{hits} hits, {misses} misses");
     assert!(hits > misses, "a flipped bit costs a task or a file, not all of them: {hits}, {misses}");
 }
 
@@ -194,11 +194,11 @@ async fn a_file_of_a_later_version_or_another_program_is_refused_untouched() {
 }
 
 fn refused_and_untouched(folder: &Path, why: &str) {
-    let before = fs::read(folder.join("refrain.db")).unwrap();
+    let before = fs::read(folder.join("refrain.db")).expect("readable");
     let line = one_line(&refused_start(folder, "sqlite://refrain.db"));
     assert!(line.contains(why) && line.contains("refrain.db"), "{line}");
     assert!(set_aside(folder).is_empty());
-    assert_eq!(fs::read(folder.join("refrain.db")).unwrap(), before);
+    assert_eq!(fs::read(folder.join("refrain.db")).expect("readable"), before);
     assert!(fs::metadata(folder.join("refrain.db-wal")).map_or(0, |log| log.len()) == 0);
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::app::Reply;
+use super::Reply;
 
 /// A client of a proxy that may be killed under its hands: every call gives a result.
 #[derive(Clone)]

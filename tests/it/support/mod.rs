@@ -6,7 +6,7 @@ mod load;
 mod program;
 mod wire;
 
-pub use app::{Reply, TestApp, config, simulator};
+pub use app::{Reply, TestApp, simulator};
 pub use file::StoreFile;
 pub use load::{Client, client, in_parallel, task_text};
 pub use program::Program;
