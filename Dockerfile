@@ -5,8 +5,8 @@ WORKDIR /build
 # Dependencies in a layer of their own: compiled against an empty program, so that a change of a source file leaves
 # them alone. rust-toolchain.toml stays out, the image is the toolchain.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src tests/it \
-    && touch src/lib.rs tests/it/main.rs \
+RUN mkdir -p src tests/it benches \
+    && touch src/lib.rs tests/it/main.rs benches/poll_storm.rs \
     && echo 'fn main() {}' > src/main.rs \
     && echo 'fn main() {}' > build.rs \
     && cargo build --release --locked \
@@ -18,10 +18,8 @@ COPY src ./src
 RUN cargo build --release --locked
 
 FROM debian:bookworm-slim
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates \
-    && rm -rf /var/lib/apt/lists/* \
-    && groupadd --gid 10001 refrain \
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+RUN groupadd --gid 10001 refrain \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin refrain \
     && install --directory --owner=refrain --group=refrain /data
 COPY --from=build /build/target/release/refrain /usr/local/bin/refrain

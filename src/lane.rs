@@ -51,6 +51,9 @@ const MAX_CALLS: usize = 16;
 /// Most look-up calls under way over all lanes.
 const MAX_CALLS_OF_ALL: usize = 512;
 
+/// Most ids wanted or remembered over all lanes.
+const MAX_IDS_OF_ALL: usize = 250_000;
+
 /// Bytes of pending answers remembered, over all lanes.
 const MAX_REMEMBERED_BYTES: usize = 64 << 20;
 
@@ -199,6 +202,8 @@ pub struct Answer {
 struct LaneLimits {
     max_batch: usize,
     max_wanted: usize,
+    /// How many more ids there is room for over all lanes.
+    room: usize,
     pending_max_age: Duration,
     pending_max_stale: Duration,
     /// The lane's share of its token's calls a second.
@@ -224,7 +229,9 @@ struct Shared<O> {
     settings: Settings,
     /// Bytes of pending answers, as of the last sweep and what came since.
     remembered_bytes: AtomicUsize,
-    /// Callers that hold out (`prefer: wait`).
+    /// Ids wanted or remembered, as of the last sweep and what came since.
+    ids: AtomicUsize,
+    /// Callers that hold out (`prefer: wait`), over all lanes.
     holding_out: AtomicUsize,
     /// Waiters get their last pending answer at once.
     draining: CancellationToken,
@@ -254,6 +261,8 @@ struct Lane<O> {
     state: Mutex<State>,
     /// Tells the driver that something changed.
     wake: Notify,
+    /// Callers that hold out here.
+    holding_out: AtomicUsize,
     used_at: Mutex<Instant>,
 }
 
@@ -283,6 +292,7 @@ impl<O: Outside> Lanes<O> {
                 queue_timeout: tasks.queue_timeout,
             },
             remembered_bytes: AtomicUsize::new(0),
+            ids: AtomicUsize::new(0),
             holding_out: AtomicUsize::new(0),
             draining,
             ending,
@@ -296,8 +306,10 @@ impl<O: Outside> Lanes<O> {
     /// Looks ids up: joins what is wanted or under way, waits for the rest. Dropping the future withdraws the question;
     /// calls under way go on.
     pub async fn look_up(&self, key: LaneKey, credentials: &Credentials, look_up: LookUp) -> Answer {
-        let lane = self.shared.lane(key, credentials);
-        lane.look_up(look_up).await
+        match self.shared.lane(key, credentials) {
+            Some(lane) => lane.look_up(look_up).await,
+            None => Answer::full(look_up.ids.len()),
+        }
     }
 
     /// A request of this token passed through: it spends from the token's bucket and does not wait.
@@ -316,7 +328,8 @@ impl<O: Outside> Lanes<O> {
     /// Forgets every remembered answer of every lane.
     pub fn forget_all(&self) {
         for lane in self.shared.lanes() {
-            lane.lock().sweep(Instant::now(), &lane.limits(), true);
+            lane.lock().forget_all();
+            lane.wake.notify_one();
         }
     }
 
@@ -341,16 +354,29 @@ impl<O: Outside> Lanes<O> {
     }
 }
 
+impl Answer {
+    /// There is no room for another lane.
+    fn full(ids: usize) -> Self {
+        let cycle = Duration::from_secs(1);
+        let outcome = Outcome::Failed(Failure::QueueFull { retry_after: cycle });
+        Self { outcomes: vec![Some(outcome); ids], joined: 0, started: 0, outdated: 0, cycle }
+    }
+}
+
 impl<O: Outside> Shared<O> {
-    fn lane(self: &Arc<Self>, key: LaneKey, credentials: &Credentials) -> Arc<Lane<O>> {
+    /// The lane of a key; `None` where all there may be are busy.
+    fn lane(self: &Arc<Self>, key: LaneKey, credentials: &Credentials) -> Option<Arc<Lane<O>>> {
         let now = Instant::now();
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lane) = lanes.get(&key) {
             lane.touch(now);
-            return Arc::clone(lane);
+            return Some(Arc::clone(lane));
         }
         if lanes.len() >= MAX_LANES {
             make_room(&mut lanes);
+            if lanes.len() >= MAX_LANES {
+                return None;
+            }
         }
         let lane = Arc::new(Lane {
             turn: self.turns.of(&key.token, now),
@@ -359,10 +385,11 @@ impl<O: Outside> Shared<O> {
             shared: Arc::clone(self),
             state: Mutex::default(),
             wake: Notify::new(),
+            holding_out: AtomicUsize::new(0),
             used_at: Mutex::new(now),
         });
         lanes.insert(key, Arc::clone(&lane));
-        lane
+        Some(lane)
     }
 
     fn lanes(&self) -> Vec<Arc<Lane<O>>> {
@@ -376,7 +403,13 @@ impl<O: Outside> Shared<O> {
 
     fn sweep(&self, now: Instant) {
         let mut lanes = self.lanes();
-        let mut bytes: usize = lanes.iter().map(|lane| lane.lock().sweep(now, &lane.limits(), false)).sum();
+        let (mut bytes, mut ids) = (0, 0);
+        for lane in &lanes {
+            let mut state = lane.lock();
+            bytes += state.sweep(now, &lane.limits(), false);
+            ids += state.len();
+        }
+        self.ids.store(ids, Ordering::Relaxed);
         if bytes > MAX_REMEMBERED_BYTES {
             lanes.sort_by_cached_key(|lane| lane.used_at());
             for lane in &lanes {
@@ -399,20 +432,27 @@ impl<O: Outside> Shared<O> {
         self.turns.sweep(now);
     }
 
-    /// A finish is known: whoever holds out for the task elsewhere learns it, from its text where the token is the same,
-    /// else by a look of its own.
-    fn announce(&self, from: &LaneKey, id: &TaskId, text: &Bytes) {
-        if self.holding_out.load(Ordering::Relaxed) == 0 {
+    /// Finishes are known: whoever holds out for one of the tasks elsewhere learns it, from its text where the token is
+    /// the same, else by a look of its own. Each comes with whether it is on disk.
+    fn announce(&self, from: &LaneKey, finished: &[(TaskId, Bytes, bool)]) {
+        if finished.is_empty() || self.holding_out.load(Ordering::Relaxed) == 0 {
             return;
         }
-        for lane in self.lanes_of(&from.service) {
-            if lane.key == *from {
-                continue;
+        let concerned: Vec<Arc<Lane<O>>> = {
+            let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_concerned = |lane: &&Arc<Lane<O>>| {
+                lane.key.service == from.service
+                    && lane.key != *from
+                    && lane.holding_out.load(Ordering::Relaxed) > 0
+            };
+            lanes.values().filter(is_concerned).cloned().collect()
+        };
+        for lane in concerned {
+            for (id, text, stored) in finished {
+                let text = (lane.key.token == from.token).then_some(text);
+                lane.lock().finished_elsewhere(id, text, *stored);
             }
-            let text = (lane.key.token == from.token).then_some(text);
-            if lane.lock().finished_elsewhere(Instant::now(), id, text) {
-                lane.wake.notify_one();
-            }
+            lane.wake.notify_one();
         }
     }
 }
@@ -449,6 +489,7 @@ impl<O> Lane<O> {
         LaneLimits {
             max_batch: settings.max_batch,
             max_wanted: settings.max_wanted,
+            room: MAX_IDS_OF_ALL.saturating_sub(self.shared.ids.load(Ordering::Relaxed)),
             pending_max_age: settings.pending_max_age,
             pending_max_stale: settings.pending_max_stale,
             rate: self.turn.share(Instant::now()),
@@ -471,6 +512,7 @@ impl<O> Drop for Question<'_, O> {
     fn drop(&mut self) {
         if self.holds_out {
             self.lane.shared.holding_out.fetch_sub(1, Ordering::Relaxed);
+            self.lane.holding_out.fetch_sub(1, Ordering::Relaxed);
         }
         if self.ticket.progress() != Progress::Done {
             let limits = self.lane.limits();
@@ -488,17 +530,22 @@ impl<O: Outside> Lane<O> {
         let holds_out = wait.is_some();
         if holds_out {
             self.shared.holding_out.fetch_add(1, Ordering::Relaxed);
+            self.holding_out.fetch_add(1, Ordering::Relaxed);
         }
         let mut question = Question { lane: self, ids, ticket, holds_out, answered: false };
         let limits = self.limits();
         let arrival = {
             let manner = Manner { lone, holds_out, max_age };
             let mut state = self.lock();
+            let before = state.len();
             let arrival = state.arrive(start, &limits, &question.ids, &question.ticket, manner);
-            self.ensure_driver(&mut state);
+            self.shared.ids.fetch_add(state.len().saturating_sub(before), Ordering::Relaxed);
+            if question.ticket.progress() != Progress::Done {
+                self.ensure_driver(&mut state);
+                self.wake.notify_one();
+            }
             arrival
         };
-        self.wake.notify_one();
         self.wait_for(&question, start, wait, lenient).await;
         question.answered = true;
         let Arrival { joined, started, outdated } = arrival;
@@ -548,12 +595,15 @@ impl<O: Outside> Lane<O> {
                 () = self.shared.draining.cancelled(), if remembered => {
                     remembered = false;
                     holding_out = false;
+                    let (now, limits) = (Instant::now(), self.limits());
                     let mut state = self.lock();
                     state.answer_with_last_seen(now, ids, ticket);
-                    state.stop_holding_out(now, &self.limits(), ids, ticket);
+                    state.stop_holding_out(now, &limits, ids, ticket);
                     self.wake.notify_one();
                 }
                 () = self.shared.ending.cancelled() => {
+                    let limits = self.limits();
+                    self.lock().leave(Instant::now(), &limits, ids, ticket, false);
                     for slot in ticket.open_slots() {
                         ticket.fill(slot, Outcome::Failed(Failure::Draining));
                     }

@@ -11,6 +11,9 @@ const MIN_SHARE: f64 = 1.0 / 16.0;
 /// The share of the configured rate that comes back each second after a 429: from half to all in 30 s.
 const RECOVERY_PER_SECOND: f64 = 1.0 / 60.0;
 
+/// The smallest rate, in calls a second: waits computed from it stay far below what a clock can hold.
+const MIN_RATE: f64 = 1e-6;
+
 /// Room for rounding, in calls.
 const EPSILON: f64 = 1e-6;
 
@@ -37,7 +40,7 @@ impl Bucket {
     /// A bucket with one call in it.
     pub fn new(requests_per_second: f64, burst: u32, now: Instant) -> Self {
         Self {
-            full_rate: requests_per_second,
+            full_rate: requests_per_second.max(MIN_RATE),
             burst: f64::from(burst.max(1)),
             level: 1.0,
             updated: now,

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::answer::{self, Found, Reading};
-use super::reach::Permit;
+use super::reach::{Permit, ProbeGuard};
 use super::state::{Call, News, Next, State};
 use super::{Failure, Lane, MAX_CALLS, Outside};
 use crate::observe::UpstreamCallLabels;
@@ -47,6 +47,7 @@ impl<O: Outside> Drop for DriverGuard<O> {
         self.lane.turn.set_busy(false);
         if std::thread::panicking() {
             tracing::error!("a lane's driver panicked; its callers get an error");
+            self.lane.shared.metrics.panics.inc();
             let mut state = self.lane.lock();
             state.fail_waiting(&Failure::Internal);
             state.driven = false;
@@ -56,21 +57,31 @@ impl<O: Outside> Drop for DriverGuard<O> {
 
 async fn drive<O: Outside>(guard: DriverGuard<O>) {
     let lane = &guard.lane;
+    if lane.shared.ending.run_until_cancelled(take_turns(lane)).await.is_none() {
+        let mut state = lane.lock();
+        state.fail_waiting(&Failure::Draining);
+        state.driven = false;
+    }
+}
+
+/// Takes the token's turns until nothing is wanted and no call is under way that may come back to be repeated.
+async fn take_turns<O: Outside>(lane: &Arc<Lane<O>>) {
     loop {
         let now = Instant::now();
         if let Some((error, retry_after)) = lane.shared.reach.is_down(now) {
             lane.lock().fail_waiting(&Failure::Down { error, retry_after });
         }
-        let (next, full) = {
+        let (next, calls) = {
             let mut state = lane.lock();
             let next = state.next(now);
             // Under the same lock as the look, so that no caller comes in between and finds a driver that ends.
-            state.driven = next != Next::Nothing;
-            (next, state.calls >= MAX_CALLS)
+            state.driven = next != Next::Nothing || state.calls > 0;
+            (next, state.calls)
         };
         match next {
-            Next::Nothing => return,
-            Next::Take if full => lane.wake.notified().await,
+            Next::Nothing if calls == 0 => return,
+            Next::Nothing => lane.wake.notified().await,
+            Next::Take if calls >= MAX_CALLS => lane.wake.notified().await,
             Next::Take => take_a_turn(lane).await,
             Next::At(at) => {
                 tokio::select! {
@@ -96,10 +107,10 @@ async fn take_a_turn<O: Outside>(lane: &Arc<Lane<O>>) {
     let limits = lane.limits();
     let Some(call) = lane.lock().take(now, &limits) else { return };
     allowed.spend(now);
-    let guard = CallGuard::new(lane, call);
+    let guard = CallGuard::new(lane, call, probe);
     let task = async move {
         guard.run().await;
-        drop((probe, place));
+        drop(place);
     };
     lane.shared.tasks.spawn(task.in_current_span());
 }
@@ -110,6 +121,7 @@ struct CallGuard<O: Outside> {
     call: Call,
     /// Ids that nothing was said of yet.
     open: Vec<TaskId>,
+    probe: ProbeGuard,
 }
 
 impl<O: Outside> Drop for CallGuard<O> {
@@ -117,8 +129,9 @@ impl<O: Outside> Drop for CallGuard<O> {
         if !self.open.is_empty() {
             if std::thread::panicking() {
                 tracing::error!("an upstream call panicked; its callers get an error");
+                self.lane.shared.metrics.panics.inc();
             }
-            let open = std::mem::take(&mut self.open);
+            let open = self.say_all();
             self.fail(open, &Failure::Internal);
         }
         self.lane.lock().calls -= 1;
@@ -127,17 +140,21 @@ impl<O: Outside> Drop for CallGuard<O> {
 }
 
 impl<O: Outside> CallGuard<O> {
-    fn new(lane: &Arc<Lane<O>>, call: Call) -> Self {
+    fn new(lane: &Arc<Lane<O>>, call: Call, probe: ProbeGuard) -> Self {
         lane.lock().calls += 1;
-        Self { lane: Arc::clone(lane), open: call.ids.clone(), call }
+        Self { lane: Arc::clone(lane), open: call.ids.clone(), call, probe }
     }
 
     async fn run(mut self) {
         let shared = &self.lane.shared;
         let began = Instant::now();
         let epoch = shared.outside.epoch();
-        let result =
-            shared.outside.look_up(&self.lane.key.service, &self.lane.credentials, &self.call.ids).await;
+        let look_up = shared.outside.look_up(&self.lane.key.service, &self.lane.credentials, &self.call.ids);
+        // Nobody is there for the answer after `ending`, and a look-up given up costs nothing.
+        let Some(result) = shared.ending.run_until_cancelled(look_up).await else {
+            let ids = self.say_all();
+            return self.fail(ids, &Failure::Draining);
+        };
         let now = Instant::now();
         let status = match &result {
             Ok(answer) => answer.status.as_str().to_owned(),
@@ -154,7 +171,7 @@ impl<O: Outside> CallGuard<O> {
                 self.use_answer(began, epoch, answer).await;
             }
             Err(error) => {
-                shared.reach.failed(now, began, &error);
+                shared.reach.failed(now, began, &self.probe, &error);
                 self.use_error(error);
             }
         }
@@ -204,9 +221,9 @@ impl<O: Outside> CallGuard<O> {
         if error == UpstreamError::TooLarge && self.call.ids.len() > 1 {
             return self.halve();
         }
-        // An upstream that cannot be reached is probed by later calls; one that was silent for the whole
-        // `request_timeout` has used up its callers' patience.
-        let again = error.was_reached() && !error.is_timeout() && error != UpstreamError::TooLarge;
+        // An upstream that cannot be reached is probed by later calls. A time-out is worth another try only where
+        // `request_timeout` is shorter than its callers' patience.
+        let again = error.was_reached() && error != UpstreamError::TooLarge;
         let failure = Failure::Transport(error);
         if again {
             self.retry_or_fail(Duration::ZERO, &failure);
@@ -235,8 +252,9 @@ impl<O: Outside> CallGuard<O> {
             self.say(&id);
             let news = match found {
                 Found::Finished(text) => {
-                    announced.push((id.clone(), text.clone()));
-                    News::Finished { text, stored: stored.next().unwrap_or(false) }
+                    let stored = stored.next().unwrap_or(false);
+                    announced.push((id.clone(), text.clone(), stored));
+                    News::Finished { text, stored }
                 }
                 Found::Pending(text, task_age) => News::Pending { text, task_age },
                 Found::Disputed(text) => News::Disputed(text),
@@ -259,9 +277,7 @@ impl<O: Outside> CallGuard<O> {
                 self.settle_one(&id, News::Unknown(None));
             }
         }
-        for (id, text) in announced {
-            self.lane.shared.announce(&self.lane.key, &id, &text);
-        }
+        self.lane.shared.announce(&self.lane.key, &announced);
     }
 
     /// A refused folded call goes again in halves, until the culprit stands alone.

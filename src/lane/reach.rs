@@ -41,10 +41,16 @@ pub(super) enum Permit {
     Down(UpstreamError, Duration),
 }
 
-/// Frees the probe's place if the call ends without a word, by a panic or a cancel.
+/// Frees the probe's place if the call ends without a word, by a panic or a cancel. Empty for a call that is no probe.
 #[derive(Debug)]
 pub(super) struct ProbeGuard {
     reach: Option<Arc<Reach>>,
+}
+
+impl ProbeGuard {
+    pub(super) fn is_probe(&self) -> bool {
+        self.reach.is_some()
+    }
 }
 
 impl Reach {
@@ -79,27 +85,22 @@ impl Reach {
     }
 
     /// A call that began at `began` ended without an answer. An upstream that could not be connected to is down; one
-    /// that was silent is down only if it was silent to everybody since that call began.
-    pub(super) fn failed(&self, now: Instant, began: Instant, error: &UpstreamError) {
+    /// that was silent is down only if it was silent to everybody since that call began. While it is down, only the
+    /// probe's own end says anything new.
+    pub(super) fn failed(&self, now: Instant, began: Instant, probe: &ProbeGuard, error: &UpstreamError) {
         let mut state = self.lock();
         let silent = error.is_timeout() && state.heard_at.is_none_or(|at| at < began);
-        if error.was_reached() && !silent {
-            if let Some(down) = &mut state.down {
-                down.probing = false;
+        let interval = match &state.down {
+            Some(_) if !probe.is_probe() => return,
+            // A probe that got through and broke off: the next one need not wait longer.
+            Some(down) if error.was_reached() && !silent => down.interval,
+            Some(down) => (down.interval * 2).min(MAX_PROBE_INTERVAL),
+            None if error.was_reached() && !silent => return,
+            None => {
+                tracing::warn!(%error, "the upstream cannot be reached; stored tasks are served meanwhile");
+                Duration::from_secs(1)
             }
-            return;
-        }
-        if state.down.is_none() {
-            tracing::warn!(%error, "the upstream cannot be reached; stored tasks are served meanwhile");
-        }
-        let interval = state
-            .down
-            .as_ref()
-            .map_or(
-                Duration::from_secs(1),
-                |down| if down.probing { down.interval * 2 } else { down.interval },
-            )
-            .min(MAX_PROBE_INTERVAL);
+        };
         state.down = Some(Down { error: *error, next_probe: now + interval, interval, probing: false });
     }
 

@@ -22,6 +22,7 @@ const LOOK_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::f
 #[derive(Debug, Default)]
 pub(super) struct State {
     entries: HashMap<TaskId, Entry>,
+    wanted: Wanted,
     /// Calls that are put together already: halves, single ids left out of a folded call, calls to be repeated.
     prepared: VecDeque<Call>,
     prepared_went_last: bool,
@@ -31,11 +32,27 @@ pub(super) struct State {
     pub(super) driven: bool,
 }
 
+/// How many ids are wanted, put together or under way: every change of an entry's stage goes through here.
+#[derive(Debug, Default)]
+struct Wanted(usize);
+
+impl Wanted {
+    fn set(&mut self, entry: &mut Entry, stage: Stage) {
+        self.0 += usize::from(stage != Stage::Idle);
+        self.0 -= usize::from(entry.stage != Stage::Idle);
+        entry.stage = stage;
+    }
+}
+
 /// What is known of an id, and who wants it.
 #[derive(Debug, Default)]
 struct Entry {
     stage: Stage,
     waiters: Vec<Waiter>,
+    /// When somebody who holds out has the id looked at again; `None`: at once.
+    look_at: Option<Instant>,
+    /// The finish was found by another token during a call for this id, whose answer may be older.
+    look_again: bool,
     /// The id stays wanted without a caller until then: one was answered without fresh news of it.
     lingers_until: Option<Instant>,
     pending: Option<Snapshot>,
@@ -67,8 +84,6 @@ struct Waiter {
 struct Snapshot {
     text: Bytes,
     taken_at: Instant,
-    /// The task's age when the snapshot was taken, where the upstream says so; else since it was first seen.
-    task_age: Duration,
     first_seen: Instant,
 }
 
@@ -152,10 +167,18 @@ impl State {
     ) -> Arrival {
         let mut arrival = Arrival::default();
         let retry_after = self.cycle(limits);
+        let bound = limits.max_wanted.min(self.entries.len() + limits.room);
+        let mut made_room = false;
         for (slot, id) in ids.iter().enumerate() {
-            if self.entries.len() >= limits.max_wanted && !self.entries.contains_key(id) {
-                ticket.fill(slot, Outcome::Failed(Failure::QueueFull { retry_after }));
-                continue;
+            if self.entries.len() >= bound && !self.entries.contains_key(id) {
+                if !made_room {
+                    made_room = true;
+                    self.make_room();
+                }
+                if self.entries.len() >= bound {
+                    ticket.fill(slot, Outcome::Failed(Failure::QueueFull { retry_after }));
+                    continue;
+                }
             }
             let entry = self.entries.entry(id.clone()).or_default();
             if let Some(outcome) = entry.remembered(now, limits, manner) {
@@ -165,8 +188,9 @@ impl State {
             if entry.stage == Stage::Idle {
                 arrival.started += 1;
                 arrival.outdated += usize::from(entry.pending.is_some() || entry.absence.is_some());
-                if !manner.holds_out {
-                    entry.stage = Stage::Wanted { since: now };
+                // Whoever holds out looks again later at what was seen this moment.
+                if !(manner.holds_out && entry.fresh(now, limits, manner).is_some()) {
+                    self.wanted.set(entry, Stage::Wanted { since: now });
                 }
             } else {
                 arrival.joined += 1;
@@ -180,13 +204,13 @@ impl State {
 
     /// What is due, as of now.
     pub(super) fn next(&mut self, now: Instant) -> Next {
-        self.prepared.retain_mut(|call| keep_wanted(&mut self.entries, now, call));
+        self.prepared.retain_mut(|call| keep_wanted(&mut self.entries, &mut self.wanted, now, call));
         let mut next: Option<Instant> = self.prepared.iter().map(|call| call.not_before).min();
         for entry in self.entries.values_mut() {
             let due = match entry.stage {
                 Stage::Wanted { .. } if entry.is_wanted(now) => Some(now),
                 Stage::Wanted { .. } => {
-                    entry.stage = Stage::Idle;
+                    self.wanted.set(entry, Stage::Idle);
                     None
                 }
                 Stage::Idle => entry.next_look(now),
@@ -207,7 +231,7 @@ impl State {
     /// The next call: at most `max_batch` ids, never seen first, then the oldest snapshot. Calls that are put together
     /// already take turns with new ones, so that neither starves the other.
     pub(super) fn take(&mut self, now: Instant, limits: &LaneLimits) -> Option<Call> {
-        self.prepared.retain_mut(|call| keep_wanted(&mut self.entries, now, call));
+        self.prepared.retain_mut(|call| keep_wanted(&mut self.entries, &mut self.wanted, now, call));
         let prepared = self.prepared.iter().position(|call| call.not_before <= now);
         let call = if self.prepared_went_last || prepared.is_none() { self.fold(now, limits) } else { None };
         self.prepared_went_last = call.is_none();
@@ -218,7 +242,7 @@ impl State {
         let mut due: Vec<(bool, Instant, &TaskId)> = Vec::new();
         for (id, entry) in &mut self.entries {
             if entry.stage == Stage::Idle && entry.next_look(now).is_some_and(|at| at <= now) {
-                entry.stage = Stage::Wanted { since: now };
+                self.wanted.set(entry, Stage::Wanted { since: now });
             }
             if let Stage::Wanted { since } = entry.stage
                 && entry.is_wanted(now)
@@ -243,7 +267,7 @@ impl State {
         };
         for id in &ids {
             if let Some(entry) = self.entries.get_mut(id) {
-                entry.stage = Stage::Taken;
+                self.wanted.set(entry, Stage::Taken);
                 entry.lingers_until = None;
             }
         }
@@ -275,8 +299,10 @@ impl State {
     ) -> (usize, usize) {
         let Some(entry) = self.entries.get_mut(id) else { return (0, 0) };
         let before = entry.remembered_bytes();
-        entry.stage = Stage::Idle;
+        self.wanted.set(entry, Stage::Idle);
         entry.lingers_until = None;
+        entry.look_at = Some(now + LOOK_INTERVAL.0);
+        let look_again = std::mem::take(&mut entry.look_again);
         match news {
             News::Finished { text, stored } => {
                 (entry.pending, entry.absence) = (None, None);
@@ -286,7 +312,8 @@ impl State {
                 let first_seen = entry.pending.as_ref().map_or(now, |snapshot| snapshot.first_seen);
                 let task_age = task_age.unwrap_or_else(|| now.saturating_duration_since(first_seen));
                 entry.absence = None;
-                let snapshot = Snapshot { text: text.clone(), taken_at: now, task_age, first_seen };
+                entry.look_at = Some(now + (task_age / 10).clamp(LOOK_INTERVAL.0, LOOK_INTERVAL.1));
+                let snapshot = Snapshot { text: text.clone(), taken_at: now, first_seen };
                 entry.pending = limits.remembers.then_some(snapshot);
                 entry.answer_patient_ones(&Outcome::Pending { text, age: Duration::ZERO, remembered: false });
             }
@@ -301,6 +328,7 @@ impl State {
                     .map_or(limits.pending_max_age, |absence| (absence.shown_for * 2).min(MAX_ABSENCE));
                 // Left out again: the word it got when asked alone still holds.
                 let answer = answer.or_else(|| before.and_then(|absence| absence.answer));
+                entry.look_at = Some(now + shown_for.max(LOOK_INTERVAL.0));
                 entry.absence = Some(Absence { answer: answer.clone(), taken_at: now, shown_for });
                 entry.answer_patient_ones(&Outcome::Unknown {
                     answer,
@@ -319,6 +347,9 @@ impl State {
             }
             News::Failed(failure) => entry.answer_all(&Outcome::Failed(failure)),
         }
+        if look_again {
+            entry.look_at = None;
+        }
         let after = entry.remembered_bytes();
         self.forget_if_blank(id);
         (before, after)
@@ -329,14 +360,14 @@ impl State {
         for call in std::mem::take(&mut self.prepared) {
             for id in call.ids {
                 if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.stage = Stage::Idle;
+                    self.wanted.set(entry, Stage::Idle);
                     entry.answer_all(&Outcome::Failed(failure.clone()));
                 }
             }
         }
         for entry in self.entries.values_mut() {
             if entry.stage != Stage::Taken {
-                entry.stage = Stage::Idle;
+                self.wanted.set(entry, Stage::Idle);
                 entry.lingers_until = None;
                 entry.answer_all(&Outcome::Failed(failure.clone()));
             }
@@ -360,16 +391,16 @@ impl State {
                 continue;
             }
             let outcome = entry
-                .last_seen(now, longest_age)
+                .last_seen(now, longest_age, ticket)
                 .unwrap_or(Outcome::Failed(Failure::QueueTimeout { retry_after }));
             entry.leave(ticket);
-            entry.linger(now, limits);
+            entry.linger(&mut self.wanted, now, limits);
             ticket.fill(slot, outcome);
         }
     }
 
-    /// A caller holds out no longer: ids of which something young enough is remembered are answered with it, the
-    /// others are wanted like any.
+    /// A caller holds out no longer: ids of which something is remembered that is not older than the looks of one who
+    /// holds out are answered with it, the others are wanted like any.
     pub(super) fn stop_holding_out(
         &mut self,
         now: Instant,
@@ -377,10 +408,10 @@ impl State {
         ids: &[TaskId],
         ticket: &Arc<Ticket>,
     ) {
-        let longest_age = self.max_stale(limits);
+        let longest_age = self.max_stale(limits).max(LOOK_INTERVAL.1 + self.cycle(limits));
         for slot in ticket.open_slots() {
             let Some(entry) = self.entries.get_mut(&ids[slot]) else { continue };
-            if let Some(outcome) = entry.last_seen(now, longest_age) {
+            if let Some(outcome) = entry.last_seen(now, longest_age, ticket) {
                 entry.leave(ticket);
                 ticket.fill(slot, outcome);
                 continue;
@@ -391,7 +422,7 @@ impl State {
                 },
             );
             if entry.stage == Stage::Idle {
-                entry.stage = Stage::Wanted { since: now };
+                self.wanted.set(entry, Stage::Wanted { since: now });
             }
         }
     }
@@ -400,7 +431,7 @@ impl State {
     pub(super) fn answer_with_last_seen(&mut self, now: Instant, ids: &[TaskId], ticket: &Arc<Ticket>) {
         for slot in ticket.open_slots() {
             let Some(entry) = self.entries.get_mut(&ids[slot]) else { continue };
-            if let Some(outcome) = entry.last_seen(now, Duration::MAX) {
+            if let Some(outcome) = entry.last_seen(now, Duration::MAX, ticket) {
                 entry.leave(ticket);
                 ticket.fill(slot, outcome);
             }
@@ -421,9 +452,9 @@ impl State {
             let Some(entry) = self.entries.get_mut(&ids[slot]) else { continue };
             entry.leave(ticket);
             if answered {
-                entry.linger(now, limits);
+                entry.linger(&mut self.wanted, now, limits);
             } else if matches!(entry.stage, Stage::Wanted { .. }) && !entry.is_wanted(now) {
-                entry.stage = Stage::Idle;
+                self.wanted.set(entry, Stage::Idle);
             }
             self.forget_if_blank(&ids[slot]);
         }
@@ -431,28 +462,48 @@ impl State {
 
     /// A task's finish was found elsewhere. With its text the waiters are answered; without, whoever holds out for it
     /// has it looked at now.
-    pub(super) fn finished_elsewhere(&mut self, now: Instant, id: &TaskId, text: Option<&Bytes>) -> bool {
-        let Some(entry) = self.entries.get_mut(id) else { return false };
-        match text {
-            Some(text) => {
-                entry.answer_all(&Outcome::Finished { text: text.clone(), stored: true });
-                self.forget_if_blank(id);
-                false
-            }
-            None if entry.stage == Stage::Idle && entry.waiters.iter().any(|waiter| waiter.holds_out) => {
-                entry.stage = Stage::Wanted { since: now };
-                true
-            }
-            None => false,
+    pub(super) fn finished_elsewhere(&mut self, id: &TaskId, text: Option<&Bytes>, stored: bool) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        let Some(text) = text else {
+            entry.look_at = None;
+            entry.look_again = entry.stage == Stage::Taken;
+            return;
+        };
+        entry.answer_all(&Outcome::Finished { text: text.clone(), stored });
+        (entry.pending, entry.absence, entry.lingers_until) = (None, None, None);
+        if entry.stage != Stage::Taken {
+            self.wanted.set(entry, Stage::Idle);
         }
+        self.forget_if_blank(id);
     }
 
     /// Forgets what is remembered of an id.
     pub(super) fn forget(&mut self, id: &TaskId) {
         if let Some(entry) = self.entries.get_mut(id) {
-            (entry.pending, entry.absence) = (None, None);
+            (entry.pending, entry.absence, entry.look_at) = (None, None, None);
             self.forget_if_blank(id);
         }
+    }
+
+    /// Forgets everything that is remembered.
+    pub(super) fn forget_all(&mut self) {
+        self.entries.retain(|_, entry| {
+            (entry.pending, entry.absence, entry.look_at) = (None, None, None);
+            !entry.is_blank()
+        });
+    }
+
+    /// Drops the longer unseen half of what is only remembered.
+    fn make_room(&mut self) {
+        let is_spare = |entry: &Entry| entry.stage == Stage::Idle && entry.waiters.is_empty();
+        let mut seen: Vec<Option<Instant>> =
+            self.entries.values().filter(|entry| is_spare(entry)).map(Entry::seen_at).collect();
+        if seen.is_empty() {
+            return;
+        }
+        let middle = seen.len() / 2;
+        let until = *seen.select_nth_unstable(middle).1;
+        self.entries.retain(|_, entry| !is_spare(entry) || entry.seen_at() > until);
     }
 
     /// Drops what nobody will be shown any more; with `all`, everything that is only remembered. Gives the bytes of
@@ -467,7 +518,7 @@ impl State {
                     .absence
                     .take_if(|absence| all || outlived(absence.taken_at, absence.shown_for + MAX_ABSENCE));
                 if matches!(entry.stage, Stage::Wanted { .. }) && !entry.is_wanted(now) {
-                    entry.stage = Stage::Idle;
+                    self.wanted.set(entry, Stage::Idle);
                 }
             }
             !entry.is_blank()
@@ -483,14 +534,14 @@ impl State {
         self.entries.is_empty() && self.calls == 0 && !self.driven
     }
 
-    /// How many ids are wanted, put together or under way.
-    pub(super) fn wanted(&self) -> usize {
-        self.entries.values().filter(|entry| entry.stage != Stage::Idle).count()
+    /// How many ids are wanted or remembered.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// How long the lane needs to ask for everything that is wanted now.
     pub(super) fn cycle(&self, limits: &LaneLimits) -> Duration {
-        let calls = self.wanted().div_ceil(limits.max_batch).max(1);
+        let calls = self.wanted.0.div_ceil(limits.max_batch).max(1);
         Duration::from_secs_f64(f64::from(u32::try_from(calls).unwrap_or(u32::MAX)) / limits.rate)
     }
 
@@ -506,12 +557,20 @@ impl State {
 }
 
 /// Takes the ids that nobody wants any more out of a call; whether any is left.
-fn keep_wanted(entries: &mut HashMap<TaskId, Entry>, now: Instant, call: &mut Call) -> bool {
+fn keep_wanted(
+    entries: &mut HashMap<TaskId, Entry>,
+    stages: &mut Wanted,
+    now: Instant,
+    call: &mut Call,
+) -> bool {
     call.ids.retain(|id| {
         let Some(entry) = entries.get_mut(id) else { return false };
         let wanted = entry.is_wanted(now);
         if !wanted {
-            entry.stage = Stage::Idle;
+            stages.set(entry, Stage::Idle);
+            if entry.is_blank() {
+                entries.remove(id);
+            }
         }
         wanted
     });
@@ -524,6 +583,10 @@ impl Entry {
         if manner.holds_out {
             return None;
         }
+        self.fresh(now, limits, manner)
+    }
+
+    fn fresh(&self, now: Instant, limits: &LaneLimits, manner: Manner) -> Option<Outcome> {
         let fresh = |taken_at: Instant, shown_for: Duration| {
             let age = now.saturating_duration_since(taken_at);
             (age < shown_for.min(manner.max_age.unwrap_or(Duration::MAX))).then_some(age)
@@ -540,8 +603,8 @@ impl Entry {
         Some(Outcome::Unknown { answer: absence.answer.clone(), age, remembered: true })
     }
 
-    /// The last answer, if it is not older than `longest_age`.
-    fn last_seen(&self, now: Instant, longest_age: Duration) -> Option<Outcome> {
+    /// The last answer for one of the waiters, if it is not older than `longest_age`.
+    fn last_seen(&self, now: Instant, longest_age: Duration, ticket: &Arc<Ticket>) -> Option<Outcome> {
         if let Some(snapshot) = &self.pending {
             let age = now.saturating_duration_since(snapshot.taken_at);
             return (age <= longest_age).then(|| Outcome::Pending {
@@ -551,7 +614,8 @@ impl Entry {
             });
         }
         let absence = self.absence.as_ref()?;
-        let owed = absence.answer.is_none() && self.waiters.iter().any(|waiter| waiter.lone);
+        let is_lone = |waiter: &Waiter| waiter.lone && Arc::ptr_eq(&waiter.ticket, ticket);
+        let owed = absence.answer.is_none() && self.waiters.iter().any(is_lone);
         let age = now.saturating_duration_since(absence.taken_at);
         (age <= longest_age && !owed).then(|| Outcome::Unknown {
             answer: absence.answer.clone(),
@@ -571,15 +635,7 @@ impl Entry {
 
     /// When somebody who holds out has the id looked at again: after a tenth of the task's age.
     fn next_look(&self, now: Instant) -> Option<Instant> {
-        if !self.waiters.iter().any(|waiter| waiter.holds_out) {
-            return None;
-        }
-        if let Some(snapshot) = &self.pending {
-            return Some(
-                snapshot.taken_at + (snapshot.task_age / 10).clamp(LOOK_INTERVAL.0, LOOK_INTERVAL.1),
-            );
-        }
-        Some(self.absence.as_ref().map_or(now, |absence| absence.taken_at + absence.shown_for))
+        self.waiters.iter().any(|waiter| waiter.holds_out).then(|| self.look_at.unwrap_or(now))
     }
 
     fn is_wanted(&self, now: Instant) -> bool {
@@ -587,10 +643,10 @@ impl Entry {
     }
 
     /// The id stays wanted although its caller was answered.
-    fn linger(&mut self, now: Instant, limits: &LaneLimits) {
+    fn linger(&mut self, wanted: &mut Wanted, now: Instant, limits: &LaneLimits) {
         self.lingers_until = Some(now + limits.pending_max_stale);
         if self.stage == Stage::Idle {
-            self.stage = Stage::Wanted { since: now };
+            wanted.set(self, Stage::Wanted { since: now });
         }
     }
 

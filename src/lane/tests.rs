@@ -1,1 +1,11 @@
-//! Lanes under paused time.
+//! Lanes under paused time, with a simulated world outside: every way out, and the promises about calls and news.
+
+mod ends;
+mod folding;
+mod joining;
+mod pacing;
+mod pending;
+mod storm;
+mod trouble;
+mod waiting;
+mod world;

@@ -36,14 +36,13 @@ impl Ticket {
         Arc::new(Self { slots: Mutex::new(slots), changed: Notify::new() })
     }
 
-    /// Fills a slot; the first word counts.
+    /// Fills a slot; the first word counts, and what comes after the caller took its answer goes nowhere.
     pub(super) fn fill(&self, slot: usize, outcome: Outcome) {
         let mut slots = self.lock();
-        if slots.outcomes[slot].is_some() {
-            return;
-        }
-        slots.failed |= matches!(outcome, Outcome::Failed(_));
-        slots.outcomes[slot] = Some(outcome);
+        let Some(open @ None) = slots.outcomes.get_mut(slot) else { return };
+        let failed = matches!(outcome, Outcome::Failed(_));
+        *open = Some(outcome);
+        slots.failed |= failed;
         slots.open -= 1;
         if slots.open == 0 || slots.failed {
             self.changed.notify_one();

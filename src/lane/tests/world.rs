@@ -1,0 +1,527 @@
+//! A simulated outside: answers as scripted, else as an upstream with tasks would; records every call.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Services, TasksConfig, UpstreamConfig};
+use crate::lane::{Answer, Failure, LaneKey, Lanes, LookUp, Outcome, Outside};
+use crate::observe::Metrics;
+use crate::task::{DigestKey, FinishedTask, Service, TaskId, Token};
+use crate::upstream::{Credentials, UpstreamAnswer, UpstreamError};
+
+/// The errors of the upstream room that lanes tell apart, made in one place.
+pub(super) mod error {
+    use crate::upstream::{Unreachable, UpstreamError};
+
+    pub(crate) fn refused() -> UpstreamError {
+        UpstreamError::Unreachable(Unreachable::Refused)
+    }
+
+    pub(crate) fn timeout() -> UpstreamError {
+        UpstreamError::Timeout
+    }
+
+    pub(crate) fn interrupted() -> UpstreamError {
+        UpstreamError::Interrupted
+    }
+
+    pub(crate) fn too_large() -> UpstreamError {
+        UpstreamError::TooLarge
+    }
+}
+
+fn credentials(token: &str, forwarded: &[(HeaderName, HeaderValue)]) -> Credentials {
+    Credentials { token: Token::parse(token).unwrap(), forwarded: forwarded.to_vec() }
+}
+
+fn token_of(credentials: &Credentials) -> String {
+    credentials.token.expose().to_owned()
+}
+
+pub(super) fn answer(status: u16, body: &str) -> UpstreamAnswer {
+    UpstreamAnswer {
+        status: StatusCode::from_u16(status).unwrap(),
+        content_type: Some(HeaderValue::from_static("application/json")),
+        retry_after: None,
+        body: Bytes::copy_from_slice(body.as_bytes()),
+    }
+}
+
+pub(super) fn answer_with_retry_after(status: u16, retry_after: &str) -> UpstreamAnswer {
+    let retry_after = Some(HeaderValue::from_str(retry_after).unwrap());
+    UpstreamAnswer { retry_after, ..answer(status, r#"{"error":{"code":"x"}}"#) }
+}
+
+/// What the upstream does with a call.
+#[derive(Clone, Debug)]
+pub(super) enum Reply {
+    /// As an upstream with tasks would.
+    Natural,
+    Answer(UpstreamAnswer),
+    Error(UpstreamError),
+    Panic,
+}
+
+impl Reply {
+    pub(super) fn status(status: u16) -> Self {
+        Self::Answer(answer(status, &format!(r#"{{"error":{{"code":"status_{status}"}}}}"#)))
+    }
+
+    pub(super) fn body(body: &str) -> Self {
+        Self::Answer(answer(200, body))
+    }
+}
+
+/// One upstream call.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Call {
+    pub(super) at: Duration,
+    pub(super) token: String,
+    pub(super) service: String,
+    pub(super) forwarded: Vec<(HeaderName, HeaderValue)>,
+    pub(super) ids: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Task {
+    finishes: Option<Instant>,
+    created_at: Option<i64>,
+}
+
+type Rule = Box<dyn Fn(&Call) -> Option<Reply> + Send>;
+
+pub(super) struct World {
+    start: Instant,
+    latency: Duration,
+    tasks: Mutex<HashMap<String, Task>>,
+    script: Mutex<VecDeque<Reply>>,
+    rule: Mutex<Option<Rule>>,
+    hold: watch::Sender<bool>,
+    calls: Mutex<Vec<Call>>,
+    under_way: Mutex<(usize, usize)>,
+    kept: Mutex<Vec<String>>,
+    keep_panics: AtomicBool,
+    disk_is_full: AtomicBool,
+    answered: Mutex<Vec<u16>>,
+}
+
+struct UnderWay<'a>(&'a World);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.under_way).0 -= 1;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl World {
+    /// A task that is never finished.
+    pub(super) fn pending(&self, id: &str) {
+        lock(&self.tasks).insert(id.to_owned(), Task { finishes: None, created_at: None });
+    }
+
+    /// A task of that age that is never finished.
+    pub(super) fn pending_for(&self, id: &str, age: i64) {
+        let created_at = Some(crate::task::clock::unix_now() - age);
+        lock(&self.tasks).insert(id.to_owned(), Task { finishes: None, created_at });
+    }
+
+    /// A task that finishes that long after now.
+    pub(super) fn finishing(&self, id: &str, after: Duration) {
+        let task = Task { finishes: Some(Instant::now() + after), created_at: None };
+        lock(&self.tasks).insert(id.to_owned(), task);
+    }
+
+    pub(super) fn finished(&self, id: &str) {
+        self.finishing(id, Duration::ZERO);
+    }
+
+    /// Scripts the replies to the next calls, in the order they come.
+    pub(super) fn next(&self, replies: impl IntoIterator<Item = Reply>) {
+        lock(&self.script).extend(replies);
+    }
+
+    /// Replies that hang on the call; `None`: as an upstream with tasks would.
+    pub(super) fn rule(&self, rule: impl Fn(&Call) -> Option<Reply> + Send + 'static) {
+        *lock(&self.rule) = Some(Box::new(rule));
+    }
+
+    pub(super) fn natural(&self) {
+        *lock(&self.rule) = None;
+    }
+
+    /// Calls stay under way until released.
+    pub(super) fn hold(&self) {
+        self.hold.send_replace(true);
+    }
+
+    pub(super) fn release(&self) {
+        self.hold.send_replace(false);
+    }
+
+    pub(super) fn calls(&self) -> Vec<Call> {
+        lock(&self.calls).clone()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        lock(&self.calls).len()
+    }
+
+    /// The ids of each call.
+    pub(super) fn asked(&self) -> Vec<Vec<String>> {
+        self.calls().into_iter().map(|call| call.ids).collect()
+    }
+
+    /// Most calls that were under way together.
+    pub(super) fn most_under_way(&self) -> usize {
+        lock(&self.under_way).1
+    }
+
+    pub(super) fn kept(&self) -> Vec<String> {
+        lock(&self.kept).clone()
+    }
+
+    pub(super) fn keep_panics(&self, panics: bool) {
+        self.keep_panics.store(panics, Ordering::SeqCst);
+    }
+
+    pub(super) fn disk_is_full(&self) {
+        self.disk_is_full.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn statuses(&self) -> Vec<u16> {
+        lock(&self.answered).clone()
+    }
+
+    pub(super) fn since_start(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// A task's text as a token sees it at this moment: what is shown tells when it was true and to whom.
+    fn text(&self, id: &str, token: &str) -> Option<String> {
+        let task = *lock(&self.tasks).get(id)?;
+        let created_at = task.created_at.map_or(String::new(), |at| format!(r#""created_at":{at},"#));
+        Some(match task.finishes {
+            Some(at) if at <= Instant::now() => finished_text(id, token),
+            _ => {
+                format!(
+                    r#"{{"id":"{id}",{created_at}"at":{},"for":"{token}"}}"#,
+                    self.since_start().as_millis()
+                )
+            }
+        })
+    }
+
+    fn natural_answer(&self, call: &Call) -> UpstreamAnswer {
+        if let [id] = call.ids.as_slice() {
+            return answer(200, &self.text(id, &call.token).unwrap_or_else(|| "{}".to_owned()));
+        }
+        let items: Vec<String> = call.ids.iter().filter_map(|id| self.text(id, &call.token)).collect();
+        answer(200, &format!(r#"{{"items":[{}],"count":{}}}"#, items.join(","), items.len()))
+    }
+}
+
+pub(super) fn finished_text(id: &str, token: &str) -> String {
+    format!(r#"{{"id":"{id}","finished_at":1.50,"for":"{token}"}}"#)
+}
+
+impl Outside for Arc<World> {
+    type Epoch = ();
+
+    fn epoch(&self) {}
+
+    async fn look_up(
+        &self,
+        service: &Service,
+        credentials: &Credentials,
+        ids: &[TaskId],
+    ) -> Result<UpstreamAnswer, UpstreamError> {
+        let call = Call {
+            at: self.since_start(),
+            token: token_of(credentials),
+            service: service.as_str().to_owned(),
+            forwarded: credentials.forwarded.clone(),
+            ids: ids.iter().map(|id| id.as_str().to_owned()).collect(),
+        };
+        lock(&self.calls).push(call.clone());
+        {
+            let mut under_way = lock(&self.under_way);
+            under_way.0 += 1;
+            under_way.1 = under_way.1.max(under_way.0);
+        }
+        let _under_way = UnderWay(self);
+        let scripted = lock(&self.script).pop_front();
+        let reply = scripted.or_else(|| lock(&self.rule).as_ref().and_then(|rule| rule(&call)));
+        sleep(self.latency).await;
+        let mut held = self.hold.subscribe();
+        held.wait_for(|held| !held).await.unwrap();
+        match reply.unwrap_or(Reply::Natural) {
+            Reply::Natural => Ok(self.natural_answer(&call)),
+            Reply::Answer(answer) => Ok(answer),
+            Reply::Error(error) => Err(error),
+            Reply::Panic => panic!("a scripted panic"),
+        }
+    }
+
+    async fn keep(&self, _key: &LaneKey, (): (), tasks: Vec<FinishedTask>) -> Vec<bool> {
+        assert!(!self.keep_panics.load(Ordering::SeqCst), "a scripted panic");
+        tokio::task::yield_now().await;
+        let stored = !self.disk_is_full.load(Ordering::SeqCst);
+        if stored {
+            lock(&self.kept).extend(tasks.iter().map(|task| task.id.as_str().to_owned()));
+        }
+        vec![stored; tasks.len()]
+    }
+
+    fn answered(&self, _key: &LaneKey, answer: &UpstreamAnswer) {
+        lock(&self.answered).push(answer.status.as_u16());
+    }
+}
+
+/// Who asks: a token, a service and forwarded headers.
+#[derive(Clone, Debug)]
+pub(super) struct Asker {
+    token: String,
+    service: &'static str,
+    forwarded: Vec<(HeaderName, HeaderValue)>,
+}
+
+pub(super) fn asker(token: &str) -> Asker {
+    Asker { token: token.to_owned(), service: "producer", forwarded: Vec::new() }
+}
+
+impl Asker {
+    pub(super) fn service(mut self, service: &'static str) -> Self {
+        self.service = service;
+        self
+    }
+
+    pub(super) fn forwarding(mut self, value: &str) -> Self {
+        let header = (HeaderName::from_static("x-record-exempt"), HeaderValue::from_str(value).unwrap());
+        self.forwarded.push(header);
+        self
+    }
+
+    pub(super) fn key(&self) -> LaneKey {
+        LaneKey {
+            service: Service::parse(self.service).unwrap(),
+            token: DigestKey::new(&[0; 32]).digest(&Token::parse(&self.token).unwrap()),
+            forwarded: self.forwarded.clone(),
+        }
+    }
+}
+
+pub(super) fn id(name: &str) -> TaskId {
+    TaskId::parse(name).unwrap()
+}
+
+pub(super) fn single(name: &str) -> LookUp {
+    LookUp { ids: vec![id(name)], lone: true, wait: None, lenient: false, max_age: None }
+}
+
+pub(super) fn batch<T: AsRef<str>>(names: &[T]) -> LookUp {
+    let ids = names.iter().map(|name| id(name.as_ref())).collect();
+    LookUp { ids, lone: false, wait: None, lenient: false, max_age: None }
+}
+
+pub(super) fn waiting(look_up: LookUp, wait: f64) -> LookUp {
+    LookUp { wait: Some(seconds(wait)), ..look_up }
+}
+
+pub(super) fn lenient(look_up: LookUp) -> LookUp {
+    LookUp { lenient: true, ..look_up }
+}
+
+pub(super) fn no_cache(look_up: LookUp) -> LookUp {
+    LookUp { max_age: Some(Duration::ZERO), ..look_up }
+}
+
+pub(super) fn names(prefix: &str, count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("{prefix}{number}")).collect()
+}
+
+pub(super) fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+/// Lets paused time pass.
+pub(super) async fn pass(length: f64) {
+    sleep(seconds(length)).await;
+}
+
+/// Lanes over a simulated world.
+#[derive(Clone)]
+pub(super) struct Lab {
+    pub(super) world: Arc<World>,
+    pub(super) lanes: Arc<Lanes<Arc<World>>>,
+    pub(super) draining: CancellationToken,
+    pub(super) ending: CancellationToken,
+}
+
+impl Deref for Lab {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
+impl Lab {
+    pub(super) fn new() -> Self {
+        Self::with(|_, _| {})
+    }
+
+    pub(super) fn with(configure: impl FnOnce(&mut UpstreamConfig, &mut TasksConfig)) -> Self {
+        let mut upstream = UpstreamConfig::default();
+        let mut tasks = TasksConfig { services: Services::All, ..TasksConfig::default() };
+        configure(&mut upstream, &mut tasks);
+        let world = Arc::new(World {
+            start: Instant::now(),
+            latency: Duration::from_millis(10),
+            tasks: Mutex::default(),
+            script: Mutex::default(),
+            rule: Mutex::default(),
+            hold: watch::Sender::new(false),
+            calls: Mutex::default(),
+            under_way: Mutex::default(),
+            kept: Mutex::default(),
+            keep_panics: AtomicBool::new(false),
+            disk_is_full: AtomicBool::new(false),
+            answered: Mutex::default(),
+        });
+        let (draining, ending) = (CancellationToken::new(), CancellationToken::new());
+        let metrics = Arc::new(Metrics::default());
+        let (world_side, drain, end) = (Arc::clone(&world), draining.clone(), ending.clone());
+        let lanes = Arc::new(Lanes::new(world_side, &upstream, &tasks, metrics, drain, end));
+        Self { world, lanes, draining, ending }
+    }
+
+    pub(super) async fn ask_as(&self, asker: &Asker, look_up: LookUp) -> Answer {
+        let credentials = credentials(&asker.token, &asker.forwarded);
+        let answer = self.lanes.look_up(asker.key(), &credentials, look_up);
+        tokio::time::timeout(seconds(2000.0), answer).await.expect("nobody waits without end")
+    }
+
+    pub(super) async fn ask(&self, look_up: LookUp) -> Answer {
+        self.ask_as(&asker("t"), look_up).await
+    }
+
+    /// The outcome of a single look-up.
+    pub(super) async fn ask_one(&self, name: &str) -> Outcome {
+        only(self.ask(single(name)).await)
+    }
+
+    /// Asks from a task of its own; aborting it is a hang-up.
+    pub(super) fn begin_as(&self, asker: &Asker, look_up: LookUp) -> JoinHandle<Answer> {
+        let (lab, asker) = (self.clone(), asker.clone());
+        tokio::spawn(async move { lab.ask_as(&asker, look_up).await })
+    }
+
+    pub(super) fn begin(&self, look_up: LookUp) -> JoinHandle<Answer> {
+        self.begin_as(&asker("t"), look_up)
+    }
+
+    /// Uses up the token's first call, so that what comes next has to queue for a second.
+    pub(super) async fn spend_first_call(&self) {
+        self.finished("first");
+        self.ask(single("first")).await;
+        lock(&self.calls).clear();
+        lock(&self.kept).clear();
+    }
+
+    /// Lets the token save up as many calls as it may.
+    pub(super) async fn save_up(&self) {
+        self.lanes.passed_through(&asker("t").key().token);
+        pass(100.0).await;
+    }
+
+    /// Sweeps as the program does, from now on.
+    pub(super) fn sweep(&self) {
+        let lanes = Arc::clone(&self.lanes);
+        tokio::spawn(async move { lanes.sweep_for_ever().await });
+    }
+}
+
+/// The outcome of a look-up of one id.
+#[track_caller]
+pub(super) fn only(answer: Answer) -> Outcome {
+    let [outcome] = <[Option<Outcome>; 1]>::try_from(answer.outcomes).unwrap();
+    outcome.expect("an outcome")
+}
+
+#[track_caller]
+pub(super) fn finished(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Finished { text, .. } => String::from_utf8(text.to_vec()).unwrap(),
+        other => panic!("not finished: {other:?}"),
+    }
+}
+
+pub(super) fn is_finished(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Finished { .. })
+}
+
+/// The text, age and origin of a pending answer.
+#[track_caller]
+pub(super) fn pending(outcome: &Outcome) -> (String, Duration, bool) {
+    match outcome {
+        Outcome::Pending { text, age, remembered } => {
+            (String::from_utf8(text.to_vec()).unwrap(), *age, *remembered)
+        }
+        other => panic!("not pending: {other:?}"),
+    }
+}
+
+#[track_caller]
+pub(super) fn failure(outcome: &Outcome) -> &Failure {
+    match outcome {
+        Outcome::Failed(failure) => failure,
+        other => panic!("not failed: {other:?}"),
+    }
+}
+
+/// The status of the upstream's own error.
+#[track_caller]
+pub(super) fn failed_with(outcome: &Outcome) -> u16 {
+    match failure(outcome) {
+        Failure::Upstream(answer) => answer.status.as_u16(),
+        other => panic!("not the upstream's error: {other:?}"),
+    }
+}
+
+/// The moment, since the start of the world, at which a pending text was true.
+pub(super) fn true_at(text: &[u8]) -> Duration {
+    #[derive(serde::Deserialize)]
+    struct Moment {
+        at: u64,
+    }
+    Duration::from_millis(serde_json::from_slice::<Moment>(text).unwrap().at)
+}
+
+/// Never more calls than `rate` and `burst` allow, over any length of time.
+#[track_caller]
+pub(super) fn assert_pace(calls: &[Call], rate: f64, burst: u32) {
+    for (first, from) in calls.iter().enumerate() {
+        for (number, to) in calls[first..].iter().enumerate() {
+            let (count, length) = ((number + 1) as f64, (to.at - from.at).as_secs_f64());
+            assert!(
+                count <= rate * length + f64::from(burst) + 0.001,
+                "{count} calls within {length} s from {:?}",
+                from.at
+            );
+        }
+    }
+}
