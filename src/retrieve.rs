@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::plan::{Envelope, Plan};
-use crate::access::{Access, Caller, Gate};
+use crate::access::{Access, Caller, Gate, Verdict};
 use crate::config::Config;
 use crate::lane::{Failure, LaneKey, Lanes, LookUp, Outcome, Outside};
 use crate::observe::{IdLabels, Metrics};
@@ -75,6 +76,13 @@ pub enum ReplyBody {
     NotStored,
     /// The answer would be longer than `upstream.max_response_bytes`.
     TooLarge,
+}
+
+impl ReplyBody {
+    /// Whether it is the upstream's word, from wherever it came.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Task(_) | Self::Batch(_) | Self::Upstream(_))
+    }
 }
 
 /// How an answer came about: for headers, log and metrics.
@@ -226,7 +234,7 @@ impl Retriever {
         let ids = [id];
         let mut known = match self.known(question, &ids).await {
             Ok(known) => known,
-            Err(body) => return Reply { body, report },
+            Err(body) => return refused(body, report),
         };
         if let Some(task) = known.pop().flatten() {
             report.hits = 1;
@@ -262,9 +270,11 @@ impl Retriever {
         let plan = Plan::new(ids);
         let known = match self.known(question, &plan.distinct).await {
             Ok(known) => known,
-            Err(body) => return Reply { body, report },
+            Err(body) => return refused(body, report),
         };
-        report.hits = plan.count(|index| known[index].is_some());
+        let places = plan.counts();
+        report.hits =
+            (0..places.len()).filter(|index| known[*index].is_some()).map(|index| places[index]).sum();
         report.age = known.iter().flatten().map(age_of).max().unwrap_or(0);
         let lacking: Vec<usize> = (0..plan.distinct.len()).filter(|index| known[*index].is_none()).collect();
         if question.only_if_cached && !lacking.is_empty() {
@@ -281,7 +291,7 @@ impl Retriever {
             let mut failed = None;
             for (index, outcome) in lacking.into_iter().zip(answer.outcomes) {
                 if let Some(outcome) = &outcome {
-                    report.count_one(outcome, plan.count(|place| place == index));
+                    report.count_one(outcome, places[index]);
                 }
                 match outcome {
                     Some(Outcome::Finished { text, .. }) => texts[index] = Some(text),
@@ -315,7 +325,6 @@ impl Retriever {
 
     /// What the store has for the caller, once the upstream's word on the token is recent enough.
     async fn known(&self, question: &Question, ids: &[TaskId]) -> Result<Vec<Option<StoredTask>>, ReplyBody> {
-        let mut asked = false;
         loop {
             let known = self.find(question, ids).await.map_err(|TooLarge| ReplyBody::TooLarge)?;
             if !known.iter().any(Option::is_some) {
@@ -325,10 +334,8 @@ impl Retriever {
             match self.access.gate(&digest).await {
                 Gate::Open => return Ok(known),
                 Gate::Ended => return Ok(vec![None; ids.len()]),
-                // Asked once already for this look-up: there was no verdict, and hits go on.
-                _ if asked => return Ok(known),
                 Gate::Joined(mut done) => {
-                    // An error only says that the one who asked is done.
+                    // An error only says that the one who asked is done. What that brought is in the gate.
                     let _ = done.changed().await;
                 }
                 Gate::Recheck(recheck) => {
@@ -342,16 +349,19 @@ impl Retriever {
                         lenient: false,
                         max_age: Some(Duration::ZERO),
                     };
+                    let since = Instant::now();
                     let answer = self.lanes.look_up(question.lane(), &question.credentials(), look_up).await;
-                    drop(recheck);
-                    if matches!(self.access.gate(&digest).await, Gate::Ended)
-                        && let Some(Some(Outcome::Failed(failure))) = answer.outcomes.into_iter().next()
-                    {
-                        return Err(ReplyBody::Failed(failure));
+                    let verdict = recheck.finish(since);
+                    match answer.outcomes.into_iter().next().flatten() {
+                        Some(Outcome::Failed(failure)) if verdict == Verdict::Ended => {
+                            return Err(ReplyBody::Failed(failure));
+                        }
+                        _ if verdict == Verdict::Ended => {}
+                        // Hits go on, from the store as it is now: the call may have added to it.
+                        _ => return self.find(question, ids).await.map_err(|TooLarge| ReplyBody::TooLarge),
                     }
                 }
             }
-            asked = true;
         }
     }
 
@@ -372,12 +382,14 @@ impl Retriever {
     }
 
     fn count(&self, Reply { report, body }: &Reply) {
-        self.metrics.count_look_up();
-        let failed = matches!(body, ReplyBody::Failed(_)).then_some(report.misses).unwrap_or_default();
+        let failed = if body.is_answer() { 0 } else { report.misses };
+        if body.is_answer() {
+            self.metrics.count_look_up();
+        }
         for (outcome, ids) in [
             ("hit", report.hits),
             ("pending", report.pending),
-            ("fetched", report.misses - failed.min(report.misses)),
+            ("fetched", report.misses - failed),
             ("failed", failed),
         ] {
             if ids > 0 {
@@ -421,6 +433,14 @@ impl Report {
             self.misses += places;
         }
     }
+}
+
+/// A look-up that did not get as far as its ids. A failure is that of a recheck, which went upstream for all of them.
+fn refused(body: ReplyBody, mut report: Report) -> Reply {
+    if matches!(body, ReplyBody::Failed(_)) {
+        report.misses = report.asked;
+    }
+    Reply { body, report }
 }
 
 /// Seconds since a task was stored, by the wall clock; never negative.

@@ -1,13 +1,11 @@
 //! A socket that remembers whether it holds back bytes: hyper does not tell, and a drain must not close a
-//! connection whose client is still to get the end of its answer. A client that takes nothing for too long is given
-//! up, as hyper has no limit on that either.
+//! connection whose client is still to get the end of its answer.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -19,36 +17,32 @@ use tokio::time::Sleep;
 pub(super) struct ClientIo {
     inner: TokioIo<TcpStream>,
     blocked: Arc<AtomicBool>,
-    limit: Duration,
-    /// Runs while the client takes nothing.
-    patience: Option<Pin<Box<Sleep>>>,
-    given_up: bool,
+    write_idle: Duration,
+    /// Runs while the client takes nothing of what is to be written.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl ClientIo {
-    /// Wraps `stream`; `blocked` is true while the client does not take what was written. Writing fails once it has
-    /// taken nothing for `limit`.
-    pub(super) fn new(stream: TcpStream, blocked: Arc<AtomicBool>, limit: Duration) -> Self {
-        Self { inner: TokioIo::new(stream), blocked, limit, patience: None, given_up: false }
+    /// Wraps `stream`; `blocked` is true while the client does not take what was written, and after `write_idle`
+    /// of that the write fails.
+    pub(super) fn new(stream: TcpStream, blocked: Arc<AtomicBool>, write_idle: Duration) -> Self {
+        Self { inner: TokioIo::new(stream), blocked, write_idle, stalled: None }
     }
 
-    /// The socket again, and whether the client was given up while bytes were still to be sent.
-    pub(super) fn into_stream(self) -> (TcpStream, bool) {
-        (self.inner.into_inner(), self.given_up)
+    /// The socket again.
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.inner.into_inner()
     }
 
-    fn note(&mut self, poll: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn note<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         self.blocked.store(poll.is_pending(), Ordering::Relaxed);
         if poll.is_ready() {
-            self.patience = None;
+            self.stalled = None;
             return poll;
         }
-        let limit = self.limit;
-        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        if patience.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
-        self.given_up = true;
+        let write_idle = self.write_idle;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_idle)));
+        ready!(stalled.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -66,7 +60,7 @@ impl Read for ClientIo {
 impl Write for ClientIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.note(poll, cx)
+        self.note(cx, poll)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -87,6 +81,6 @@ impl Write for ClientIo {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.inner).poll_write_vectored(cx, bytes);
-        self.note(poll, cx)
+        self.note(cx, poll)
     }
 }

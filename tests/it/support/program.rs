@@ -95,7 +95,9 @@ impl Program {
         loop {
             let log = self.log();
             let found = log.lines().find(|line| line.contains(what)).and_then(|line| {
-                line.split("address=").nth(1)?.split_whitespace().next()?.trim_matches('"').parse().ok()
+                // `address=127.0.0.1:1` or `"address":"127.0.0.1:1"`
+                let rest = line.split_once("address")?.1.trim_start_matches(['=', '"', ':']);
+                rest.split([' ', '"']).next()?.parse().ok()
             });
             if let Some(address) = found {
                 return address;
