@@ -6,9 +6,13 @@
 
 mod access;
 mod bytes;
+mod crash;
 mod look_ups;
+mod mix_ups;
+mod operations;
 mod passthrough;
 mod program;
 mod secrets;
+mod storage;
 mod support;
 mod upstream_faults;

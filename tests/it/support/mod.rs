@@ -1,10 +1,14 @@
 //! What clients do, and the servers they do it to.
 
 mod app;
+mod file;
+mod load;
 mod program;
 mod wire;
 
 pub use app::{Reply, TestApp, simulator};
+pub use file::StoreFile;
+pub use load::{Client, client, in_parallel, task_text};
 pub use program::Program;
 pub use wire::{RawAnswer, Wire, request};
 

@@ -27,8 +27,13 @@ impl Program {
     /// Starts `serve` on free ports and waits until it says where it listens.
     pub fn serve(upstream: &str, folder: &Path, environment: &[(&str, &str)]) -> Self {
         let mut command = Self::command();
+        command.arg("serve");
+        Self::start(command, upstream, folder, environment)
+    }
+
+    /// The same for a command that ends up as `serve`.
+    pub fn start(mut command: Command, upstream: &str, folder: &Path, environment: &[(&str, &str)]) -> Self {
         command
-            .arg("serve")
             .current_dir(folder)
             .env("REFRAIN_SERVER__LISTEN", "127.0.0.1:0")
             .env("REFRAIN_ADMIN__LISTEN", "127.0.0.1:0")
