@@ -141,8 +141,13 @@ where
             }
         }
     };
-    let stream = connection.into_parts().io.into_stream();
+    let (stream, given_up) = connection.into_parts().io.into_stream();
     match ended {
+        // A reset: what the kernel still holds is freed, and a cut answer that ends with its connection shows as one.
+        Err(_) if given_up => {
+            tracing::debug!("a client took nothing of its answer for too long");
+            let _ = stream.set_zero_linger();
+        }
         Err(error) if error.is_user() => {
             // An answer broke off. Chunks or a length show that to the client; where neither was sent, only a reset
             // tells a cut from an end.
