@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::config::{AccessConfig, AccessMode, Client};
+use crate::config::{AccessConfig, AccessMode};
+use crate::observe::Metrics;
 use crate::store::{Acceptance, Store};
 use crate::task::{Digest, DigestKey, Token, clock};
 
@@ -23,6 +24,8 @@ const MAX_TOKENS: usize = 100_000;
 /// Somebody who may ask.
 #[derive(Clone, Debug)]
 pub struct Caller {
+    /// The client's name, in `shared` mode.
+    pub client: Option<Arc<str>>,
     /// The token that goes upstream.
     pub token: Token,
     /// That token's digest: what lanes, buckets and acceptance are kept by.
@@ -49,12 +52,13 @@ pub enum Gate {
     Ended,
 }
 
-/// The duty to ask the upstream about a token. When it ends, by whatever way, everybody who waits goes on.
+/// The duty to ask the upstream about a token, until it is dropped. Then everybody who waits goes on; without
+/// [`Recheck::finish`] the next of them has the duty.
 #[derive(Debug)]
 pub struct Recheck {
     access: Arc<Access>,
     digest: Digest,
-    _done: watch::Sender<()>,
+    done: watch::Sender<()>,
 }
 
 /// Who may read what.
@@ -62,10 +66,18 @@ pub struct Recheck {
 pub struct Access {
     key: DigestKey,
     /// The team's token and its clients, in `shared` mode.
-    team: Option<(Token, Vec<Client>)>,
+    team: Option<Team>,
     recheck_after: Duration,
     store: Store,
+    metrics: Arc<Metrics>,
     standings: Mutex<HashMap<Digest, Standing>>,
+}
+
+#[derive(Debug)]
+struct Team {
+    token: Token,
+    /// Names and keys.
+    clients: Vec<(Arc<str>, Token)>,
 }
 
 #[derive(Debug)]
@@ -81,16 +93,23 @@ struct Standing {
 
 impl Access {
     /// Access as configured. `team_token` is `upstream.token`, which `shared` mode has.
-    pub fn new(config: &AccessConfig, team_token: Option<Token>, store: Store) -> Arc<Self> {
+    pub fn new(
+        config: &AccessConfig,
+        team_token: Option<Token>,
+        store: Store,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let clients = config.clients.iter().map(|client| (client.name.as_str().into(), client.key.clone()));
         let team = match config.mode {
             AccessMode::Token => None,
-            AccessMode::Shared => team_token.map(|token| (token, config.clients.clone())),
+            AccessMode::Shared => team_token.map(|token| Team { token, clients: clients.collect() }),
         };
         Arc::new(Self {
             key: DigestKey::new(store.digest_key()),
             team,
             recheck_after: config.recheck_after,
             store,
+            metrics,
             standings: Mutex::default(),
         })
     }
@@ -105,15 +124,21 @@ impl Access {
     /// # Errors
     /// In `shared` mode, if it is not a client's key. All keys are compared, each in constant time.
     pub fn identify(&self, presented: &Token) -> Result<Caller, UnknownKey> {
-        let Some((token, clients)) = &self.team else {
+        let Some(Team { token, clients }) = &self.team else {
             let digest = self.key.digest(presented);
-            return Ok(Caller { token: presented.clone(), digest, reader: digest });
+            return Ok(Caller { client: None, token: presented.clone(), digest, reader: digest });
         };
-        let known = clients.iter().fold(false, |known, client| known | client.key.matches(presented));
-        if !known {
-            return Err(UnknownKey);
-        }
-        Ok(Caller { token: token.clone(), digest: self.key.digest(token), reader: self.key.team() })
+        // All of them, so that the time says nothing of which it was.
+        let known = clients
+            .iter()
+            .fold(None, |known, (name, key)| if key.matches(presented) { Some(name) } else { known });
+        let name = known.ok_or(UnknownKey)?;
+        Ok(Caller {
+            client: Some(Arc::clone(name)),
+            token: token.clone(),
+            digest: self.key.digest(token),
+            reader: self.key.team(),
+        })
     }
 
     /// Whose rights an answer to this token gives: the token's own, or the team's.
@@ -164,7 +189,7 @@ impl Access {
         }
         let (done, running) = watch::channel(());
         standing.recheck = Some(running);
-        Some(Gate::Recheck(Recheck { access: Arc::clone(self), digest: *digest, _done: done }))
+        Some(Gate::Recheck(Recheck { access: Arc::clone(self), digest: *digest, done }))
     }
 
     /// What the upstream answered to a look-up of the token: any 2xx renews; 401, and 403 with code `disabled` or
@@ -198,7 +223,7 @@ impl Access {
         let save_after = (self.recheck_after / 10).min(RECHECK_PAUSE);
         if changed || standing.saved_at.is_none_or(|at| now.saturating_duration_since(at) >= save_after) {
             standing.saved_at = Some(now);
-            drop(standings);
+            // Still under the lock, so that verdicts are saved in the order in which they came.
             self.store.record_acceptance(
                 *digest,
                 Acceptance { accepted_at: if accepted { clock::unix_now() } else { 0 }, ended: !accepted },
@@ -212,12 +237,41 @@ impl Access {
     }
 }
 
-/// Where there was no verdict, hits go on for a minute before the upstream is asked again.
+impl Recheck {
+    /// The upstream was asked, `since` when. Where that brought no verdict, hits go on for a minute before it is asked
+    /// again, and that is counted.
+    pub fn finish(&self, since: Instant) -> Verdict {
+        let mut standings = self.access.lock();
+        let Some(standing) = standings.get_mut(&self.digest) else { return Verdict::None };
+        if standing.ended {
+            return Verdict::Ended;
+        }
+        if standing.accepted_at.is_some_and(|at| at >= since) {
+            return Verdict::Accepted;
+        }
+        standing.paused_until = Some(Instant::now() + RECHECK_PAUSE);
+        self.access.metrics.rechecks_failed.inc();
+        tracing::warn!(token = %self.digest, "the upstream did not say whether the token still holds; its hits go on");
+        Verdict::None
+    }
+}
+
+/// What a recheck brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The upstream accepted the token.
+    Accepted,
+    /// It refused the token.
+    Ended,
+    /// It said neither.
+    None,
+}
+
 impl Drop for Recheck {
     fn drop(&mut self) {
+        let mine = self.done.subscribe();
         if let Some(standing) = self.access.lock().get_mut(&self.digest) {
-            standing.recheck = None;
-            standing.paused_until = Some(Instant::now() + RECHECK_PAUSE);
+            standing.recheck.take_if(|running| running.same_channel(&mine));
         }
     }
 }

@@ -56,7 +56,8 @@ impl App {
             upstream::connect(&config.upstream).context("set up the upstream client")?;
         let store = Store::open(&config.store, Arc::clone(&metrics)).await?;
         let (draining, ending) = (CancellationToken::new(), CancellationToken::new());
-        let access = Access::new(&config.access, config.upstream.token.clone(), store.clone());
+        let access =
+            Access::new(&config.access, config.upstream.token.clone(), store.clone(), Arc::clone(&metrics));
         let retriever = Arc::new(Retriever::new(
             &config,
             Arc::clone(&access),
@@ -157,13 +158,16 @@ impl App {
             () = clock => {}
         }
         self.ending.cancel();
-        let _ = sweep.await;
+        let calls_end = tokio::time::timeout(LAST_WORD, self.retriever.lanes().finished());
+        if calls_end.await.is_err() {
+            tracing::warn!("look-up calls are still under way; their answers are not stored");
+        }
+        sweep.await.context("sweep the lanes")?;
         self.store.close().await;
         admin_end.cancel();
         if let Some(admin) = admin {
             admin.await.context("serve the admin port")?;
         }
-        tracing::info!("ended");
         Ok(())
     }
 }

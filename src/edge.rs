@@ -42,6 +42,8 @@ pub struct EdgeLimits {
     pub max_header_fields: usize,
     /// Longest time without a byte of a request body that somebody waits for.
     pub body_idle: Duration,
+    /// Longest time in which a client takes nothing of an answer that is there for it.
+    pub write_idle: Duration,
     /// Connections at once; further ones wait in the listener's backlog.
     pub max_connections: usize,
     /// While draining: how long a connection without a request may stay.
@@ -56,6 +58,7 @@ impl Default for EdgeLimits {
             max_head_bytes: 64 * 1024,
             max_header_fields: 100,
             body_idle: Duration::from_secs(30),
+            write_idle: Duration::from_secs(60),
             max_connections: connections_for(descriptor_limit()),
             drain_idle: Duration::from_secs(1),
         }

@@ -45,6 +45,13 @@ use crate::upstream::{Credentials, UpstreamAnswer, UpstreamError};
 /// Most lanes at a time; the longest idle leave first.
 const MAX_LANES: usize = 10_000;
 
+/// The share of the configured rate that is used. Calls sent exactly an interval apart arrive now and then a little
+/// closer, and an upstream that counts strictly answers those with 429, which halves the rate.
+const USED_SHARE: f64 = 0.98;
+
+/// Ids that one lane may want, at the least; more where a single look-up may ask for more.
+const MIN_QUEUE: usize = 20_000;
+
 /// Most calls of one lane under way at a time: an upstream that answers slowly is not asked without end.
 const MAX_CALLS: usize = 16;
 
@@ -208,6 +215,8 @@ struct LaneLimits {
     pending_max_stale: Duration,
     /// The lane's share of its token's calls a second.
     rate: f64,
+    /// What is left of a pause that the upstream asked for.
+    held: Duration,
     /// Whether there is room for another pending answer.
     remembers: bool,
 }
@@ -280,12 +289,12 @@ impl<O: Outside> Lanes<O> {
         let shared = Arc::new(Shared {
             outside,
             lanes: Mutex::default(),
-            turns: Turns::new(upstream.requests_per_second, upstream.burst),
+            turns: Turns::new(upstream.requests_per_second * USED_SHARE, upstream.burst),
             reach: Arc::default(),
             calls: Arc::new(Semaphore::new(MAX_CALLS_OF_ALL)),
             settings: Settings {
                 max_batch: upstream.max_batch,
-                max_wanted: 2 * tasks.max_ids,
+                max_wanted: tasks.max_ids.saturating_mul(2).max(MIN_QUEUE),
                 max_retries: upstream.max_retries,
                 pending_max_age: tasks.pending_max_age,
                 pending_max_stale: tasks.pending_max_stale,
@@ -486,13 +495,15 @@ impl<O> Lane<O> {
 
     fn limits(&self) -> LaneLimits {
         let settings = &self.shared.settings;
+        let now = Instant::now();
         LaneLimits {
             max_batch: settings.max_batch,
             max_wanted: settings.max_wanted,
             room: MAX_IDS_OF_ALL.saturating_sub(self.shared.ids.load(Ordering::Relaxed)),
             pending_max_age: settings.pending_max_age,
             pending_max_stale: settings.pending_max_stale,
-            rate: self.turn.share(Instant::now()),
+            rate: self.turn.share(now),
+            held: self.turn.held(now),
             remembers: self.shared.remembered_bytes.load(Ordering::Relaxed) < MAX_REMEMBERED_BYTES,
         }
     }

@@ -63,8 +63,7 @@ impl Bucket {
     pub fn wait(&mut self, now: Instant) -> Duration {
         self.fill(now);
         let for_level = (1.0 - EPSILON - self.level).max(0.0) / self.rate(now);
-        let for_upstream = self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
-        let wait = Duration::from_secs_f64(for_level).max(for_upstream);
+        let wait = Duration::from_secs_f64(for_level).max(self.held(now));
         if !wait.is_zero() && !self.waited_for {
             self.waited_for = true;
             // What was spent before the look-up came counts as this turn's share.
@@ -101,9 +100,19 @@ impl Bucket {
             self.slowed = Some((rate, now));
         }
         if let Some(wait) = retry_after {
-            let at = now + wait;
-            self.not_before = Some(self.not_before.map_or(at, |before| before.max(at)));
+            self.hold(now, wait);
         }
+    }
+
+    /// The upstream asked for a pause: no look-up goes before it is over.
+    pub fn hold(&mut self, now: Instant, pause: Duration) {
+        let at = now + pause;
+        self.not_before = Some(self.not_before.map_or(at, |before| before.max(at)));
+    }
+
+    /// What is left of the pause that the upstream asked for.
+    pub fn held(&self, now: Instant) -> Duration {
+        self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
     }
 
     /// Whether forgetting the bucket would change nothing: it is as a new one, or fuller.

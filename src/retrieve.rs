@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::plan::{Envelope, Plan};
-use crate::access::{Access, Caller, Gate};
+use crate::access::{Access, Caller, Gate, Verdict};
 use crate::config::Config;
 use crate::lane::{Failure, LaneKey, Lanes, LookUp, Outcome, Outside};
 use crate::observe::{IdLabels, Metrics};
@@ -65,8 +67,8 @@ pub struct Reply {
 pub enum ReplyBody {
     /// 200: one task's text.
     Task(Bytes),
-    /// 200: a batch.
-    Batch(Envelope),
+    /// 200: a batch, with its room in memory.
+    Batch(Envelope, OwnedSemaphorePermit),
     /// An answer of the upstream as it is: `{}`, an error, a success that is no task.
     Upstream(UpstreamAnswer),
     /// No answer.
@@ -75,6 +77,15 @@ pub enum ReplyBody {
     NotStored,
     /// The answer would be longer than `upstream.max_response_bytes`.
     TooLarge,
+    /// Answers on their way to clients take all the memory that is for them.
+    Busy,
+}
+
+impl ReplyBody {
+    /// Whether it is the upstream's word, from wherever it came.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Task(_) | Self::Batch(..) | Self::Upstream(_))
+    }
 }
 
 /// How an answer came about: for headers, log and metrics.
@@ -144,7 +155,13 @@ pub struct Retriever {
     lanes: Lanes<World>,
     metrics: Arc<Metrics>,
     max_response_bytes: u64,
+    /// Room for batches on their way to clients, in KiB.
+    room: Arc<Semaphore>,
 }
+
+/// Bytes of batches on their way to clients, over all connections: what slow readers can hold. Room for four of the
+/// largest answers at the least.
+const ANSWER_ROOM: u64 = 512 << 20;
 
 /// What the lanes reach of the world: the upstream, the store and the access room.
 struct World {
@@ -192,7 +209,10 @@ impl Retriever {
         let world = World { upstream, store: store.clone(), access: Arc::clone(&access) };
         let lanes =
             Lanes::new(world, &config.upstream, &config.tasks, Arc::clone(&metrics), draining, ending);
-        Self { access, store, lanes, metrics, max_response_bytes: config.upstream.max_response_bytes }
+        let max_response_bytes = config.upstream.max_response_bytes;
+        let room = kib(ANSWER_ROOM.max(max_response_bytes.saturating_mul(4)));
+        let room = Arc::new(Semaphore::new((room as usize).min(Semaphore::MAX_PERMITS)));
+        Self { access, store, lanes, metrics, max_response_bytes, room }
     }
 
     /// The lanes, for what is done in the background and for what passes through.
@@ -226,7 +246,7 @@ impl Retriever {
         let ids = [id];
         let mut known = match self.known(question, &ids).await {
             Ok(known) => known,
-            Err(body) => return Reply { body, report },
+            Err(body) => return refused(body, report),
         };
         if let Some(task) = known.pop().flatten() {
             report.hits = 1;
@@ -262,9 +282,11 @@ impl Retriever {
         let plan = Plan::new(ids);
         let known = match self.known(question, &plan.distinct).await {
             Ok(known) => known,
-            Err(body) => return Reply { body, report },
+            Err(body) => return refused(body, report),
         };
-        report.hits = plan.count(|index| known[index].is_some());
+        let places = plan.counts();
+        report.hits =
+            (0..places.len()).filter(|index| known[*index].is_some()).map(|index| places[index]).sum();
         report.age = known.iter().flatten().map(age_of).max().unwrap_or(0);
         let lacking: Vec<usize> = (0..plan.distinct.len()).filter(|index| known[*index].is_none()).collect();
         if question.only_if_cached && !lacking.is_empty() {
@@ -281,7 +303,7 @@ impl Retriever {
             let mut failed = None;
             for (index, outcome) in lacking.into_iter().zip(answer.outcomes) {
                 if let Some(outcome) = &outcome {
-                    report.count_one(outcome, plan.count(|place| place == index));
+                    report.count_one(outcome, places[index]);
                 }
                 match outcome {
                     Some(Outcome::Finished { text, .. }) => texts[index] = Some(text),
@@ -306,16 +328,18 @@ impl Retriever {
         }
         let missing: Vec<TaskId> = missing.into_iter().map(|index| plan.distinct[index].clone()).collect();
         let envelope = Envelope::new(plan, texts, &missing.iter().collect::<Vec<_>>());
-        let body = match envelope.content_length() > self.max_response_bytes {
-            true => ReplyBody::TooLarge,
-            false => ReplyBody::Batch(envelope),
+        if envelope.content_length() > self.max_response_bytes {
+            return Reply { body: ReplyBody::TooLarge, report };
+        }
+        let body = match Arc::clone(&self.room).try_acquire_many_owned(kib(envelope.content_length())) {
+            Ok(room) => ReplyBody::Batch(envelope, room),
+            Err(_) => ReplyBody::Busy,
         };
         Reply { body, report }
     }
 
     /// What the store has for the caller, once the upstream's word on the token is recent enough.
     async fn known(&self, question: &Question, ids: &[TaskId]) -> Result<Vec<Option<StoredTask>>, ReplyBody> {
-        let mut asked = false;
         loop {
             let known = self.find(question, ids).await.map_err(|TooLarge| ReplyBody::TooLarge)?;
             if !known.iter().any(Option::is_some) {
@@ -325,10 +349,8 @@ impl Retriever {
             match self.access.gate(&digest).await {
                 Gate::Open => return Ok(known),
                 Gate::Ended => return Ok(vec![None; ids.len()]),
-                // Asked once already for this look-up: there was no verdict, and hits go on.
-                _ if asked => return Ok(known),
                 Gate::Joined(mut done) => {
-                    // An error only says that the one who asked is done.
+                    // An error only says that the one who asked is done. What that brought is in the gate.
                     let _ = done.changed().await;
                 }
                 Gate::Recheck(recheck) => {
@@ -342,16 +364,19 @@ impl Retriever {
                         lenient: false,
                         max_age: Some(Duration::ZERO),
                     };
+                    let since = Instant::now();
                     let answer = self.lanes.look_up(question.lane(), &question.credentials(), look_up).await;
-                    drop(recheck);
-                    if matches!(self.access.gate(&digest).await, Gate::Ended)
-                        && let Some(Some(Outcome::Failed(failure))) = answer.outcomes.into_iter().next()
-                    {
-                        return Err(ReplyBody::Failed(failure));
+                    let verdict = recheck.finish(since);
+                    match answer.outcomes.into_iter().next().flatten() {
+                        Some(Outcome::Failed(failure)) if verdict == Verdict::Ended => {
+                            return Err(ReplyBody::Failed(failure));
+                        }
+                        _ if verdict == Verdict::Ended => {}
+                        // Hits go on, from the store as it is now: the call may have added to it.
+                        _ => return self.find(question, ids).await.map_err(|TooLarge| ReplyBody::TooLarge),
                     }
                 }
             }
-            asked = true;
         }
     }
 
@@ -372,12 +397,14 @@ impl Retriever {
     }
 
     fn count(&self, Reply { report, body }: &Reply) {
-        self.metrics.count_look_up();
-        let failed = matches!(body, ReplyBody::Failed(_)).then_some(report.misses).unwrap_or_default();
+        let failed = if body.is_answer() { 0 } else { report.misses };
+        if body.is_answer() {
+            self.metrics.count_look_up();
+        }
         for (outcome, ids) in [
             ("hit", report.hits),
             ("pending", report.pending),
-            ("fetched", report.misses - failed.min(report.misses)),
+            ("fetched", report.misses - failed),
             ("failed", failed),
         ] {
             if ids > 0 {
@@ -423,9 +450,21 @@ impl Report {
     }
 }
 
+/// A look-up that did not get as far as its ids. A failure is that of a recheck, which went upstream for all of them.
+fn refused(body: ReplyBody, mut report: Report) -> Reply {
+    if matches!(body, ReplyBody::Failed(_)) {
+        report.misses = report.asked;
+    }
+    Reply { body, report }
+}
+
 /// Seconds since a task was stored, by the wall clock; never negative.
 fn age_of(task: &StoredTask) -> u64 {
     u64::try_from(clock::unix_now().saturating_sub(task.stored_at)).unwrap_or(0)
+}
+
+fn kib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
 /// At least one, rounded up: a `retry-after` of 0 would be an invitation.

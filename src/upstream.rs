@@ -16,6 +16,7 @@ use http::{HeaderMap, Uri, header};
 pub use error::{Unreachable, UpstreamError};
 pub use look_up::{Credentials, UpstreamAnswer, UpstreamClient};
 pub use passthrough::Passthrough;
+pub use unpack::unpack;
 
 use crate::config::UpstreamConfig;
 use connect::OutgoingProxy;

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioTimer;
 use prometheus_client::metrics::counter::Counter;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,9 @@ use super::EdgeLimits;
 use super::body::{HeldBody, RequestBody};
 use super::io::ClientIo;
 use crate::api_error::ApiError;
+
+/// Silence after which a client's machine is asked whether it is still there, and between two such questions.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// How long a closed connection is still read from, so that an answer given before the whole request was read
 /// reaches its client: the kernel answers unread bytes with a reset, which would overtake it (RFC 9112 9.6).
@@ -111,8 +115,11 @@ where
 {
     // A failure here means that the client has left, which the first read finds out.
     let _ = stream.set_nodelay(true);
+    // A client that vanished without a word frees its place also while nothing is written to it.
+    let _ = SockRef::from(&stream)
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE));
     let state = Arc::new(State::default());
-    let io = ClientIo::new(stream, state.blocked.clone());
+    let io = ClientIo::new(stream, state.blocked.clone(), shared.limits.write_idle);
     let requests = Requests { service, shared: shared.clone(), state: state.clone() };
     let mut connection = shared.http.serve_connection(io, requests);
     let ended = {
@@ -134,8 +141,13 @@ where
             }
         }
     };
-    let stream = connection.into_parts().io.into_stream();
+    let (stream, given_up) = connection.into_parts().io.into_stream();
     match ended {
+        // A reset: what the kernel still holds is freed, and a cut answer that ends with its connection shows as one.
+        Err(_) if given_up => {
+            tracing::debug!("a client took nothing of its answer for too long");
+            let _ = stream.set_zero_linger();
+        }
         Err(error) if error.is_user() => {
             // An answer broke off. Chunks or a length show that to the client; where neither was sent, only a reset
             // tells a cut from an end.

@@ -356,3 +356,19 @@ async fn a_cut_ends_everything_now() {
     assert_eq!(peer.rest().await.unwrap_or_default(), "");
     edge.ended().await;
 }
+
+/// A client that takes nothing of its answer is not waited for without end.
+#[tokio::test]
+async fn a_reader_that_stands_still_is_let_go() {
+    const LENGTH: usize = 64 << 20;
+    let limits = EdgeLimits { write_idle: Duration::from_millis(100), ..limits() };
+    let edge = Edge::spawn(limits, |_| async { vec![b'x'; LENGTH].into_response() }).await;
+    let mut client = Peer::connect(edge.address).await;
+    client.write("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    client.head().await;
+    // The drain waits for answers under way, so it ends only because the client is given up.
+    edge.drain.cancel();
+    edge.ended().await;
+    let read = client.rest().await.unwrap_or_else(|read| read);
+    assert!(read.len() < LENGTH, "{}", read.len());
+}

@@ -14,6 +14,9 @@ use crate::upstream::UpstreamAnswer;
 /// The longest `retry-after` that is obeyed; an absurd one is cut to this.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
+/// The longest `{}`, white space included, that is remembered as the answer for an unknown id.
+const MAX_EMPTY: usize = 1024;
+
 /// The reading of one whole answer.
 #[derive(Debug, PartialEq)]
 pub(super) enum Reading {
@@ -72,6 +75,7 @@ fn read_single(body: &Bytes, id: &TaskId) -> Reading {
     let found = match inspection.standing(id) {
         Standing::Final => Found::Finished(body.clone()),
         Standing::Pending => Found::Pending(body.clone(), age(inspection.created_at)),
+        Standing::Empty if body.len() > MAX_EMPTY => return Reading::Strange,
         Standing::Empty => return Reading::Empty,
         Standing::Foreign => return Reading::Strange,
     };
@@ -85,7 +89,12 @@ struct Envelope<'a> {
 }
 
 fn read_batch(body: &Bytes, ids: &[TaskId]) -> Reading {
-    let Ok(envelope) = serde_json::from_slice::<Envelope<'_>>(body) else { return Reading::Strange };
+    // serde reads a list as a struct too, member by member; an envelope is an object.
+    let is_object = body.trim_ascii_start().first() == Some(&b'{');
+    let Some(envelope) = is_object.then(|| serde_json::from_slice::<Envelope<'_>>(body).ok()).flatten()
+    else {
+        return Reading::Strange;
+    };
     let mut texts: HashMap<&str, Option<Found>> = ids.iter().map(|id| (id.as_str(), None)).collect();
     for item in envelope.items {
         let text = item.get();
@@ -225,6 +234,7 @@ mod tests {
             "[]",
             "null",
             "{}",
+            r#"[[{"id":"a","finished_at":1}]]"#,
             r#"{"items":{}}"#,
             r#"{"items":[],"items":[]}"#,
             r#"{"items":[{"id":"a"}"#,

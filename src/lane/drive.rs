@@ -212,6 +212,9 @@ impl<O: Outside> CallGuard<O> {
             }
             Reading::Trouble => {
                 let wait = answer::retry_after(answer.retry_after.as_ref());
+                if let Some(pause) = wait {
+                    self.lane.turn.hold(Instant::now(), pause);
+                }
                 self.retry_or_fail(wait.unwrap_or_default(), &Failure::Upstream(answer));
             }
         }

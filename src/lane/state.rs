@@ -16,6 +16,9 @@ use crate::upstream::UpstreamAnswer;
 /// The longest time for which an unknown id's answer is shown again.
 const MAX_ABSENCE: Duration = Duration::from_secs(30);
 
+/// Ids for which every lane has room, however full the others are: one noisy token does not shut out the quiet ones.
+const MIN_WANTED: usize = 256;
+
 /// Bounds of the time between two looks at a task that somebody waits for.
 const LOOK_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -171,8 +174,8 @@ impl State {
         manner: Manner,
     ) -> Arrival {
         let mut arrival = Arrival::default();
-        let retry_after = self.cycle(limits);
-        let bound = limits.max_wanted.min(self.entries.len() + limits.room);
+        let retry_after = self.estimate(limits);
+        let bound = limits.max_wanted.min((self.entries.len() + limits.room).max(MIN_WANTED));
         let mut made_room = false;
         for (slot, id) in ids.iter().enumerate() {
             if self.entries.len() >= bound && !self.entries.contains_key(id) {
@@ -407,7 +410,7 @@ impl State {
         ids: &[TaskId],
         ticket: &Arc<Ticket>,
     ) {
-        let (longest_age, retry_after) = (self.max_stale(limits), self.cycle(limits));
+        let (longest_age, retry_after) = (self.max_stale(limits), self.estimate(limits));
         for slot in ticket.open_slots() {
             let Some(entry) = self.entries.get_mut(&ids[slot]) else { continue };
             if entry.stage == Stage::Taken {
@@ -568,6 +571,11 @@ impl State {
     pub(super) fn cycle(&self, limits: &LaneLimits) -> Duration {
         let calls = self.wanted.0.div_ceil(limits.max_batch).max(1);
         Duration::from_secs_f64(f64::from(u32::try_from(calls).unwrap_or(u32::MAX)) / limits.rate)
+    }
+
+    /// When somebody who asks now can expect an answer: after a cycle, and after the pause that the upstream asked for.
+    fn estimate(&self, limits: &LaneLimits) -> Duration {
+        self.cycle(limits) + limits.held
     }
 
     fn max_stale(&self, limits: &LaneLimits) -> Duration {

@@ -114,6 +114,16 @@ impl Turn {
         self.lock().slow_down(now.into_std(), began.into_std(), retry_after);
     }
 
+    /// The upstream asked for a pause.
+    pub(super) fn hold(&self, now: Instant, pause: Duration) {
+        self.lock().hold(now.into_std(), pause);
+    }
+
+    /// What is left of that pause.
+    pub(super) fn held(&self, now: Instant) -> Duration {
+        self.lock().held(now.into_std())
+    }
+
     /// One lane's share of the token's calls a second.
     pub(super) fn share(&self, now: Instant) -> f64 {
         let lanes = u32::try_from(self.busy_lanes.load(Ordering::Relaxed)).unwrap_or(u32::MAX).max(1);

@@ -92,6 +92,10 @@ impl Metrics {
             "Upstream calls that clients would have made without refrain",
             self.upstream_calls_saved.clone(),
         );
+        // There from the start: an alert on growth misses a series that begins with its first failure.
+        for kind in ["read", "write", "checksum", "corrupt"] {
+            drop(self.store_errors.get_or_create(&StoreErrorLabels { kind }));
+        }
         registry.register("store_errors", "Failures of the task store", self.store_errors.clone());
         registry.register(
             "rechecks_failed",

@@ -33,9 +33,13 @@ impl Plan {
         Self { distinct, places }
     }
 
-    /// How many places ask for an id that `is` says yes to, by its index in `distinct`.
-    pub fn count(&self, is: impl Fn(usize) -> bool) -> usize {
-        self.places.iter().filter(|place| is(**place as usize)).count()
+    /// How many places ask for each id, by its index in `distinct`.
+    pub fn counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.distinct.len()];
+        for place in &self.places {
+            counts[*place as usize] += 1;
+        }
+        counts
     }
 }
 
@@ -140,7 +144,7 @@ mod tests {
         let plan = Plan::new(vec![id("b"), id("a"), id("b"), id("c")]);
         assert_eq!(plan.distinct, [id("b"), id("a"), id("c")]);
         assert_eq!(plan.places, [0, 1, 0, 2]);
-        assert_eq!(plan.count(|index| index == 0), 2);
+        assert_eq!(plan.counts(), [2, 1, 1]);
         let texts = vec![Some(Bytes::from_static(b"{B}")), None, Some(Bytes::from_static(b"{C}"))];
         let envelope = Envelope::new(plan, texts, &[&id("a\"")]);
         let length = envelope.content_length();

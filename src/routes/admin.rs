@@ -15,7 +15,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, StatusCode};
 use prometheus_client::registry::Registry;
 use serde_json::json;
@@ -95,9 +95,7 @@ async fn require_token(State(port): State<Arc<AdminPort>>, request: Request, nex
     if allowed {
         return next.run(request).await;
     }
-    let mut response = ApiError::invalid_token().into_response();
-    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    response
+    ApiError::invalid_token().into_response()
 }
 
 async fn require_loopback_host(State(port): State<Arc<AdminPort>>, request: Request, next: Next) -> Response {

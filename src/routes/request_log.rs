@@ -55,6 +55,7 @@ pub(super) struct RequestLog {
     request_id: HeaderValue,
     action: &'static str,
     token: Option<Digest>,
+    client: Option<Arc<str>>,
     report: Report,
     written: bool,
 }
@@ -74,6 +75,7 @@ impl RequestLog {
             request_id: request_id.clone(),
             action: "other",
             token: None,
+            client: None,
             report: Report::default(),
             written: false,
         }
@@ -81,6 +83,7 @@ impl RequestLog {
 
     pub(super) fn caller(&mut self, caller: Option<&Caller>) {
         self.token = caller.map(|caller| caller.digest);
+        self.client = caller.and_then(|caller| caller.client.clone());
     }
 
     pub(super) fn action(&mut self, action: &'static str) {
@@ -122,6 +125,7 @@ impl RequestLog {
                     took_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
                     request_id = ?self.request_id,
                     token = self.token.map(|token| token.to_string()),
+                    client = self.client.as_deref(),
                     "request"
                 )
             };
@@ -151,7 +155,8 @@ fn loggable(method: &Method) -> &str {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         if !self.written {
-            self.write(None, None, Outcome::Aborted);
+            let outcome = if std::thread::panicking() { Outcome::Failed } else { Outcome::Aborted };
+            self.write(None, None, outcome);
         }
     }
 }

@@ -4,10 +4,12 @@
 mod answer;
 mod request;
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Request, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, request::Parts};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use serde::Deserialize;
@@ -21,6 +23,7 @@ use crate::api_error::ApiError;
 use crate::edge::ClientBodyError;
 use crate::retrieve::{Asked, Question, Reply, ReplyBody};
 use crate::task::{Action, Service, TaskId};
+use crate::upstream;
 
 /// The longest answer to a delete that is understood, in bytes.
 const MAX_DELETE_ANSWER: usize = 64 * 1024;
@@ -40,7 +43,7 @@ pub(super) async fn answer(
     };
     let body = match read(body, port.max_request_bytes).await {
         Ok(Read::Whole(body)) => body,
-        Ok(Read::TooLong(body)) => {
+        Ok(Read::PassOn(body)) => {
             return pass_through(port, Some(caller), Request::from_parts(parts, body), log).await;
         }
         Err(error) => {
@@ -107,8 +110,8 @@ async fn look_up(
 fn outcome(reply: &Reply) -> Outcome {
     match &reply.body {
         ReplyBody::Failed(_) => Outcome::Failed,
-        ReplyBody::NotStored | ReplyBody::TooLarge => Outcome::Refused,
-        ReplyBody::Task(_) | ReplyBody::Batch(_) | ReplyBody::Upstream(_) => {
+        ReplyBody::NotStored | ReplyBody::TooLarge | ReplyBody::Busy => Outcome::Refused,
+        ReplyBody::Task(_) | ReplyBody::Batch(..) | ReplyBody::Upstream(_) => {
             Outcome::LookUp(reply.report.source())
         }
     }
@@ -128,11 +131,8 @@ async fn delete(
     let response = match forward_whole(&port.passthrough, request, team_token, MAX_DELETE_ANSWER).await {
         Relayed::Stream(response) => response,
         Relayed::Whole(answer) => {
-            if answer.parts.status.is_success()
-                && confirms(&answer.body, &id)
-                && let Err(error) = port.retriever.forget(caller, &service, &id).await
-            {
-                tracing::error!(%error, "a deleted task could not be forgotten on disk; it is hidden until it can");
+            if answer.parts.status.is_success() && confirms(&answer.parts.headers, &answer.body, &id) {
+                forget(port, caller, service, id).await;
             }
             answer.into_response()
         }
@@ -141,26 +141,44 @@ async fn delete(
     response
 }
 
-/// `{"id":…,"deleted":true}` of that very id; other members do not matter, repeated ones leave doubt.
-fn confirms(body: &[u8], id: &TaskId) -> bool {
+/// Forgets a deleted task. In a task of its own: the upstream has said its word, whether the client still waits or not.
+async fn forget(port: &ClientPort, caller: &Caller, service: Service, id: TaskId) {
+    let (retriever, caller) = (Arc::clone(&port.retriever), caller.clone());
+    let forgetting = tokio::spawn(async move {
+        if let Err(error) = retriever.forget(&caller, &service, &id).await {
+            tracing::error!(%error, "a deleted task could not be forgotten on disk; it is hidden until it can");
+        }
+    });
+    if forgetting.await.is_err() {
+        tracing::error!("forgetting a deleted task panicked");
+    }
+}
+
+/// `{"id":…,"deleted":true}` of that very id; other members do not matter, repeated ones leave doubt. An answer to the
+/// client in a coding that is not understood here counts as a yes: in doubt a task that may be deleted is not served.
+fn confirms(headers: &HeaderMap, body: &[u8], id: &TaskId) -> bool {
+    let Ok(body) = upstream::unpack(headers, body, MAX_DELETE_ANSWER) else { return true };
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return false;
+    }
     #[derive(Deserialize)]
     struct Deleted {
         id: String,
         deleted: bool,
     }
-    serde_json::from_slice::<Deleted>(body).is_ok_and(|answer| answer.deleted && answer.id == id.as_str())
+    serde_json::from_slice::<Deleted>(&body).is_ok_and(|answer| answer.deleted && answer.id == id.as_str())
 }
 
 enum Read {
     Whole(Bytes),
-    /// Longer than a look-up may be: the body as it came, with what was read in front.
-    TooLong(Body),
+    /// No look-up, as far as its length or its first byte tells: the body as it came, with what was read in front.
+    PassOn(Body),
 }
 
 /// Reads a body of at most `limit` bytes.
 async fn read(mut body: Body, limit: usize) -> Result<Read, ClientBodyError> {
     if body.size_hint().lower() > limit as u64 {
-        return Ok(Read::TooLong(body));
+        return Ok(Read::PassOn(body));
     }
     let mut read = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -172,7 +190,11 @@ async fn read(mut body: Body, limit: usize) -> Result<Read, ClientBodyError> {
         }
         read.extend_from_slice(&data);
         if read.len() > limit {
-            return Ok(Read::TooLong(with_prefix(read.freeze(), body)));
+            return Ok(Read::PassOn(with_prefix(read.freeze(), body)));
+        }
+        // What is no object is no look-up, so it is not held back.
+        if read.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
+            return Ok(Read::PassOn(with_prefix(read.freeze(), body)));
         }
     }
     Ok(Read::Whole(read.freeze()))
@@ -193,9 +215,18 @@ mod tests {
             (r#"{"id":"a","deleted":"true"}"#, false),
             (r#"{"id":"a","deleted":true,"deleted":true}"#, false),
             (r#"{"deleted":true}"#, false),
+            (r#"["a",true]"#, false),
             ("", false),
         ] {
-            assert_eq!(confirms(body.as_bytes(), &id), expected, "{body}");
+            assert_eq!(confirms(&HeaderMap::new(), body.as_bytes(), &id), expected, "{body}");
+            let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            std::io::Write::write_all(&mut packed, body.as_bytes()).unwrap();
+            let mut headers = HeaderMap::new();
+            headers.insert("content-encoding", HeaderValue::from_static("gzip"));
+            assert_eq!(confirms(&headers, &packed.finish().unwrap(), &id), expected, "packed {body}");
         }
+        let mut headers = HeaderMap::new();
+        headers.insert("content-encoding", HeaderValue::from_static("br"));
+        assert!(confirms(&headers, b"?", &id));
     }
 }

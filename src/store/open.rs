@@ -157,7 +157,9 @@ pub(super) async fn connect_beside(path: &Path) -> Result<SqliteConnection, Stor
 }
 
 async fn connect_readers(path: &Path) -> Result<SqlitePool, sqlx::Error> {
-    let options = options(path).read_only(true).thread_name(|n| format!("refrain-reader-{n}"));
+    // Rows wait for the reader; each holds a whole task.
+    let options =
+        options(path).read_only(true).row_buffer_size(16).thread_name(|n| format!("refrain-reader-{n}"));
     SqlitePoolOptions::new()
         .max_connections(READERS)
         .min_connections(1)

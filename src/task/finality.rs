@@ -7,7 +7,8 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::TaskId;
 
@@ -133,14 +134,30 @@ struct Text<'de>(Cow<'de, str>);
 
 impl<'de> Deserialize<'de> for Text<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Scalar::deserialize(deserializer)? {
-            Scalar::Text(text) => Ok(Self(text)),
-            _ => Err(D::Error::custom("a string is needed")),
-        }
+        deserializer.deserialize_str(TextVisitor)
     }
 }
 
-/// A value of which only the kind, and for strings and numbers the content, matters.
+struct TextVisitor;
+
+impl<'de> Visitor<'de> for TextVisitor {
+    type Value = Text<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+        Ok(Text(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+        Ok(Text(Cow::Owned(text.to_owned())))
+    }
+}
+
+/// A value of which only the kind, and for strings and numbers the content, matters. Read from its text, since the
+/// parser takes no number beyond a double and no half of a surrogate pair, both of which JSON allows (RFC 8259).
 enum Scalar<'de> {
     Text(Cow<'de, str>),
     Number(f64),
@@ -149,56 +166,14 @@ enum Scalar<'de> {
 
 impl<'de> Deserialize<'de> for Scalar<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor)
-    }
-}
-
-struct ScalarVisitor;
-
-#[expect(clippy::cast_precision_loss, reason = "times in seconds are far below 2^52")]
-impl<'de> Visitor<'de> for ScalarVisitor {
-    type Value = Scalar<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any value")
-    }
-
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Text(Cow::Borrowed(text)))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Text(Cow::Owned(text.to_owned())))
-    }
-
-    fn visit_f64<E>(self, number: f64) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Number(number))
-    }
-
-    fn visit_u64<E>(self, number: u64) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Number(number as f64))
-    }
-
-    fn visit_i64<E>(self, number: i64) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Number(number as f64))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Other)
-    }
-
-    fn visit_unit<E>(self) -> Result<Scalar<'de>, E> {
-        Ok(Scalar::Other)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Scalar<'de>, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Scalar::Other)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar<'de>, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Scalar::Other)
+        let json = <&RawValue>::deserialize(deserializer)?.get();
+        Ok(match json.as_bytes().first() {
+            Some(b'"') => unescaped(json).map_or(Self::Other, Self::Text),
+            Some(b'-' | b'0'..=b'9') => {
+                json.parse().ok().filter(|number: &f64| number.is_finite()).map_or(Self::Other, Self::Number)
+            }
+            _ => Self::Other,
+        })
     }
 }
 
@@ -209,74 +184,73 @@ struct Words {
 
 impl<'de> Deserialize<'de> for Words {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer
-            .deserialize_any(WordsVisitor { under_status: false })
-            .map(|all_terminal| Self { all_terminal })
+        let json = <&RawValue>::deserialize(deserializer)?.get();
+        Ok(Self { all_terminal: all_words_are_terminal(json) })
     }
 }
 
-/// Tells whether every status word in a value is terminal. A word is a string under a `state` or `status` key, or
-/// in a list there; a number, null or boolean is no word.
-#[derive(Clone, Copy)]
-struct WordsVisitor {
-    under_status: bool,
-}
-
-impl<'de> serde::de::DeserializeSeed<'de> for WordsVisitor {
-    type Value = bool;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for WordsVisitor {
-    type Value = bool;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any value")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<bool, E> {
-        Ok(!self.under_status || TERMINAL_WORDS.iter().any(|word| word.eq_ignore_ascii_case(text)))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<bool, E> {
-        Ok(true)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<bool, E> {
-        Ok(true)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<bool, E> {
-        Ok(true)
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<bool, E> {
-        Ok(true)
-    }
-
-    fn visit_unit<E>(self) -> Result<bool, E> {
-        Ok(true)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<bool, A::Error> {
-        let mut all = true;
-        while let Some(terminal) = seq.next_element_seed(self)? {
-            all &= terminal;
+/// Tells whether every status word in a sound JSON text is terminal. A word is a string under a `state` or `status`
+/// key, or in a list there; a number, null or boolean is no word.
+///
+/// Goes over the text once by itself: a value that the parser balks at (see [`Scalar`]), or nests deeper than it
+/// follows, shall not hide the task.
+fn all_words_are_terminal(json: &str) -> bool {
+    let bytes = json.as_bytes();
+    // For each open object or list, whether the next string in it is a word.
+    let mut open: Vec<bool> = Vec::new();
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        at += 1;
+        match byte {
+            b'{' => open.push(false),
+            b'[' => open.push(open.last() == Some(&true)),
+            b'}' | b']' => drop(open.pop()),
+            b'"' => {
+                let start = at - 1;
+                at = string_end(bytes, at);
+                let text = unescaped(&json[start..at]);
+                let is_key = bytes[at..].iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b':');
+                match (open.last_mut(), text) {
+                    (Some(under_status), text) if is_key => {
+                        *under_status = text.is_some_and(|key| {
+                            key.eq_ignore_ascii_case("state") || key.eq_ignore_ascii_case("status")
+                        });
+                    }
+                    (Some(true), text) if text.as_deref().is_none_or(|word| !is_terminal(word)) => {
+                        return false;
+                    }
+                    _ => {}
+                }
+            }
+            _ => {}
         }
-        Ok(all)
     }
+    true
+}
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
-        let mut all = true;
-        while let Some(Text(key)) = map.next_key()? {
-            let under_status = key.eq_ignore_ascii_case("state") || key.eq_ignore_ascii_case("status");
-            all &= map.next_value_seed(WordsVisitor { under_status })?;
+fn is_terminal(text: &str) -> bool {
+    TERMINAL_WORDS.iter().any(|word| word.eq_ignore_ascii_case(text))
+}
+
+/// Where a string ends, its closing quote included; `at` is behind the opening one.
+fn string_end(bytes: &[u8], mut at: usize) -> usize {
+    loop {
+        match bytes.get(at) {
+            Some(b'\\') => at += 2,
+            Some(b'"') => return at + 1,
+            Some(_) => at += 1,
+            None => return bytes.len(),
         }
-        Ok(all)
     }
+}
+
+/// A JSON string's content; `None` for one that is no Unicode text, by half of a surrogate pair.
+fn unescaped(json: &str) -> Option<Cow<'_, str>> {
+    let inside = json.strip_prefix('"')?.strip_suffix('"')?;
+    if inside.contains('\\') {
+        return serde_json::from_str(json).ok().map(Cow::Owned);
+    }
+    Some(Cow::Borrowed(inside))
 }
 
 #[cfg(test)]
@@ -371,11 +345,29 @@ mod tests {
             (r#"{"id":"t1","finished_at":1"#, None),
             (r#"{"id":"t1","finished_at":1}{}"#, None),
             (r#"{"id":"t1","finished_at":NaN}"#, None),
-            (r#"{"id":"t1","finished_at":1e999}"#, None),
             ("<html></html>", None),
             (&deep("succeeded", 20), Some(Final)),
             (&deep("pending", 20), Some(Pending)),
-            (&deep("succeeded", 50_000), None),
+            (&deep("succeeded", 50_000), Some(Final)),
+            (&deep("pending", 50_000), Some(Pending)),
+            // what JSON allows and the parser does not read
+            (r#"{"id":"t1","finished_at":1,"response":{"n":1e999,"status":-1e999}}"#, Some(Final)),
+            (
+                r#"{"id":"t1","finished_at":1,"response":{"title":"caf\u00e9 \ud83d","state":"failed"}}"#,
+                Some(Final),
+            ),
+            (r#"{"id":"t1","finished_at":1,"response":{"\ud83d":"x","state":"running"}}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":1,"response":{"state":"\ud83d"}}"#, Some(Pending)),
+            (r#"{"id":"t1","finished_at":1e999}"#, Some(Pending)),
+            (r#"{"id":"\ud83d","finished_at":1}"#, Some(Foreign)),
+            // strings that hold what looks like JSON
+            (
+                r#"{"id":"t1","finished_at":1,"response":{"lyric":"\"state\":\"pending\"","a":"\\"}}"#,
+                Some(Final),
+            ),
+            (r#"{"id":"t1","finished_at":1,"response":{"status" : [ ] , "title" : "x"}}"#, Some(Final)),
+            (r#"{"id":"t1","finished_at":1,"response":{"status":{"title":"x"}}}"#, Some(Final)),
+            (r#"{"id":"t1","finished_at":1,"response":{"status":[["x"]]}}"#, Some(Pending)),
         ];
         for (text, expected) in table {
             assert_eq!(standing(text), *expected, "{}", &text[..text.len().min(200)]);

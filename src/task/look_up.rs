@@ -71,12 +71,21 @@ struct Fields {
     owner: bool,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
 enum Verb {
     Retrieve,
     RetrieveBatch,
     Delete,
+}
+
+impl Verb {
+    fn parse(word: &str) -> Option<Self> {
+        match word {
+            "retrieve" => Some(Self::Retrieve),
+            "retrieve_batch" => Some(Self::RetrieveBatch),
+            "delete" => Some(Self::Delete),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Deserialize, PartialEq, Clone, Copy)]
@@ -109,7 +118,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
             }
             seen.push(key);
             match key {
-                Key::Action => fields.action = Some(map.next_value()?),
+                Key::Action => fields.action = Verb::parse(&map.next_value::<String>()?),
                 Key::Id => fields.id = Some(map.next_value::<Id>()?.0),
                 Key::Ids => fields.ids = Some(map.next_value_seed(IdsSeed { max_ids: self.max_ids })?),
                 Key::UserId | Key::ApplicationId => {
@@ -222,6 +231,9 @@ mod tests {
             r#"{"action":"retrieve"}"#,
             r#"{"id":"a"}"#,
             r#"{"action":"retrieve","id":""}"#,
+            r#"{"action":{"retrieve":null},"id":"a"}"#,
+            r#"{"action":["retrieve"],"id":"a"}"#,
+            r#"["retrieve","a"]"#,
             r#"{"action":"retrieve","id":1}"#,
             r#"{"action":"retrieve","id":null}"#,
             r#"{"action":"retrieve","id":["a"]}"#,

@@ -11,6 +11,16 @@ use super::UpstreamError;
 /// Packed bytes taken at a time. They become at most a thousand times as many, which other tasks can wait for.
 const STEP: usize = 4096;
 
+/// A whole body, unpacked by the `content-encoding` of `headers`, up to `limit` bytes.
+///
+/// # Errors
+/// If it is packed in a way that is not understood here, or broken, or longer than the limit.
+pub fn unpack(headers: &HeaderMap, body: &[u8], limit: usize) -> Result<Bytes, UpstreamError> {
+    let mut unpacked = Unpacked::new(headers, limit as u64)?;
+    unpacked.push_step(body)?;
+    unpacked.finish()
+}
+
 /// A body of at most so many bytes.
 pub(super) enum Unpacked {
     Plain(Capped),
@@ -36,15 +46,19 @@ impl Unpacked {
 
     /// Takes what came in.
     pub(super) async fn push(&mut self, chunk: &[u8]) -> Result<(), UpstreamError> {
+        for step in chunk.chunks(STEP) {
+            self.push_step(step)?;
+            tokio::task::consume_budget().await;
+        }
+        Ok(())
+    }
+
+    fn push_step(&mut self, step: &[u8]) -> Result<(), UpstreamError> {
         match self {
-            Self::Plain(into) => into.write_all(chunk).map_err(|_| UpstreamError::TooLarge),
+            Self::Plain(into) => into.write_all(step).map_err(|_| UpstreamError::TooLarge),
             Self::Gzip(decoder, began) => {
-                *began |= !chunk.is_empty();
-                for step in chunk.chunks(STEP) {
-                    decoder.write_all(step).map_err(|_| decoder.get_ref().failure())?;
-                    tokio::task::consume_budget().await;
-                }
-                Ok(())
+                *began |= !step.is_empty();
+                decoder.write_all(step).map_err(|_| decoder.get_ref().failure())
             }
         }
     }

@@ -2,5 +2,17 @@
 //!
 //! A file a behaviour; [`support`] holds what a client does.
 
+#![expect(unreachable_pub, reason = "a test binary has no other crate to reach")]
+
+mod access;
+mod bytes;
+mod crash;
 mod look_ups;
+mod mix_ups;
+mod operations;
+mod passthrough;
+mod program;
+mod secrets;
+mod storage;
 mod support;
+mod upstream_faults;

@@ -73,13 +73,14 @@ async fn a_waiter_with_another_token_looks_again_at_once_and_sees_its_own_text()
 #[tokio::test(start_paused = true)]
 async fn a_waiter_with_another_token_whose_look_was_under_way_looks_again() {
     let lab = Lab::new();
-    lab.pending_for("a", 1000);
-    lab.next([Reply::body(r#"{"id":"a","created_at":1}"#)]);
-    let waiter = lab.begin_as(&asker("u"), waiting(single("a"), 60.0));
     lab.finished("a");
+    lab.next([Reply::Natural, Reply::body(r#"{"id":"a","created_at":1}"#)]);
     let finder = lab.begin(single("a"));
+    pass(0.005).await;
+    let waiter = lab.begin_as(&asker("u"), waiting(single("a"), 60.0));
     assert!(is_finished(&only(finder.await.unwrap())));
-    // The waiter's first look was answered as of before the finish; the second is only a turn away.
+    // The waiter's first look is answered as of before the finish; the second is only a turn away.
+    assert_eq!(lab.count(), 2);
     assert_eq!(finished(&only(waiter.await.unwrap())), finished_text("a", "u"));
     assert!(lab.since_start() < seconds(2.0), "{:?}", lab.since_start());
 }

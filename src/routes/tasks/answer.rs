@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use http_body::{Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api_error::ApiError;
 use crate::lane::Failure;
@@ -23,9 +24,11 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// The answer to a look-up.
 pub(super) fn respond(reply: Reply, is_batch: bool) -> Response {
     let Reply { body, report } = reply;
+    let is_from_upstream = matches!(body, ReplyBody::Upstream(_) | ReplyBody::Failed(Failure::Upstream(_)));
+    let is_answer = body.is_answer();
     let mut response = match body {
         ReplyBody::Task(text) => json(Body::from(text)),
-        ReplyBody::Batch(envelope) => json(Body::new(EnvelopeBody::new(envelope))),
+        ReplyBody::Batch(envelope, room) => json(Body::new(EnvelopeBody::new(envelope, room))),
         ReplyBody::Upstream(answer) => relay(answer),
         ReplyBody::Failed(failure) => fail(failure),
         ReplyBody::NotStored => ApiError::timeout(
@@ -33,6 +36,10 @@ pub(super) fn respond(reply: Reply, is_batch: bool) -> Response {
             "Not everything asked for is stored here, and only-if-cached forbids to ask the upstream.",
         )
         .into_response(),
+        ReplyBody::Busy => {
+            ApiError::unavailable("Too many large answers are on their way to slow readers. Ask again.")
+                .into_response()
+        }
         ReplyBody::TooLarge => ApiError::bad_request(
             "The answer would be longer than upstream.max_response_bytes. Ask for fewer ids at a time.",
         )
@@ -40,8 +47,9 @@ pub(super) fn respond(reply: Reply, is_batch: bool) -> Response {
     };
     let status = response.status();
     let headers = response.headers_mut();
-    headers.insert(CACHE_STATUS, cache_status(&report, status, is_batch));
-    headers.insert(X_CACHE, HeaderValue::from_static(x_cache(report.source())));
+    let source = if is_answer { report.source() } else { Source::Miss };
+    headers.insert(CACHE_STATUS, cache_status(&report, source, is_from_upstream.then_some(status), is_batch));
+    headers.insert(X_CACHE, x_cache(source));
     headers.insert(header::AGE, report.age.into());
     if let Some(seconds) = report.retry_after.filter(|_| status == StatusCode::OK) {
         headers.insert(header::RETRY_AFTER, seconds.into());
@@ -49,48 +57,44 @@ pub(super) fn respond(reply: Reply, is_batch: bool) -> Response {
     response
 }
 
-/// RFC 9211, cache name `refrain`.
-fn cache_status(report: &Report, status: StatusCode, is_batch: bool) -> HeaderValue {
-    let source = report.source();
+/// RFC 9211, cache name `refrain`. `fwd` only where the upstream was asked, `fwd-status` only where the answer is its
+/// own and no success.
+fn cache_status(report: &Report, source: Source, status: Option<StatusCode>, is_batch: bool) -> HeaderValue {
+    let Report { hits, pending, misses, outdated, stored, collapsed, .. } = report;
     let mut text = String::from("refrain");
-    if report.misses == 0 && status == StatusCode::OK {
+    if matches!(source, Source::Hit | Source::Pending) {
         text.push_str("; hit");
-    } else {
+    } else if *misses > 0 {
         text.push_str(match source {
             Source::Partial => "; fwd=partial",
-            _ if report.outdated => "; fwd=miss",
+            _ if *outdated => "; fwd=miss",
             _ => "; fwd=uri-miss",
         });
-        if status != StatusCode::OK {
+        if let Some(status) = status.filter(|status| !status.is_success()) {
             text.push_str("; fwd-status=");
             text.push_str(status.as_str());
         }
     }
-    if report.stored {
+    if *stored {
         text.push_str("; stored");
     }
-    if report.collapsed {
+    if *collapsed {
         text.push_str("; collapsed");
     }
-    let Report { hits, pending, misses, .. } = report;
-    match (is_batch, source) {
-        (_, Source::Pending) if *hits == 0 => text.push_str("; detail=\"pending\""),
-        (true, _) if *pending > 0 => {
-            text.push_str(&format!("; detail=\"hits={hits} pending={pending} misses={misses}\""));
-        }
-        (true, _) => text.push_str(&format!("; detail=\"hits={hits} misses={misses}\"")),
-        (false, _) => {}
+    let detail = match (is_batch, source) {
+        (_, Source::Pending) if *hits == 0 => "pending".to_owned(),
+        (true, _) if *pending > 0 => format!("hits={hits} pending={pending} misses={misses}"),
+        (true, _) => format!("hits={hits} misses={misses}"),
+        (false, _) => String::new(),
+    };
+    if !detail.is_empty() {
+        text.push_str(&format!("; detail=\"{detail}\""));
     }
     HeaderValue::from_str(&text).expect("visible ASCII")
 }
 
-fn x_cache(source: Source) -> &'static str {
-    match source {
-        Source::Hit => "HIT",
-        Source::Pending => "PENDING",
-        Source::Partial => "PARTIAL",
-        Source::Miss => "MISS",
-    }
+fn x_cache(source: Source) -> HeaderValue {
+    HeaderValue::from_str(&source.as_str().to_ascii_uppercase()).expect("a word")
 }
 
 fn json(body: Body) -> Response {
@@ -149,11 +153,13 @@ fn fail(failure: Failure) -> Response {
 struct EnvelopeBody {
     pieces: Box<dyn Iterator<Item = Bytes> + Send>,
     left: u64,
+    /// Held until the last byte is with the client.
+    _room: OwnedSemaphorePermit,
 }
 
 impl EnvelopeBody {
-    fn new(envelope: Envelope) -> Self {
-        Self { left: envelope.content_length(), pieces: Box::new(envelope.pieces()) }
+    fn new(envelope: Envelope, room: OwnedSemaphorePermit) -> Self {
+        Self { left: envelope.content_length(), pieces: Box::new(envelope.pieces()), _room: room }
     }
 }
 
@@ -194,7 +200,7 @@ mod tests {
     use super::*;
 
     fn status_line(report: &Report, is_batch: bool) -> String {
-        cache_status(report, StatusCode::OK, is_batch).to_str().unwrap().to_owned()
+        cache_status(report, report.source(), None, is_batch).to_str().unwrap().to_owned()
     }
 
     #[test]
@@ -224,9 +230,11 @@ mod tests {
             "refrain; fwd=partial; detail=\"hits=1 pending=2 misses=1\""
         );
         assert_eq!(
-            cache_status(&report(0, 0, 1), StatusCode::UNAUTHORIZED, false),
+            cache_status(&report(0, 0, 1), Source::Miss, Some(StatusCode::UNAUTHORIZED), false),
             "refrain; fwd=uri-miss; fwd-status=401"
         );
+        // only-if-cached, and nothing stored: nobody was asked.
+        assert_eq!(cache_status(&report(0, 0, 0), Source::Miss, None, false), "refrain");
     }
 
     #[test]

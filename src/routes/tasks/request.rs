@@ -53,6 +53,11 @@ pub(super) fn forwarded(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(Heade
     names
         .iter()
         .flat_map(|name| headers.get_all(name).iter().map(|value| (name.clone(), value.clone())))
+        .map(|(name, mut value)| {
+            // Whatever it is, it is not for logs.
+            value.set_sensitive(true);
+            (name, value)
+        })
         .collect()
 }
 

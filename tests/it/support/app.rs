@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::PATIENCE;
+use super::wire::{RawAnswer, Wire};
 
 /// A simulator without a rate limit of its own.
 pub async fn simulator() -> Simulator {
@@ -166,7 +167,36 @@ impl TestApp {
 
     /// Shuts down and starts again on the same store.
     pub async fn restart(self) -> Self {
+        self.restart_with(|_| {}).await
+    }
+
+    /// Shuts down and starts again on the same store, with a configuration of one's own.
+    pub async fn restart_with(self, change: impl FnOnce(&mut Config)) -> Self {
         let (upstream, folder) = self.stop().await;
-        Self::spawn_at(upstream, folder, |_| {}).await
+        Self::spawn_at(upstream, folder, change).await
+    }
+
+    /// A request of exactly these bytes on a connection of its own.
+    pub async fn raw(&self, request: impl AsRef<[u8]>) -> RawAnswer {
+        let mut wire = Wire::connect(self.address).await;
+        wire.write(request).await;
+        wire.answer().await
+    }
+
+    /// Asserts that the task is not stored for this token: asking for it causes a call, and keeps it this time.
+    pub async fn assert_not_stored(&self, token: &str, id: &str) {
+        let before = self.calls();
+        let reply = self.retrieve(token, id).await;
+        assert_eq!((reply.status, reply.x_cache()), (StatusCode::OK, "MISS"), "{reply:?}");
+        assert_eq!(self.calls(), before + 1);
+    }
+
+    /// Asserts that the task is stored for this token: no call is made for it.
+    pub async fn assert_stored(&self, token: &str, id: &str) -> Reply {
+        let before = self.upstream.call_count();
+        let reply = self.retrieve(token, id).await;
+        assert_eq!((reply.status, reply.x_cache()), (StatusCode::OK, "HIT"), "{reply:?}");
+        assert_eq!(self.upstream.call_count(), before, "a hit makes no call");
+        reply
     }
 }

@@ -1,12 +1,16 @@
 //! What clients do, and the servers they do it to.
 
 mod app;
+mod file;
+mod load;
 mod program;
 mod wire;
 
-pub use app::{Reply, TestApp, config, simulator};
+pub use app::{Reply, TestApp, simulator};
+pub use file::StoreFile;
+pub use load::{Client, client, in_parallel, task_text};
 pub use program::Program;
-pub use wire::Wire;
+pub use wire::{RawAnswer, Wire, request};
 
 use std::time::Duration;
 
@@ -25,4 +29,25 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
         assert!(start.elapsed() < PATIENCE, "never: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// A finished task of this id as JSON text; `extra` tells one text from another.
+pub fn finished(id: &str, extra: &str) -> String {
+    let id = serde_json::Value::from(id);
+    format!(r#"{{"id":{id},"extra":"{extra}","response":{{"success":true}},"finished_at":1767119785.589}}"#)
+}
+
+/// The batch answer that holds these texts.
+pub fn envelope<S: AsRef<str>>(texts: &[S]) -> String {
+    let items: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+    format!(r#"{{"items":[{}],"count":{}}}"#, items.join(","), items.len())
+}
+
+/// Asserts that a body is an error of the documented shape with this code.
+pub fn assert_error(reply: &Reply, status: u16, code: &str) {
+    assert_eq!(reply.status.as_u16(), status, "{reply:?}");
+    let body = reply.json();
+    assert_eq!((&body["success"], &body["error"]["code"]), (&false.into(), &code.into()), "{body}");
+    assert!(body["error"]["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
+    assert!(body["trace_id"].as_str().is_some_and(|trace_id| !trace_id.is_empty()), "{body}");
 }

@@ -27,8 +27,13 @@ impl Program {
     /// Starts `serve` on free ports and waits until it says where it listens.
     pub fn serve(upstream: &str, folder: &Path, environment: &[(&str, &str)]) -> Self {
         let mut command = Self::command();
+        command.arg("serve");
+        Self::start(command, upstream, folder, environment)
+    }
+
+    /// The same for a command that ends up as `serve`.
+    pub fn start(mut command: Command, upstream: &str, folder: &Path, environment: &[(&str, &str)]) -> Self {
         command
-            .arg("serve")
             .current_dir(folder)
             .env("REFRAIN_SERVER__LISTEN", "127.0.0.1:0")
             .env("REFRAIN_ADMIN__LISTEN", "127.0.0.1:0")
@@ -90,7 +95,9 @@ impl Program {
         loop {
             let log = self.log();
             let found = log.lines().find(|line| line.contains(what)).and_then(|line| {
-                line.split("address=").nth(1)?.split_whitespace().next()?.trim_matches('"').parse().ok()
+                // `address=127.0.0.1:1` or `"address":"127.0.0.1:1"`
+                let rest = line.split_once("address")?.1.trim_start_matches(['=', '"', ':']);
+                rest.split([' ', '"']).next()?.parse().ok()
             });
             if let Some(address) = found {
                 return address;

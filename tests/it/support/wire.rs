@@ -53,3 +53,120 @@ impl Wire {
         String::from_utf8_lossy(&read).into_owned()
     }
 }
+
+/// A request as bytes: `line` is method and target, `host` and `content-length` are added.
+pub fn request(line: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Vec<u8> {
+    let body = body.as_ref();
+    let mut head = format!("{line} HTTP/1.1\r\nhost: proxy.test\r\ncontent-length: {}\r\n", body.len());
+    for (name, value) in headers {
+        head.extend([name, ": ", value, "\r\n"]);
+    }
+    head.push_str("\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+/// An answer as it came over the wire.
+#[derive(Clone, Debug)]
+pub struct RawAnswer {
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// Without its framing.
+    pub body: Vec<u8>,
+    /// Whether the body came to its declared end.
+    pub complete: bool,
+}
+
+impl RawAnswer {
+    /// A header's first value; empty where it is absent.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.iter().find(|(found, _)| found == name).map_or("", |(_, value)| value)
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// `error.code` of the body.
+    pub fn code(&self) -> String {
+        let body: serde_json::Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        body["error"]["code"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+impl Wire {
+    /// Reads a head: its status and headers.
+    pub async fn head(&mut self) -> (u16, Vec<(String, String)>) {
+        let head = self.read_until("\r\n\r\n").await;
+        let head = String::from_utf8(head).expect("text");
+        let mut lines = head.trim_end().split("\r\n");
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|word| word.parse().ok());
+        let headers = lines.filter_map(|line| line.split_once(':'));
+        let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
+        (status.unwrap_or_else(|| panic!("no status line: {head}")), headers.collect())
+    }
+
+    /// Reads one final answer to the end of its body.
+    pub async fn answer(&mut self) -> RawAnswer {
+        self.answer_to("POST").await
+    }
+
+    /// Reads one final answer to a request of this method.
+    pub async fn answer_to(&mut self, method: &str) -> RawAnswer {
+        let (mut status, mut headers) = self.head().await;
+        while (100..200).contains(&status) {
+            (status, headers) = self.head().await;
+        }
+        let mut answer = RawAnswer { status, headers, body: Vec::new(), complete: true };
+        if method == "HEAD" || matches!(status, 204 | 304) {
+            return answer;
+        }
+        let reading = async {
+            if answer.header("transfer-encoding") == "chunked" {
+                self.read_chunks(&mut answer.body).await
+            } else if let Ok(length) = answer.header("content-length").parse() {
+                self.read_exactly(length, &mut answer.body).await
+            } else {
+                self.stream.read_to_end(&mut answer.body).await.is_ok()
+            }
+        };
+        answer.complete = tokio::time::timeout(PATIENCE, reading).await.expect("a body in time");
+        answer
+    }
+
+    /// One chunk of a chunked body; `None` if it is the last or the connection ends.
+    pub async fn chunk(&mut self) -> Option<Vec<u8>> {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            line.push(self.stream.read_u8().await.ok()?);
+        }
+        let size = String::from_utf8_lossy(&line);
+        let size = usize::from_str_radix(size.trim(), 16).expect("a chunk size");
+        let mut chunk = vec![0; size + 2];
+        self.stream.read_exact(&mut chunk).await.ok()?;
+        chunk.truncate(size);
+        Some(chunk)
+    }
+
+    async fn read_chunks(&mut self, body: &mut Vec<u8>) -> bool {
+        while let Some(chunk) = self.chunk().await {
+            if chunk.is_empty() {
+                return true;
+            }
+            body.extend(chunk);
+        }
+        false
+    }
+
+    async fn read_exactly(&mut self, length: usize, body: &mut Vec<u8>) -> bool {
+        let mut piece = vec![0; 64 * 1024];
+        while body.len() < length {
+            let most = piece.len().min(length - body.len());
+            match self.stream.read(&mut piece[..most]).await {
+                Ok(count @ 1..) => body.extend_from_slice(&piece[..count]),
+                _ => return false,
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,192 @@
+//! A canary in every request and every setting: found in no log, error, metric or file.
+
+use std::path::Path;
+
+use refrain::simulator::{Rule, Simulator};
+use serde_json::json;
+
+use crate::support::{Program, Wire, request, simulator};
+
+/// No part of a canary is in any file of the folder.
+fn assert_not_in_files(folder: &Path) {
+    for entry in std::fs::read_dir(folder).expect("readable") {
+        let path = entry.expect("an entry").path();
+        let bytes = std::fs::read(&path).expect("readable");
+        let found = bytes.windows(6).any(|window| window.eq_ignore_ascii_case(b"canary"));
+        assert!(!found, "{}", path.display());
+    }
+}
+
+fn assert_not_in(what: &str, text: &str) {
+    let lower = text.to_ascii_lowercase();
+    let at = lower.find("canary").unwrap_or(lower.len());
+    let around: String = text.chars().skip(at.saturating_sub(200)).take(400).collect();
+    assert!(at == lower.len(), "{what}: {around}");
+    // `canary` in base64 at its three offsets, as a Basic credential would have it.
+    for encoded in ["Y2FuYXJ5", "NhbmFye", "jYW5hcn"] {
+        assert!(!text.contains(encoded), "{what}: {text}");
+    }
+}
+
+/// Sends requests of every kind with canaries in them, and gives the errors' bodies.
+async fn send_everything(program: &Program, upstream: &Simulator, key: &str, token: &str) -> Vec<String> {
+    let id = upstream.create_finished("producer", token);
+    let bearer = format!("Bearer {key}");
+    let look_up = json!({"action": "retrieve", "id": id}).to_string();
+    let unknown = json!({"action": "retrieve_batch", "ids": [id, "x"]}).to_string();
+    let all = [
+        ("authorization", bearer.as_str()),
+        ("content-type", "application/json"),
+        ("x-record-exempt", "canary-forwarded"),
+    ];
+    let secrets = [
+        ("authorization", bearer.as_str()),
+        ("cookie", "session=canary-cookie"),
+        ("x-api-key", "canary-api-key"),
+        ("payment-signature", "canary-payment"),
+        ("proxy-authorization", "Basic Y2FuYXJ5OmNhbmFyeQ=="),
+    ];
+    let with_query = "POST /producer/audios?token=canary-query";
+    let mut bodies = Vec::new();
+    let mut send = async |line: &str, headers: &[(&str, &str)], body: &str| {
+        let mut wire = Wire::connect(program.address).await;
+        wire.write(request(line, headers, body)).await;
+        let answer = wire.answer().await;
+        if answer.status >= 400 {
+            bodies.push(format!("{:?} {}", answer.headers, answer.text()));
+        }
+    };
+    for body in [&look_up, &look_up, &unknown] {
+        send("POST /producer/tasks", &all, body).await;
+    }
+    send("POST /producer/tasks", &secrets, &look_up).await;
+    send(with_query, &secrets, r#"{"async":true,"callback_url":"https://canary-callback"}"#).await;
+    send("POST /producer/tasks", &all, r#"{"action":"delete","id":"canary-id"}"#).await;
+    send("POST /canary-path/x", &all, "canary-body").await;
+    for other in [
+        "Bearer canary-unknown",
+        "Basic Y2FuYXJ5",
+        "canary",
+        "Bearer canary with blanks",
+        "Bearer canary\u{e9}",
+    ] {
+        send("POST /producer/tasks", &[("authorization", other), ("cookie", "canary")], &look_up).await;
+        send("GET /x", &[("authorization", other)], "").await;
+    }
+    // What is refused at the edge, and what the upstream fails at.
+    let malformed = [
+        format!(
+            "POST /x/../canary HTTP/1.1\r\nhost: h\r\nauthorization: {bearer}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+        ),
+        format!("TRACE /canary HTTP/1.1\r\nhost: h\r\nauthorization: {bearer}\r\nconnection: close\r\n\r\n"),
+        format!("GET /canary HTTP/1.1\r\nauthorization: {bearer}\r\nconnection: close\r\n\r\n"),
+        format!(
+            "POST /canary HTTP/1.1\r\nhost: h\r\nauthorization: {bearer}\r\nconnection: authorization\r\ncontent-length: 0\r\n\r\n"
+        ),
+        format!(
+            "POST /canary HTTP/1.1\r\nhost: h\r\nauthorization: {bearer}\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\ncanary\r\n"
+        ),
+        format!("canary {bearer}\r\n\r\n"),
+    ];
+    for rule in [
+        Rule::any().reset_before_headers(),
+        Rule::any().raw("canary no HTTP\r\n\r\n"),
+        Rule::any().redirect("https://canary.example/"),
+        Rule::any().body("application/json", r#"{"id":"canary"#),
+        Rule::any().status(401, "invalid_token"),
+    ] {
+        upstream.script(rule);
+        for id in ["a", "b"] {
+            send(
+                "POST /producer/tasks",
+                &all,
+                &json!({"action": "retrieve_batch", "ids": [id, "c"]}).to_string(),
+            )
+            .await;
+        }
+        upstream.clear_rules();
+    }
+    upstream.script(Rule::path("/lost").reset_before_headers());
+    send("POST /lost?canary", &secrets, "canary-body").await;
+    for bytes in malformed {
+        bodies.push(Wire::exchange(program.address, bytes).await);
+    }
+    bodies
+}
+
+async fn metrics(program: &Program, headers: &[(&str, &str)]) -> String {
+    let mut wire = Wire::connect(program.admin).await;
+    let host = program.admin.to_string();
+    let mut head = format!("GET /metrics HTTP/1.1\r\nhost: {host}\r\n");
+    for (name, value) in headers {
+        head.extend([name, ": ", value, "\r\n"]);
+    }
+    wire.write(head + "\r\n").await;
+    let answer = wire.answer().await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.text()
+}
+
+async fn check(settings: &[(&str, &str)], key: &str, token: &str) {
+    for format in ["pretty", "json"] {
+        let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
+        let log = [
+            ("REFRAIN_LOG__FILTER", "trace"),
+            ("REFRAIN_LOG__FORMAT", format),
+            ("REFRAIN_UPSTREAM__MAX_RETRIES", "0"),
+            ("RUST_BACKTRACE", "1"),
+        ];
+        let mut program = Program::serve(&upstream.base_url(), folder.path(), &[&log, settings].concat());
+        let bodies = send_everything(&program, &upstream, key, token).await;
+        assert!(bodies.len() > 10, "{bodies:?}");
+        for body in bodies {
+            // What the upstream said is not ours to edit.
+            if !body.contains("cache-status") || body.contains("proxy-status") {
+                assert_not_in("an error", &body);
+            }
+        }
+        assert_not_in("metrics", &metrics(&program, &[("authorization", "Bearer canary-admin")]).await);
+        assert_not_in_files(folder.path());
+        program.signal("TERM");
+        assert_eq!(program.wait().code(), Some(0), "{}", program.log());
+        assert_not_in_files(folder.path());
+        let log = program.log();
+        assert!(log.lines().count() > 40, "it logged at trace: {log}");
+        assert_not_in(&format!("the {format} log"), &log);
+    }
+}
+
+#[tokio::test]
+async fn no_secret_of_token_mode_is_found_anywhere() {
+    check(&[("REFRAIN_ADMIN__TOKEN", "canary-admin")], "canary-token", "canary-token").await;
+}
+
+#[tokio::test]
+async fn no_secret_of_shared_mode_is_found_anywhere() {
+    let settings = [
+        ("REFRAIN_ADMIN__TOKEN", "canary-admin"),
+        ("REFRAIN_ACCESS__MODE", "shared"),
+        ("REFRAIN_UPSTREAM__TOKEN", "canary-team"),
+        ("REFRAIN_ACCESS__CLIENTS", "[{name = \"one\", key = \"canary-key\"}]"),
+    ];
+    check(&settings, "canary-key", "canary-team").await;
+}
+
+#[tokio::test]
+async fn a_record_of_the_log_is_one_harmless_line() {
+    let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
+    let program = Program::serve(&upstream.base_url(), folder.path(), &[("REFRAIN_LOG__FILTER", "debug")]);
+    for id in ["a\nINFO forged", "\u{1b}[31mred", "nul\0", "</script>", "\u{202e}turned", "\u{2028}line"] {
+        let body = json!({"action": "retrieve", "id": id}).to_string();
+        let headers = [("authorization", "Bearer t"), ("content-type", "application/json")];
+        let mut wire = Wire::connect(program.address).await;
+        wire.write(request("POST /producer/tasks", &headers, body)).await;
+        assert_eq!(wire.answer().await.status, 200);
+        assert_eq!(upstream.calls().pop().expect("a call").ids(), [id], "byte for byte upstream");
+    }
+    let log = program.log();
+    assert!(
+        !log.contains("\nINFO forged") && !log.contains(['\u{1b}', '\0', '\u{202e}', '\u{2028}']),
+        "{log}"
+    );
+}

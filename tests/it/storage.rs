@@ -1,0 +1,281 @@
+//! Damage, locks and other programs at the store's file: never a wrong byte, never a wiped file, always an answer.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use crate::support::{
+    DOCUMENTED, DOCUMENTED_ID, Program, StoreFile, TestApp, client, eventually, simulator, task_text,
+};
+
+/// Runs `serve`, which is to end by itself, on a folder's store.
+fn refused_start(folder: &Path, url: &str) -> Output {
+    let mut command = Program::command();
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--store", url])
+        .current_dir(folder);
+    command.output().expect("it runs and ends")
+}
+
+/// Exit code 1 and exactly one line on stderr, which is given.
+fn one_line(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).expect("text");
+    assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{text}");
+    text
+}
+
+fn set_aside(folder: &Path) -> Vec<String> {
+    fs::read_dir(folder)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
+        .filter(|name| name.contains("corrupt"))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_damaged_row_is_a_miss_and_fetched_again() {
+    let damages = [
+        "UPDATE task SET body = CAST(substr(body, 1, 100) || x'07' || substr(body, 102) AS BLOB)",
+        "UPDATE task SET body = substr(body, 1, length(body) - 1)",
+        "UPDATE task SET body = x''",
+        "UPDATE task SET checksum = checksum + 1",
+        "UPDATE task_right SET mark = mark + 1",
+    ];
+    let app = TestApp::spawn().await;
+    app.upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    assert_eq!(app.retrieve("t", DOCUMENTED_ID).await.x_cache(), "MISS");
+    for (n, damage) in damages.into_iter().enumerate() {
+        assert_eq!(app.retrieve("t", DOCUMENTED_ID).await.x_cache(), "HIT", "{damage}");
+        let mut file = StoreFile::open(app.folder.path()).await;
+        assert_eq!(file.run(damage).await, 1, "{damage}");
+        file.close().await;
+        // Memory may answer until the writer has noticed that somebody else wrote.
+        eventually("the damage is noticed", async || {
+            let reply = app.retrieve("t", DOCUMENTED_ID).await;
+            assert_eq!(reply.body, DOCUMENTED, "{damage}");
+            reply.x_cache() == "MISS"
+        })
+        .await;
+        eventually("it is stored again", async || {
+            let reply = app.retrieve("t", DOCUMENTED_ID).await;
+            assert_eq!(reply.body, DOCUMENTED, "{damage}");
+            reply.x_cache() == "HIT"
+        })
+        .await;
+        let metrics = String::from_utf8(app.admin("/metrics").await.body.to_vec()).unwrap();
+        let counted = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("refrain_store_errors_total{kind=\"checksum\"} "))
+            .and_then(|count| count.parse::<usize>().ok());
+        assert!(counted > Some(n), "{damage}: {counted:?}");
+    }
+    assert!(set_aside(app.folder.path()).is_empty());
+}
+
+#[tokio::test]
+async fn a_right_of_another_row_or_reader_opens_nothing() {
+    let app = TestApp::spawn().await;
+    for token in ["a", "b"] {
+        for id in ["one", "two"] {
+            if token == "a" || id == "two" {
+                app.upstream.put_raw("producer", token, id, task_text(id, token, 10));
+                app.retrieve(token, id).await;
+            }
+        }
+    }
+    let app = app.restart().await;
+    let mut file = StoreFile::open(app.folder.path()).await;
+    // As if a bit of the reader's number had flipped: the rights of a for b.
+    let moved = file
+        .run(
+            "INSERT OR IGNORE INTO task_right (reader, task, mark)
+             SELECT other.id, r.task, r.mark FROM task_right r, reader other",
+        )
+        .await;
+    assert!(moved > 0);
+    file.close().await;
+    let calls = app.calls();
+    let reply = app.retrieve("b", "one").await;
+    assert_eq!((&reply.body[..], reply.x_cache(), app.calls()), (&b"{}"[..], "MISS", calls + 1));
+}
+
+#[tokio::test]
+async fn a_byte_flipped_anywhere_in_the_file_never_becomes_a_wrong_answer() {
+    let app = TestApp::spawn().await;
+    let ids: Vec<String> = (0..40).map(|n| format!("task-{n}")).collect();
+    for (n, id) in ids.iter().enumerate() {
+        app.upstream.put_raw("producer", "t", id, task_text(id, "t", n * 400));
+        app.retrieve("t", id).await;
+    }
+    let (mut upstream, mut folder) = app.stop().await;
+    let sound = fs::read(folder.path().join("refrain.db")).unwrap();
+    let mut random = fastrand::Rng::with_seed(4);
+    let (mut hits, mut misses) = (0, 0);
+    for _ in 0..20 {
+        let mut bytes = sound.clone();
+        let at = random.usize(0..bytes.len());
+        bytes[at] ^= 1 << random.u32(0..8);
+        fs::write(folder.path().join("refrain.db"), bytes).unwrap();
+        let app = TestApp::spawn_at(upstream, folder, |_| {}).await;
+        for (n, id) in ids.iter().enumerate() {
+            let reply = app.retrieve("t", id).await;
+            assert_eq!(reply.body, task_text(id, "t", n * 400), "{id}, with the bit at {at} flipped");
+            if reply.x_cache() == "HIT" { hits += 1 } else { misses += 1 }
+        }
+        (upstream, folder) = app.stop().await;
+    }
+    eprintln!("{hits} hits, {misses} misses");
+    assert!(hits > misses, "a flipped bit costs a task or a file, not all of them: {hits}, {misses}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_sound_database_is_set_aside_loudly() {
+    let upstream = simulator().await;
+    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("refrain.db");
+    let mut program = Program::serve(&upstream.base_url(), folder.path(), &[]);
+    client(program.address).retrieve("t", DOCUMENTED_ID).await.unwrap();
+    program.signal("TERM");
+    program.wait();
+    let sound = fs::read(&file).unwrap();
+
+    let mut torn = sound.clone();
+    torn.truncate(sound.len() / 2);
+    let mut header = sound.clone();
+    header[..16].fill(b'#');
+    let garbage = vec![b'?'; 50_000];
+    for (n, bytes) in [garbage, torn, header].into_iter().enumerate() {
+        for suffix in ["-wal", "-shm"] {
+            let _ = fs::remove_file(folder.path().join(format!("refrain.db{suffix}")));
+        }
+        fs::write(&file, &bytes).unwrap();
+        let mut program = Program::serve(&upstream.base_url(), folder.path(), &[]);
+        let http = client(program.address);
+        assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "MISS");
+        let hit = http.retrieve("t", DOCUMENTED_ID).await.unwrap();
+        assert_eq!((hit.x_cache(), &hit.body[..]), ("HIT", DOCUMENTED));
+        program.signal("TERM");
+        assert!(program.wait().success());
+        let log = program.log();
+        assert!(log.contains("ERROR") && log.contains("set aside"), "{log}");
+        // Names hold the second, so that of two in one second one has a number.
+        let mut kept = set_aside(folder.path());
+        kept.retain(|name| !name.ends_with("-wal") && !name.ends_with("-shm"));
+        assert_eq!(kept.len(), n + 1, "{kept:?}");
+        assert!(kept.iter().any(|name| fs::read(folder.path().join(name)).unwrap() == bytes), "{n}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_a_later_version_or_another_program_is_refused_untouched() {
+    let app = TestApp::spawn().await;
+    app.upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    app.retrieve("t", DOCUMENTED_ID).await;
+    let (_upstream, folder) = app.stop().await;
+    let mut file = StoreFile::open(folder.path()).await;
+    file.run(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (99990101000000, 'from the future', 1, x'00', 0)",
+    )
+    .await;
+    file.close().await;
+    refused_and_untouched(folder.path(), "newer refrain");
+
+    let folder = tempfile::tempdir().unwrap();
+    let created = Program::command().arg("--version").output().unwrap();
+    assert!(created.status.success());
+    fs::File::create(folder.path().join("refrain.db")).unwrap();
+    let mut file = StoreFile::open(folder.path()).await;
+    file.run("CREATE TABLE invoices (id INTEGER PRIMARY KEY, sum REAL)").await;
+    file.close().await;
+    refused_and_untouched(folder.path(), "another program");
+}
+
+fn refused_and_untouched(folder: &Path, why: &str) {
+    let before = fs::read(folder.join("refrain.db")).expect("readable");
+    let line = one_line(&refused_start(folder, "sqlite://refrain.db"));
+    assert!(line.contains(why) && line.contains("refrain.db"), "{line}");
+    assert!(set_aside(folder).is_empty());
+    assert_eq!(fs::read(folder.join("refrain.db")).expect("readable"), before);
+    assert!(fs::metadata(folder.join("refrain.db-wal")).map_or(0, |log| log.len()) == 0);
+}
+
+#[tokio::test]
+async fn a_database_locked_by_another_program_costs_no_answer_and_heals() {
+    let upstream = simulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::serve(&upstream.base_url(), folder.path(), &[]);
+    let http = client(program.address);
+    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    http.retrieve("t", DOCUMENTED_ID).await.unwrap();
+
+    let mut file = StoreFile::open(folder.path()).await;
+    file.run("BEGIN EXCLUSIVE").await;
+    let mut slowest = Duration::ZERO;
+    for n in 0..20 {
+        let id = format!("while-locked-{n}");
+        upstream.put_raw("producer", "t", &id, task_text(&id, "t", 50));
+        let start = Instant::now();
+        let reply = http.retrieve("t", &id).await.unwrap();
+        slowest = slowest.max(start.elapsed());
+        assert_eq!((reply.status.as_u16(), reply.body), (200, task_text(&id, "t", 50).into()));
+        assert!(!reply.headers["cache-status"].to_str().unwrap().contains("stored"), "{:?}", reply.headers);
+        // What was stored before is served all the while.
+        assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");
+    }
+    // One waits for the lock; as soon as that is known nobody does.
+    assert!(slowest < Duration::from_secs(8), "{slowest:?}");
+    assert_eq!(readiness(&program).await, 503);
+    file.run("ROLLBACK").await;
+    file.close().await;
+
+    eventually("it is ready again", async || readiness(&program).await == 200).await;
+    eventually("it stores again", async || {
+        http.retrieve("t", "while-locked-7").await.unwrap().x_cache() == "HIT"
+    })
+    .await;
+}
+
+async fn readiness(program: &Program) -> u16 {
+    let url = format!("http://{}/readyz", program.admin);
+    client(program.admin).http.get(url).send().await.expect("the admin port answers").status().as_u16()
+}
+
+#[test]
+fn a_folder_where_nothing_can_be_written_ends_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    // Not even root writes there.
+    let line = one_line(&refused_start(folder.path(), "sqlite:///proc/refrain.db"));
+    assert!(line.contains("/proc/refrain.db") && line.contains("folder"), "{line}");
+    let line = one_line(&refused_start(folder.path(), "sqlite://missing/refrain.db"));
+    assert!(line.contains("missing/refrain.db") && line.contains("folder"), "{line}");
+}
+
+#[tokio::test]
+async fn a_second_serve_on_one_file_ends_with_one_line_and_harms_nobody() {
+    let upstream = simulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    let program = Program::serve(&upstream.base_url(), folder.path(), &[]);
+    let http = client(program.address);
+    http.retrieve("t", DOCUMENTED_ID).await.unwrap();
+    let line = one_line(&refused_start(folder.path(), "sqlite://refrain.db"));
+    assert!(line.contains("in use by another refrain"), "{line}");
+    assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");
+    assert_eq!(readiness(&program).await, 200);
+}
+
+#[tokio::test]
+async fn without_the_memory_tier_everything_comes_from_the_file() {
+    let app = TestApp::spawn_with(|config| config.store.memory_bytes = 0).await;
+    app.upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    assert_eq!(app.retrieve("t", DOCUMENTED_ID).await.x_cache(), "MISS");
+    for _ in 0..3 {
+        let hit = app.retrieve("t", DOCUMENTED_ID).await;
+        assert_eq!((hit.x_cache(), &hit.body[..]), ("HIT", DOCUMENTED));
+    }
+    let batch = app.batch("t", &[DOCUMENTED_ID, DOCUMENTED_ID]).await;
+    assert_eq!((batch.x_cache(), batch.json()["count"].as_u64(), app.calls()), ("HIT", Some(2), 1));
+}

@@ -1,0 +1,36 @@
+//! The store's file seen from outside, as another program beside the proxy sees it.
+
+use std::path::Path;
+
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
+
+/// A connection of one's own to a store's file.
+pub struct StoreFile {
+    pub connection: SqliteConnection,
+}
+
+impl StoreFile {
+    /// Opens `refrain.db` in a folder.
+    pub async fn open(folder: &Path) -> Self {
+        let options = SqliteConnectOptions::new()
+            .filename(folder.join("refrain.db"))
+            .busy_timeout(super::PATIENCE)
+            .disable_statement_logging();
+        Self { connection: options.connect().await.expect("the file opens") }
+    }
+
+    /// What SQLite thinks of the file; `ok` if it is sound.
+    pub async fn integrity(&mut self) -> String {
+        sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut self.connection).await.expect("readable")
+    }
+
+    /// Runs one statement; how many rows it changed.
+    pub async fn run(&mut self, sql: &'static str) -> u64 {
+        sqlx::query(sql).execute(&mut self.connection).await.expect("it runs").rows_affected()
+    }
+
+    pub async fn close(self) {
+        self.connection.close().await.expect("it closes");
+    }
+}
