@@ -87,7 +87,7 @@ impl Report {
 
     pub(crate) fn add(&mut self, scenario: &Scenario, row: &Row) {
         let (seen, known) = (&row.seen, &row.seen.known);
-        self.rows.push(format!(
+        let line = format!(
             "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             scenario.title,
             row.kind.as_str(),
@@ -101,7 +101,9 @@ impl Report {
             at_share(known, 1.0),
             row.never_known,
             seconds(seen.longest_answer),
-        ));
+        );
+        eprintln!("{line}");
+        self.rows.push(line);
         if !seen.errors.is_empty() {
             self.notes.push(format!("{}, {}: {:?}", scenario.title, row.kind.as_str(), seen.errors));
         }
