@@ -16,6 +16,10 @@ check:
 test *arguments:
     cargo test {{arguments}}
 
+# The poll storm: the same clients straight at the simulator and through refrain, in about ten minutes.
+storm *arguments:
+    cargo bench --bench poll_storm -- {{arguments}}
+
 # Advisories, licences and bans of the dependencies; needs cargo-deny.
 audit:
     cargo deny check
