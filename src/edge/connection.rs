@@ -141,8 +141,12 @@ where
             }
         }
     };
-    let stream = connection.into_parts().io.into_stream();
+    let (stream, given_up) = connection.into_parts().io.into_stream();
     match ended {
+        Err(_) if given_up => {
+            // A reset frees what the kernel still holds for the client, and shows that the answer was cut.
+            let _ = stream.set_zero_linger();
+        }
         Err(error) if error.is_user() => {
             // An answer broke off. Chunks or a length show that to the client; where neither was sent, only a reset
             // tells a cut from an end.

@@ -20,18 +20,19 @@ pub(super) struct ClientIo {
     write_idle: Duration,
     /// Runs while the client takes nothing of what is to be written.
     stalled: Option<Pin<Box<Sleep>>>,
+    given_up: bool,
 }
 
 impl ClientIo {
     /// Wraps `stream`; `blocked` is true while the client does not take what was written, and after `write_idle`
     /// of that the write fails.
     pub(super) fn new(stream: TcpStream, blocked: Arc<AtomicBool>, write_idle: Duration) -> Self {
-        Self { inner: TokioIo::new(stream), blocked, write_idle, stalled: None }
+        Self { inner: TokioIo::new(stream), blocked, write_idle, stalled: None, given_up: false }
     }
 
-    /// The socket again.
-    pub(super) fn into_stream(self) -> TcpStream {
-        self.inner.into_inner()
+    /// The socket again, and whether a write failed because the client took nothing.
+    pub(super) fn into_stream(self) -> (TcpStream, bool) {
+        (self.inner.into_inner(), self.given_up)
     }
 
     fn note<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -43,6 +44,7 @@ impl ClientIo {
         let write_idle = self.write_idle;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_idle)));
         ready!(stalled.as_mut().poll(cx));
+        self.given_up = true;
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }

@@ -356,3 +356,28 @@ async fn a_cut_ends_everything_now() {
     assert_eq!(peer.rest().await.unwrap_or_default(), "");
     edge.ended().await;
 }
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_is_given_up_and_one_that_reads_slowly_is_not() {
+    let limits = EdgeLimits { write_idle: Duration::from_millis(300), ..limits() };
+    let endless = |_| async {
+        let pieces = futures_util::stream::repeat_with(|| Ok::<_, Infallible>(vec![b'.'; 64 * 1024]));
+        Body::from_stream(pieces).into_response()
+    };
+    let edge = Edge::spawn(limits, endless).await;
+    let mut slow = Peer::connect(edge.address).await;
+    slow.write(GET).await;
+    // HTTP/1.0: the end of the connection is the end of the answer, so that a cut must not look like an end.
+    let mut stuck = Peer::connect(edge.address).await;
+    stuck.write("GET / HTTP/1.0\r\nhost: x\r\n\r\n").await;
+    slow.head().await;
+    // More than the kernel takes on both sides, over a longer time than the limit.
+    for _ in 0..10 {
+        slow.exactly(1 << 20).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(stuck.rest().await.is_err(), "a reset");
+    slow.exactly(1 << 20).await;
+    edge.cut.cancel();
+    edge.ended().await;
+}
