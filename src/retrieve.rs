@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -66,8 +67,8 @@ pub struct Reply {
 pub enum ReplyBody {
     /// 200: one task's text.
     Task(Bytes),
-    /// 200: a batch.
-    Batch(Envelope),
+    /// 200: a batch, with its room in memory.
+    Batch(Envelope, OwnedSemaphorePermit),
     /// An answer of the upstream as it is: `{}`, an error, a success that is no task.
     Upstream(UpstreamAnswer),
     /// No answer.
@@ -76,12 +77,14 @@ pub enum ReplyBody {
     NotStored,
     /// The answer would be longer than `upstream.max_response_bytes`.
     TooLarge,
+    /// Answers on their way to clients take all the memory that is for them.
+    Busy,
 }
 
 impl ReplyBody {
     /// Whether it is the upstream's word, from wherever it came.
     pub fn is_answer(&self) -> bool {
-        matches!(self, Self::Task(_) | Self::Batch(_) | Self::Upstream(_))
+        matches!(self, Self::Task(_) | Self::Batch(..) | Self::Upstream(_))
     }
 }
 
@@ -152,7 +155,13 @@ pub struct Retriever {
     lanes: Lanes<World>,
     metrics: Arc<Metrics>,
     max_response_bytes: u64,
+    /// Room for batches on their way to clients, in KiB.
+    room: Arc<Semaphore>,
 }
+
+/// Bytes of batches on their way to clients, over all connections: what slow readers can hold. Room for four of the
+/// largest answers at the least.
+const ANSWER_ROOM: u64 = 512 << 20;
 
 /// What the lanes reach of the world: the upstream, the store and the access room.
 struct World {
@@ -200,7 +209,10 @@ impl Retriever {
         let world = World { upstream, store: store.clone(), access: Arc::clone(&access) };
         let lanes =
             Lanes::new(world, &config.upstream, &config.tasks, Arc::clone(&metrics), draining, ending);
-        Self { access, store, lanes, metrics, max_response_bytes: config.upstream.max_response_bytes }
+        let max_response_bytes = config.upstream.max_response_bytes;
+        let room = kib(ANSWER_ROOM.max(max_response_bytes.saturating_mul(4)));
+        let room = Arc::new(Semaphore::new((room as usize).min(Semaphore::MAX_PERMITS)));
+        Self { access, store, lanes, metrics, max_response_bytes, room }
     }
 
     /// The lanes, for what is done in the background and for what passes through.
@@ -316,9 +328,12 @@ impl Retriever {
         }
         let missing: Vec<TaskId> = missing.into_iter().map(|index| plan.distinct[index].clone()).collect();
         let envelope = Envelope::new(plan, texts, &missing.iter().collect::<Vec<_>>());
-        let body = match envelope.content_length() > self.max_response_bytes {
-            true => ReplyBody::TooLarge,
-            false => ReplyBody::Batch(envelope),
+        if envelope.content_length() > self.max_response_bytes {
+            return Reply { body: ReplyBody::TooLarge, report };
+        }
+        let body = match Arc::clone(&self.room).try_acquire_many_owned(kib(envelope.content_length())) {
+            Ok(room) => ReplyBody::Batch(envelope, room),
+            Err(_) => ReplyBody::Busy,
         };
         Reply { body, report }
     }
@@ -446,6 +461,10 @@ fn refused(body: ReplyBody, mut report: Report) -> Reply {
 /// Seconds since a task was stored, by the wall clock; never negative.
 fn age_of(task: &StoredTask) -> u64 {
     u64::try_from(clock::unix_now().saturating_sub(task.stored_at)).unwrap_or(0)
+}
+
+fn kib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
 /// At least one, rounded up: a `retry-after` of 0 would be an invitation.

@@ -143,8 +143,9 @@ where
     };
     let (stream, given_up) = connection.into_parts().io.into_stream();
     match ended {
+        // A reset: what the kernel still holds is freed, and a cut answer that ends with its connection shows as one.
         Err(_) if given_up => {
-            // A reset frees what the kernel still holds for the client, and shows that the answer was cut.
+            tracing::debug!("a client took nothing of its answer for too long");
             let _ = stream.set_zero_linger();
         }
         Err(error) if error.is_user() => {

@@ -30,7 +30,7 @@ impl ClientIo {
         Self { inner: TokioIo::new(stream), blocked, write_idle, stalled: None, given_up: false }
     }
 
-    /// The socket again, and whether a write failed because the client took nothing.
+    /// The socket again, and whether its client was given up while bytes were still to be sent.
     pub(super) fn into_stream(self) -> (TcpStream, bool) {
         (self.inner.into_inner(), self.given_up)
     }

@@ -110,8 +110,8 @@ async fn look_up(
 fn outcome(reply: &Reply) -> Outcome {
     match &reply.body {
         ReplyBody::Failed(_) => Outcome::Failed,
-        ReplyBody::NotStored | ReplyBody::TooLarge => Outcome::Refused,
-        ReplyBody::Task(_) | ReplyBody::Batch(_) | ReplyBody::Upstream(_) => {
+        ReplyBody::NotStored | ReplyBody::TooLarge | ReplyBody::Busy => Outcome::Refused,
+        ReplyBody::Task(_) | ReplyBody::Batch(..) | ReplyBody::Upstream(_) => {
             Outcome::LookUp(reply.report.source())
         }
     }

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use http_body::{Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api_error::ApiError;
 use crate::lane::Failure;
@@ -27,7 +28,7 @@ pub(super) fn respond(reply: Reply, is_batch: bool) -> Response {
     let is_answer = body.is_answer();
     let mut response = match body {
         ReplyBody::Task(text) => json(Body::from(text)),
-        ReplyBody::Batch(envelope) => json(Body::new(EnvelopeBody::new(envelope))),
+        ReplyBody::Batch(envelope, room) => json(Body::new(EnvelopeBody::new(envelope, room))),
         ReplyBody::Upstream(answer) => relay(answer),
         ReplyBody::Failed(failure) => fail(failure),
         ReplyBody::NotStored => ApiError::timeout(
@@ -35,6 +36,10 @@ pub(super) fn respond(reply: Reply, is_batch: bool) -> Response {
             "Not everything asked for is stored here, and only-if-cached forbids to ask the upstream.",
         )
         .into_response(),
+        ReplyBody::Busy => {
+            ApiError::unavailable("Too many large answers are on their way to slow readers. Ask again.")
+                .into_response()
+        }
         ReplyBody::TooLarge => ApiError::bad_request(
             "The answer would be longer than upstream.max_response_bytes. Ask for fewer ids at a time.",
         )
@@ -148,11 +153,13 @@ fn fail(failure: Failure) -> Response {
 struct EnvelopeBody {
     pieces: Box<dyn Iterator<Item = Bytes> + Send>,
     left: u64,
+    /// Held until the last byte is with the client.
+    _room: OwnedSemaphorePermit,
 }
 
 impl EnvelopeBody {
-    fn new(envelope: Envelope) -> Self {
-        Self { left: envelope.content_length(), pieces: Box::new(envelope.pieces()) }
+    fn new(envelope: Envelope, room: OwnedSemaphorePermit) -> Self {
+        Self { left: envelope.content_length(), pieces: Box::new(envelope.pieces()), _room: room }
     }
 }
 
