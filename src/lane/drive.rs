@@ -269,6 +269,7 @@ impl<O: Outside> CallGuard<O> {
             let mut state = self.lane.lock();
             if state.is_owed_its_own_answer(&id) {
                 let now = Instant::now();
+                state.leave_out(now, &id);
                 state.prepare(Call {
                     ids: vec![id],
                     attempts: 0,

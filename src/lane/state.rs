@@ -29,6 +29,8 @@ pub(super) struct State {
     /// Calls that are put together already: halves, single ids left out of a folded call, calls to be repeated.
     prepared: VecDeque<Call>,
     prepared_went_last: bool,
+    /// How long one round over all that is wanted took, when the last call was taken.
+    cycle_at_take: Duration,
     /// Calls under way.
     pub(super) calls: usize,
     /// Whether a driver runs.
@@ -88,6 +90,9 @@ struct Snapshot {
     text: Bytes,
     taken_at: Instant,
     first_seen: Instant,
+    /// Two cycles as of when it was taken: many finishes at once shorten the lane's estimate, but not the time that has
+    /// passed since.
+    two_cycles: Duration,
 }
 
 /// The upstream does not know the id.
@@ -235,6 +240,7 @@ impl State {
     /// already take turns with new ones, so that neither starves the other.
     pub(super) fn take(&mut self, now: Instant, limits: &LaneLimits) -> Option<Call> {
         self.prepared.retain_mut(|call| keep_wanted(&mut self.entries, &mut self.wanted, now, call));
+        self.cycle_at_take = self.cycle(limits);
         let prepared = self.prepared.iter().position(|call| call.not_before <= now);
         let call = if self.prepared_went_last || prepared.is_none() { self.fold(now, limits) } else { None };
         self.prepared_went_last = call.is_none();
@@ -291,6 +297,22 @@ impl State {
         })
     }
 
+    /// A folded call left the id out and it is asked for alone, for its single look-ups. Batches have their answer.
+    pub(super) fn leave_out(&mut self, now: Instant, id: &TaskId) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        entry.pending = None;
+        let shown_for = entry.absence.as_ref().map_or(Duration::ZERO, |absence| absence.shown_for);
+        entry.absence = Some(Absence { answer: None, taken_at: now, shown_for });
+        entry.waiters.retain(|waiter| {
+            let is_answered = !waiter.lone && !waiter.holds_out;
+            if is_answered {
+                let outcome = Outcome::Unknown { answer: None, age: Duration::ZERO, remembered: false };
+                waiter.ticket.fill(waiter.slot, outcome);
+            }
+            !is_answered
+        });
+    }
+
     /// Spreads the news of an id. Whoever holds out goes on waiting unless it is a finish or a failure. Gives the bytes
     /// of the remembered answer before and after.
     pub(super) fn settle(
@@ -316,7 +338,8 @@ impl State {
                 let task_age = task_age.unwrap_or_else(|| now.saturating_duration_since(first_seen));
                 entry.absence = None;
                 entry.look_at = Some(now + (task_age / 10).clamp(LOOK_INTERVAL.0, LOOK_INTERVAL.1));
-                let snapshot = Snapshot { text: text.clone(), taken_at: now, first_seen };
+                let two_cycles = 2 * self.cycle_at_take;
+                let snapshot = Snapshot { text: text.clone(), taken_at: now, first_seen, two_cycles };
                 entry.pending = limits.remembers.then_some(snapshot);
                 entry.answer_patient_ones(&Outcome::Pending { text, age: Duration::ZERO, remembered: false });
             }
@@ -326,9 +349,9 @@ impl State {
             News::Unknown(answer) => {
                 entry.pending = None;
                 let before = entry.absence.take();
-                let shown_for = before
-                    .as_ref()
-                    .map_or(limits.pending_max_age, |absence| (absence.shown_for * 2).min(MAX_ABSENCE));
+                let shown_for = before.as_ref().map_or(limits.pending_max_age, |absence| {
+                    (absence.shown_for * 2).max(limits.pending_max_age).min(MAX_ABSENCE)
+                });
                 // Left out again: the word it got when asked alone still holds.
                 let answer = answer.or_else(|| before.and_then(|absence| absence.answer));
                 entry.look_at = Some(now + shown_for.max(LOOK_INTERVAL.0));
@@ -512,11 +535,13 @@ impl State {
     /// Drops what nobody will be shown any more; with `all`, everything that is only remembered. Gives the bytes of
     /// pending answers still held.
     pub(super) fn sweep(&mut self, now: Instant, limits: &LaneLimits, all: bool) -> usize {
-        let longest_age = if all { Duration::ZERO } else { self.max_stale(limits) };
+        let longest_age = self.max_stale(limits);
         self.entries.retain(|_, entry| {
             if entry.waiters.is_empty() {
                 let outlived = |at: Instant, age: Duration| now.saturating_duration_since(at) >= age;
-                entry.pending.take_if(|snapshot| outlived(snapshot.taken_at, longest_age));
+                entry.pending.take_if(|snapshot| {
+                    all || outlived(snapshot.taken_at, longest_age.max(snapshot.two_cycles))
+                });
                 entry
                     .absence
                     .take_if(|absence| all || outlived(absence.taken_at, absence.shown_for + MAX_ABSENCE));
@@ -604,7 +629,12 @@ impl Entry {
             return Some(Outcome::Pending { text: snapshot.text.clone(), age, remembered: true });
         }
         let absence = self.absence.as_ref()?;
-        let age = fresh(absence.taken_at, absence.shown_for)?;
+        // While the id waits for its own call, which single look-ups are owed, batches need not wait along.
+        let awaits_its_own = self.stage == Stage::Taken
+            && absence.answer.is_none()
+            && self.waiters.iter().any(|waiter| waiter.lone);
+        let shown_for = if awaits_its_own { MAX_ABSENCE } else { absence.shown_for };
+        let age = fresh(absence.taken_at, shown_for)?;
         if manner.lone && absence.answer.is_none() {
             return None;
         }
@@ -615,7 +645,7 @@ impl Entry {
     fn last_seen(&self, now: Instant, longest_age: Duration, ticket: &Arc<Ticket>) -> Option<Outcome> {
         if let Some(snapshot) = &self.pending {
             let age = now.saturating_duration_since(snapshot.taken_at);
-            return (age <= longest_age).then(|| Outcome::Pending {
+            return (age <= longest_age.max(snapshot.two_cycles)).then(|| Outcome::Pending {
                 text: snapshot.text.clone(),
                 age,
                 remembered: true,

@@ -143,6 +143,30 @@ async fn an_id_left_out_is_not_asked_alone_for_a_batch() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn batches_do_not_wait_for_the_own_call_of_an_id_left_out() {
+    let lab = Lab::new();
+    lab.spend_first_call().await;
+    lab.pending("a");
+    let gone = names("gone", 10);
+    let singles: Vec<_> = gone.iter().map(|name| lab.begin(single(name))).collect();
+    let mut asked = vec!["a"];
+    asked.extend(gone.iter().map(String::as_str));
+    // The single look-ups are answered two seconds apart, since their calls and folded ones take turns.
+    while lab.since_start() < seconds(15.0) {
+        let began = lab.since_start();
+        let answer = lab.ask(batch(&asked)).await;
+        assert!(lab.since_start() - began < seconds(2.5), "{:?}", lab.since_start() - began);
+        assert!(matches!(answer.outcomes[0], Some(Outcome::Pending { .. })));
+        assert!(answer.outcomes[1..].iter().all(|outcome| matches!(outcome, Some(Outcome::Unknown { .. }))));
+        pass(1.0).await;
+    }
+    for single in singles {
+        let outcome = only(single.await.unwrap());
+        assert!(matches!(outcome, Outcome::Unknown { answer: Some(_), remembered: false, .. }), "{outcome:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_id_remembered_as_left_out_is_still_asked_alone_for_a_single_look_up() {
     let lab = Lab::with(|upstream, _| upstream.burst = 3);
     lab.save_up().await;

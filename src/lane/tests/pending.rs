@@ -71,6 +71,29 @@ async fn an_unknown_id_is_asked_ever_more_rarely_up_to_half_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn when_many_finish_together_those_still_waiting_are_shown_their_snapshots() {
+    let lab = Lab::new();
+    let poll = |place: u32| {
+        let (lab, name) = (lab.clone(), format!("a{place}"));
+        lab.finishing(&name, seconds(60.0));
+        tokio::spawn(async move {
+            pass(0.03 * f64::from(place)).await;
+            loop {
+                match lab.ask_one(&name).await {
+                    Outcome::Finished { .. } => return,
+                    Outcome::Pending { .. } => pass(1.0).await,
+                    other => panic!("{:?}: {other:?}", lab.since_start()),
+                }
+            }
+        })
+    };
+    for poller in (0..1000).map(poll).collect::<Vec<_>>() {
+        poller.await.unwrap();
+    }
+    assert!(lab.since_start() < seconds(82.0), "{:?}", lab.since_start());
+}
+
+#[tokio::test(start_paused = true)]
 async fn past_queue_timeout_a_young_snapshot_is_shown_with_its_age() {
     let lab = Lab::new();
     lab.pending("a");

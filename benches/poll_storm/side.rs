@@ -1,0 +1,188 @@
+//! One side of a scenario: a simulator of its own, refrain before it or not, all clients, and what was counted.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use refrain::app::App;
+use refrain::config::Config;
+use refrain::simulator::{Simulator, SimulatorConfig};
+use tempfile::TempDir;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::arguments::Arguments;
+use crate::client::{Log, Poller};
+use crate::report::{Row, TokenCalls};
+use crate::scenario::{Id, Scenario};
+
+/// A client gives an answer so long.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+
+const SERVICE: &str = "producer";
+
+/// What stands between the clients and the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Direct,
+    Refrain,
+}
+
+impl Kind {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Refrain => "refrain",
+        }
+    }
+}
+
+/// A side, ready to run.
+pub(crate) struct Side {
+    kind: Kind,
+    scenario: Arc<Scenario>,
+    simulator: Simulator,
+    /// The tasks' ids, in their order.
+    ids: Vec<String>,
+    proxy: Option<Proxy>,
+    http: reqwest::Client,
+}
+
+struct Proxy {
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    running: JoinHandle<anyhow::Result<()>>,
+    _folder: TempDir,
+}
+
+impl Proxy {
+    /// refrain with its defaults before this upstream, on free ports and a store of its own.
+    async fn start(upstream: &Simulator) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir().context("make a folder for the store")?;
+        let free_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut config = Config::default();
+        config.server.listen = free_port;
+        config.admin.listen = Some(free_port);
+        config.upstream.base_url = upstream.base_url().parse().context("read the simulator's address")?;
+        config.store.url = format!("sqlite://{}", folder.path().join("refrain.db").display());
+        let app = App::build(config).await.context("build refrain")?;
+        let (address, shutdown) = (app.client_address(), CancellationToken::new());
+        let running = tokio::spawn(app.run(shutdown.clone()));
+        Ok(Self { address, shutdown, running, _folder: folder })
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        self.shutdown.cancel();
+        self.running.await.context("run refrain")?.context("run refrain")
+    }
+}
+
+impl Side {
+    pub(crate) async fn prepare(
+        kind: Kind,
+        scenario: &Arc<Scenario>,
+        arguments: &Arguments,
+    ) -> anyhow::Result<Self> {
+        let config = SimulatorConfig { leeway: arguments.leeway, ..SimulatorConfig::default() };
+        let simulator = Simulator::start(config).await.context("start the simulator")?;
+        let ids =
+            scenario.tasks.iter().map(|task| simulator.create_pending(SERVICE, &token(task.token))).collect();
+        let proxy = match kind {
+            Kind::Direct => None,
+            Kind::Refrain => Some(Proxy::start(&simulator).await?),
+        };
+        let http = reqwest::Client::builder()
+            .retry(reqwest::retry::never())
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .timeout(CLIENT_PATIENCE)
+            .build()
+            .context("make the clients' client")?;
+        Ok(Self { kind, scenario: Arc::clone(scenario), simulator, ids, proxy, http })
+    }
+
+    /// Lets the clients poll and the tasks finish until the time is over.
+    pub(crate) async fn run(self, start: Instant, length: Duration) -> anyhow::Result<Row> {
+        let (log, end) = (Arc::<Log>::default(), start + length);
+        let base = match &self.proxy {
+            None => self.simulator.base_url(),
+            Some(proxy) => format!("http://{}", proxy.address),
+        };
+        let url = format!("{base}/{SERVICE}/tasks");
+        let mut at_work = JoinSet::new();
+        at_work.spawn(tokio::time::timeout_at(end, self.finishes(start, &log)));
+        for client in &self.scenario.clients {
+            let poller = Poller {
+                client: client.clone(),
+                http: self.http.clone(),
+                url: url.clone(),
+                token: token(client.token),
+                ids: client.asks.ids().iter().map(|id| self.spell(*id)).collect(),
+                log: Arc::clone(&log),
+            };
+            at_work.spawn(tokio::time::timeout_at(end, poller.run(start)));
+        }
+        while let Some(done) = at_work.join_next().await {
+            // An error inside only says that the time was over.
+            let _ = done.context("a client panicked")?;
+        }
+        tokio::time::sleep_until(end).await;
+        let row = self.count(&log);
+        if let Some(proxy) = self.proxy {
+            proxy.stop().await?;
+        }
+        self.simulator.stop().await;
+        Ok(row)
+    }
+
+    /// Finishes tasks, each at its time.
+    fn finishes(&self, start: Instant, log: &Arc<Log>) -> impl Future<Output = ()> + Send + use<> {
+        let mut finishes: Vec<(Duration, usize, String)> =
+            (self.scenario.tasks.iter().zip(&self.ids).enumerate())
+                .map(|(place, (task, id))| (task.finishes_after, place, id.clone()))
+                .collect();
+        finishes.sort_unstable();
+        let (simulator, log) = (self.simulator.clone(), Arc::clone(log));
+        async move {
+            for (after, place, id) in finishes {
+                tokio::time::sleep_until(start + after).await;
+                log.lock().finished.insert(place, Instant::now());
+                simulator.finish(&id);
+            }
+        }
+    }
+
+    fn spell(&self, id: Id) -> String {
+        match id {
+            Id::Task(place) => self.ids[place].clone(),
+            Id::Unknown(number) => format!("00000000-0000-4000-8000-{number:012}"),
+        }
+    }
+
+    fn count(&self, log: &Log) -> Row {
+        let mut tokens: HashMap<String, TokenCalls> = HashMap::new();
+        for call in self.simulator.calls() {
+            let entry = tokens.entry(call.token.unwrap_or_default());
+            entry.or_insert_with(|| TokenCalls::new(call.at)).count(call.at);
+        }
+        let watched = self.scenario.clients.iter().flat_map(|client| client.asks.ids());
+        let watched = watched.filter(|id| matches!(id, Id::Task(_))).count();
+        let mut seen = std::mem::take(&mut *log.lock());
+        seen.known.sort_unstable_by_key(|known| known.after);
+        Row {
+            kind: self.kind,
+            upstream_calls: self.simulator.call_count(),
+            too_many_requests_sent: self.simulator.too_many_requests_sent(),
+            never_known: watched - seen.known.len(),
+            tokens: tokens.into_values().collect(),
+            seen,
+        }
+    }
+}
+
+fn token(number: usize) -> String {
+    format!("storm-{number}")
+}
