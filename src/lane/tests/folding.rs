@@ -162,7 +162,10 @@ async fn batches_do_not_wait_for_the_own_call_of_an_id_left_out() {
     }
     for single in singles {
         let outcome = only(single.await.unwrap());
-        assert!(matches!(outcome, Outcome::Unknown { answer: Some(_), remembered: false, .. }), "{outcome:?}");
+        assert!(
+            matches!(outcome, Outcome::Unknown { answer: Some(_), remembered: false, .. }),
+            "{outcome:?}"
+        );
     }
 }
 
