@@ -153,16 +153,24 @@ impl App {
             cut.cancel();
             std::future::pending::<()>().await;
         };
+        // Without it memory would grow unseen, so its early end is the program's.
+        let sweep_died = async {
+            let ended = sweep.await;
+            if self.ending.is_cancelled() {
+                std::future::pending::<()>().await;
+            }
+            ended
+        };
         tokio::select! {
             () = clients => {}
             () = clock => {}
+            ended = sweep_died => ended.context("sweep the lanes")?,
         }
         self.ending.cancel();
         let calls_end = tokio::time::timeout(LAST_WORD, self.retriever.lanes().finished());
         if calls_end.await.is_err() {
             tracing::warn!("look-up calls are still under way; their answers are not stored");
         }
-        sweep.await.context("sweep the lanes")?;
         self.store.close().await;
         admin_end.cancel();
         if let Some(admin) = admin {

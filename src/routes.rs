@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::{Router, middleware};
 use http::{HeaderName, HeaderValue, Request};
@@ -62,8 +63,20 @@ impl ClientPort {
 
 /// The service of the client port.
 pub fn client_router(config: &Config, port: ClientPort) -> Router {
-    let handlers = Router::new().fallback(handle).with_state(Arc::new(port));
-    cors::layer(&config.server.cors_origins, handlers).layer(middleware::from_fn(soundness::guard))
+    let port = Arc::new(port);
+    let handlers = Router::new().fallback(handle).with_state(Arc::clone(&port));
+    cors::layer(&config.server.cors_origins, handlers)
+        .layer(middleware::from_fn_with_state(port, refuse_unsound))
+}
+
+/// Lets only sound requests in.
+async fn refuse_unsound(State(port): State<Arc<ClientPort>>, request: Request<Body>, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let answer = soundness::answer(&parts);
+    let request = Request::from_parts(parts, body);
+    let Some(response) = answer else { return next.run(request).await };
+    RequestLog::start(&port, &request, &request_id(&request)).finish(&response, Outcome::Refused);
+    response
 }
 
 async fn handle(State(port): State<Arc<ClientPort>>, request: Request<Body>) -> Result<Response, Infallible> {

@@ -8,13 +8,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::entry::{Absence, Entry, MAX_ABSENCE, Snapshot, Stage, Waiter, Wanted};
 use super::ticket::Ticket;
 use super::{Failure, LaneLimits, Outcome};
 use crate::task::TaskId;
 use crate::upstream::UpstreamAnswer;
-
-/// The longest time for which an unknown id's answer is shown again.
-const MAX_ABSENCE: Duration = Duration::from_secs(30);
 
 /// Ids for which every lane has room, however full the others are: one noisy token does not shut out the quiet ones.
 const MIN_WANTED: usize = 256;
@@ -35,73 +33,6 @@ pub(super) struct State {
     pub(super) calls: usize,
     /// Whether a driver runs.
     pub(super) driven: bool,
-}
-
-/// How many ids are wanted, put together or under way: every change of an entry's stage goes through here.
-#[derive(Debug, Default)]
-struct Wanted(usize);
-
-impl Wanted {
-    fn set(&mut self, entry: &mut Entry, stage: Stage) {
-        self.0 += usize::from(stage != Stage::Idle);
-        self.0 -= usize::from(entry.stage != Stage::Idle);
-        entry.stage = stage;
-    }
-}
-
-/// What is known of an id, and who wants it.
-#[derive(Debug, Default)]
-struct Entry {
-    stage: Stage,
-    waiters: Vec<Waiter>,
-    /// When somebody who holds out has the id looked at again; `None`: at once.
-    look_at: Option<Instant>,
-    /// The finish was found by another token during a call for this id, whose answer may be older.
-    look_again: bool,
-    /// The id stays wanted without a caller until then: one was answered without fresh news of it.
-    lingers_until: Option<Instant>,
-    pending: Option<Snapshot>,
-    absence: Option<Absence>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Stage {
-    #[default]
-    Idle,
-    Wanted {
-        since: Instant,
-    },
-    /// In a call that is under way, or put together and to be sent.
-    Taken,
-}
-
-#[derive(Debug)]
-struct Waiter {
-    ticket: Arc<Ticket>,
-    slot: usize,
-    /// From a single look-up, which is owed the upstream's verbatim word on an unknown id.
-    lone: bool,
-    /// Holds out for the finish (`prefer: wait`).
-    holds_out: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Snapshot {
-    text: Bytes,
-    taken_at: Instant,
-    first_seen: Instant,
-    /// Two cycles as of when it was taken: many finishes at once shorten the lane's estimate, but not the time that has
-    /// passed since.
-    two_cycles: Duration,
-}
-
-/// The upstream does not know the id.
-#[derive(Clone, Debug)]
-struct Absence {
-    /// Its word on the single id; `None` after a folded call that left the id out.
-    answer: Option<UpstreamAnswer>,
-    taken_at: Instant,
-    shown_for: Duration,
 }
 
 /// One upstream call.
@@ -608,110 +539,4 @@ fn keep_wanted(
         wanted
     });
     !call.ids.is_empty()
-}
-
-impl Entry {
-    /// What can be shown at once: the last answer, while it is fresh.
-    fn remembered(&self, now: Instant, limits: &LaneLimits, manner: Manner) -> Option<Outcome> {
-        if manner.holds_out {
-            return None;
-        }
-        self.fresh(now, limits, manner)
-    }
-
-    fn fresh(&self, now: Instant, limits: &LaneLimits, manner: Manner) -> Option<Outcome> {
-        let fresh = |taken_at: Instant, shown_for: Duration| {
-            let age = now.saturating_duration_since(taken_at);
-            (age < shown_for.min(manner.max_age.unwrap_or(Duration::MAX))).then_some(age)
-        };
-        if let Some(snapshot) = &self.pending {
-            let age = fresh(snapshot.taken_at, limits.pending_max_age)?;
-            return Some(Outcome::Pending { text: snapshot.text.clone(), age, remembered: true });
-        }
-        let absence = self.absence.as_ref()?;
-        // While the id waits for its own call, which single look-ups are owed, batches need not wait along.
-        let awaits_its_own = self.stage == Stage::Taken
-            && absence.answer.is_none()
-            && self.waiters.iter().any(|waiter| waiter.lone);
-        let shown_for = if awaits_its_own { MAX_ABSENCE } else { absence.shown_for };
-        let age = fresh(absence.taken_at, shown_for)?;
-        if manner.lone && absence.answer.is_none() {
-            return None;
-        }
-        Some(Outcome::Unknown { answer: absence.answer.clone(), age, remembered: true })
-    }
-
-    /// The last answer for one of the waiters, if it is not older than `longest_age`.
-    fn last_seen(&self, now: Instant, longest_age: Duration, ticket: &Arc<Ticket>) -> Option<Outcome> {
-        if let Some(snapshot) = &self.pending {
-            let age = now.saturating_duration_since(snapshot.taken_at);
-            return (age <= longest_age.max(snapshot.two_cycles)).then(|| Outcome::Pending {
-                text: snapshot.text.clone(),
-                age,
-                remembered: true,
-            });
-        }
-        let absence = self.absence.as_ref()?;
-        let is_lone = |waiter: &Waiter| waiter.lone && Arc::ptr_eq(&waiter.ticket, ticket);
-        let owed = absence.answer.is_none() && self.waiters.iter().any(is_lone);
-        let age = now.saturating_duration_since(absence.taken_at);
-        (age <= longest_age && !owed).then(|| Outcome::Unknown {
-            answer: absence.answer.clone(),
-            age,
-            remembered: true,
-        })
-    }
-
-    fn remembered_bytes(&self) -> usize {
-        self.pending.as_ref().map_or(0, |snapshot| snapshot.text.len())
-    }
-
-    fn seen_at(&self) -> Option<Instant> {
-        let absence = self.absence.as_ref().map(|absence| absence.taken_at);
-        self.pending.as_ref().map(|snapshot| snapshot.taken_at).or(absence)
-    }
-
-    /// When somebody who holds out has the id looked at again: after a tenth of the task's age.
-    fn next_look(&self, now: Instant) -> Option<Instant> {
-        self.waiters.iter().any(|waiter| waiter.holds_out).then(|| self.look_at.unwrap_or(now))
-    }
-
-    fn is_wanted(&self, now: Instant) -> bool {
-        !self.waiters.is_empty() || self.lingers_until.is_some_and(|until| until > now)
-    }
-
-    /// The id stays wanted although its caller was answered.
-    fn linger(&mut self, wanted: &mut Wanted, now: Instant, limits: &LaneLimits) {
-        self.lingers_until = Some(now + limits.pending_max_stale);
-        if self.stage == Stage::Idle {
-            wanted.set(self, Stage::Wanted { since: now });
-        }
-    }
-
-    fn leave(&mut self, ticket: &Arc<Ticket>) {
-        self.waiters.retain(|waiter| !Arc::ptr_eq(&waiter.ticket, ticket));
-    }
-
-    fn answer_all(&mut self, outcome: &Outcome) {
-        for waiter in self.waiters.drain(..) {
-            waiter.ticket.fill(waiter.slot, outcome.clone());
-        }
-    }
-
-    /// Answers whoever does not hold out for the finish.
-    fn answer_patient_ones(&mut self, outcome: &Outcome) {
-        self.waiters.retain(|waiter| {
-            if !waiter.holds_out {
-                waiter.ticket.fill(waiter.slot, outcome.clone());
-            }
-            waiter.holds_out
-        });
-    }
-
-    fn is_blank(&self) -> bool {
-        self.stage == Stage::Idle
-            && self.waiters.is_empty()
-            && self.pending.is_none()
-            && self.absence.is_none()
-    }
 }

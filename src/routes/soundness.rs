@@ -7,8 +7,6 @@
 
 use std::net::Ipv6Addr;
 
-use axum::extract::Request;
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
@@ -18,25 +16,18 @@ use crate::api_error::ApiError;
 /// Answer of `allow` fields of ours.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
-/// Middleware: refuses what [`check`] refuses and answers `OPTIONS *`, which asks about this server itself
-/// (RFC 9110 9.3.7). To be wrapped around the whole router, not layered into it.
-pub async fn guard(request: Request, next: Next) -> Response {
-    let (parts, body) = request.into_parts();
-    match check(&parts) {
-        Err(refusal) => {
-            let mut response = refusal.into_response();
-            if response.status() == StatusCode::METHOD_NOT_ALLOWED {
-                response.headers_mut().insert(header::ALLOW, METHODS);
-            }
-            response
-        }
-        Ok(()) if is_asterisk(&parts.uri) => {
-            let mut response = StatusCode::NO_CONTENT.into_response();
-            response.headers_mut().insert(header::ALLOW, METHODS);
-            response
-        }
-        Ok(()) => next.run(Request::from_parts(parts, body)).await,
+/// The answer to a request that goes no further: the refusal of [`check`], or the answer to `OPTIONS *`, which asks about
+/// this server itself (RFC 9110 9.3.7). `None` for a request that is sound.
+pub fn answer(parts: &Parts) -> Option<Response> {
+    let mut response = match check(parts) {
+        Err(refusal) => refusal.into_response(),
+        Ok(()) if is_asterisk(&parts.uri) => StatusCode::NO_CONTENT.into_response(),
+        Ok(()) => return None,
+    };
+    if matches!(response.status(), StatusCode::METHOD_NOT_ALLOWED | StatusCode::NO_CONTENT) {
+        response.headers_mut().insert(header::ALLOW, METHODS);
     }
+    Some(response)
 }
 
 /// Whether a request's head is sound; else the refusal.
@@ -222,7 +213,7 @@ mod tests {
     use super::*;
 
     fn parts(method: &str, target: &str, fields: &[(&str, &str)]) -> Parts {
-        let mut request = Request::builder().method(method).uri(target);
+        let mut request = http::Request::builder().method(method).uri(target);
         for (name, value) in fields {
             request = request.header(*name, *value);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::middleware::from_fn;
+use axum::middleware::{Next, from_fn};
 use prometheus_client::metrics::counter::Counter;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -18,7 +18,15 @@ use super::*;
 use crate::config::UpstreamConfig;
 use crate::edge::raw::{Peer, field, listen, soon, status};
 use crate::edge::{EdgeLimits, serve};
-use crate::routes::soundness::guard;
+use crate::routes::soundness;
+
+async fn guard(request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    match soundness::answer(&parts) {
+        Some(response) => response,
+        None => next.run(Request::from_parts(parts, body)).await,
+    }
+}
 
 /// A proxy that only passes through, and its upstream.
 struct Proxy {
