@@ -500,7 +500,9 @@ impl State {
 
     /// How long the lane needs to ask for everything that is wanted now.
     pub(super) fn cycle(&self, limits: &LaneLimits) -> Duration {
-        let calls = self.wanted.0.div_ceil(limits.max_batch).max(1);
+        let prepared: usize = self.prepared.iter().map(|call| call.ids.len()).sum();
+        let folded = self.wanted.0.saturating_sub(prepared).div_ceil(limits.max_batch);
+        let calls = (self.prepared.len() + folded).max(1);
         Duration::from_secs_f64(f64::from(u32::try_from(calls).unwrap_or(u32::MAX)) / limits.rate)
     }
 

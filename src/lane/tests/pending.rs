@@ -312,3 +312,15 @@ async fn ids_over_all_lanes_have_a_bound() {
     lab.release();
     assert!(is_finished(&only(lab.ask_as(&asker("v"), single("a")).await)));
 }
+
+/// Ids that a folded call left out each need a call of their own, and the estimate knows.
+#[tokio::test(start_paused = true)]
+async fn the_cycle_counts_calls_for_single_ids() {
+    let lab = Lab::new();
+    lab.spend_first_call().await;
+    let _callers: Vec<_> = names("gone", 10).iter().map(|name| lab.begin(single(name))).collect();
+    pass(1.1).await;
+    lab.pending("a");
+    let answer = lab.ask(batch(&["a"])).await;
+    assert!(answer.cycle >= seconds(8.0), "{:?}", answer.cycle);
+}
