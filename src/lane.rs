@@ -5,13 +5,13 @@
 //! them and makes one call. The call belongs to the program, never to its first caller, so that whoever hangs up
 //! harms no one.
 //!
-//! - [`caller`]: a caller's wait
-//! - [`state`]: the set of wanted ids, without clock or I/O, and [`entry`], one of them
-//! - [`ticket`]: what a caller holds
-//! - [`answer`]: what an upstream answer says, without I/O
-//! - [`drive`]: the tasks that take turns and make calls
-//! - [`reach`]: whether the upstream can be reached, for all lanes
-//! - [`turns`]: the bucket of each token
+//! - `caller`: a caller's wait
+//! - `state`: the set of wanted ids, without clock or I/O, and `entry`, one of them
+//! - `ticket`: what a caller holds
+//! - `answer`: what an upstream answer says, without I/O
+//! - `drive`: the tasks that take turns and make calls
+//! - `reach`: whether the upstream can be reached, for all lanes
+//! - `turns`: the bucket of each token
 
 mod answer;
 mod caller;

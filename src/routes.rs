@@ -6,7 +6,7 @@
 //! 1. [`soundness`]: what is not sound HTTP is refused.
 //! 2. CORS, where `server.cors_origins` asks for it: preflights are answered before a key is looked at.
 //! 3. `shared` mode: an unknown key gets 401 on every path.
-//! 4. [`tasks`]: look-ups and deletes of the configured services.
+//! 4. `tasks`: look-ups and deletes of the configured services.
 //! 5. [`passthrough`]: everything else.
 //!
 //! [`admin`] is the router of the admin port, apart from all this.
