@@ -1,6 +1,6 @@
 //! The command line: arguments, configuration, logging, run, exit code.
 //!
-//! Exit codes: 0 fine, 1 failed while starting or running, 64 wrong usage or configuration, 130 and 143 ended at
+//! Exit codes: 0 fine, 1 failed while starting or running or not found, 64 wrong usage or configuration, 130 and 143 ended at
 //! once by a second SIGINT or SIGTERM. A failure is one clear line on stderr for each mistake.
 
 mod demo;
@@ -9,6 +9,7 @@ mod serve;
 mod settings;
 mod signals;
 mod simulate;
+mod tasks;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -19,6 +20,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Loaded};
 use crate::observe::logging;
+use crate::store::StoreError;
 use settings::{Environment, Settings};
 
 /// Caching proxy for Ace Data Cloud's task API.
@@ -27,7 +29,7 @@ use settings::{Environment, Settings};
     name = "refrain",
     version,
     after_help = "Configuration: refrain.toml, REFRAIN_SECTION__KEY and the flags above, each over the one before.\n\
-                  Exit codes: 0 fine, 1 failed, 64 wrong usage or configuration."
+                  Exit codes: 0 fine, 1 failed or not found, 64 wrong usage or configuration."
 )]
 struct Cli {
     #[command(flatten)]
@@ -36,7 +38,7 @@ struct Cli {
     command: Option<Command>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 enum Command {
     /// Run the proxy; also what happens without a command
     Serve,
@@ -50,6 +52,12 @@ enum Command {
     Config,
     /// Ask a running proxy with the same configuration whether it is ready
     Health,
+    /// Look into a task store and change it, while a proxy runs on it or not
+    #[command(arg_required_else_help = false)]
+    Tasks {
+        #[command(subcommand)]
+        command: tasks::Command,
+    },
 }
 
 /// Why the program ends with a code other than 0.
@@ -59,11 +67,19 @@ enum Failure {
     Usage(Vec<String>),
     /// It did not work out.
     Runtime(String),
+    /// Whoever read stdout has gone, as `head` does: a quiet end, and no failure.
+    NobodyReads,
 }
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::Usage(error.mistakes().to_vec())
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        anyhow::Error::from(error).into()
     }
 }
 
@@ -78,13 +94,10 @@ pub fn main(
     arguments: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> ExitCode {
-    let failure = match run(arguments, &Environment::new(environment)) {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(failure) => failure,
-    };
-    let (mistakes, code) = match failure {
-        Failure::Usage(mistakes) => (mistakes, 64),
-        Failure::Runtime(what) => (vec![what], 1),
+    let (mistakes, code) = match run(arguments, &Environment::new(environment)) {
+        Ok(()) | Err(Failure::NobodyReads) => return ExitCode::SUCCESS,
+        Err(Failure::Usage(mistakes)) => (mistakes, 64),
+        Err(Failure::Runtime(what)) => (vec![what], 1),
     };
     for mistake in mistakes {
         // With stderr closed the exit code has to do.
@@ -131,6 +144,10 @@ fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment)
             let Loaded { config, .. } = cli.settings.load(environment)?;
             block_on(health::health(config.admin.listen))
         }
+        Command::Tasks { command } => {
+            let Loaded { config, .. } = cli.settings.load(environment)?;
+            block_on(tasks::run(command, config))
+        }
     }
 }
 
@@ -161,7 +178,10 @@ fn print(text: &str) {
 /// What clap tells in many lines, in one.
 fn usage_mistake(error: &clap::Error) -> String {
     let text = error.to_string();
-    let what = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    // The first paragraph: a list of what is missing may follow the first line.
+    let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    let what = lines.join(" ");
+    let what = what.trim_start_matches("error: ");
     let tip = text.lines().find_map(|line| line.trim_start().strip_prefix("tip: "));
     match tip {
         Some(tip) => format!("{what}; {tip}"),

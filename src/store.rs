@@ -1,7 +1,7 @@
 //! The task store: the only room with SQL. Finished tasks on disk, who may read them, and a memory tier in front.
 //!
-//! Called by `retrieve` and `lane` (find, keep, forget), by `access` (acceptances, the digest key) and by the
-//! admin port. It knows nothing of HTTP, of the upstream or of what counts as finished.
+//! Called by `retrieve` and `lane` (find, keep, forget), by `access` (acceptances, the digest key), by the
+//! admin port, and by the store commands through [`Beside`]. It knows nothing of HTTP, of the upstream or of what counts as finished.
 //!
 //! - One process at a time opens a file, held by `<file>.lock`; other programs may read and write beside it, and
 //!   what they change is seen within a second.
@@ -35,7 +35,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
-pub use beside::forget_beside;
+pub use beside::{Beside, DatedTask, Exported, Page, Seen, ServiceTotals, StoredText, Totals};
 pub use error::StoreError;
 
 use crate::config::StoreConfig;
@@ -47,6 +47,9 @@ use writer::{Job, Writer};
 
 /// How long a connection waits for a lock that another process holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The same for a command beside a running proxy, which can wait longer than a client.
+const BESIDE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest a look-up waits for SQLite before it is a miss.
 const FIND_TIMEOUT: Duration = Duration::from_secs(5);

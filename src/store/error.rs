@@ -13,6 +13,27 @@ pub enum StoreError {
         /// As configured.
         url: String,
     },
+    /// A command was given a file that is not there.
+    #[error("there is no task store {}; name it by --store, store.url or --config", path.display())]
+    Missing {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// A command was given a file that nothing was stored in by this version.
+    #[error("{} has no tables of this version of refrain yet; start refrain on it once", path.display())]
+    NoSchema {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// The copy of a store could not be written.
+    #[error("the copy {} could not be written", path.display())]
+    Copy {
+        /// The copy.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// Another `refrain serve` holds the lock file.
     #[error("{} is in use by another refrain; stop that one, or set store.url to another file", path.display())]
     Locked {

@@ -9,7 +9,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteSy
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 
 use super::error::{is_busy, is_unwritable};
-use super::{BUSY_TIMEOUT, StoreError};
+use super::{BESIDE_BUSY_TIMEOUT, BUSY_TIMEOUT, StoreError};
 use crate::task::clock;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
@@ -149,11 +149,28 @@ pub(super) async fn connect_writer(path: &Path) -> Result<SqliteConnection, sqlx
     writing_options(path).create_if_missing(true).thread_name(|_| "refrain-writer".to_owned()).connect().await
 }
 
-/// A connection beside a running proxy, to a file that exists and has our schema.
+/// A connection beside a running proxy, to a file that is there and has our schema.
 pub(super) async fn connect_beside(path: &Path) -> Result<SqliteConnection, StoreError> {
-    let mut conn = writing_options(path).connect().await.map_err(|error| at_open(path, error))?;
-    check_owner(&mut conn, path).await?;
+    if matches!(path.try_exists(), Ok(false)) {
+        return Err(StoreError::Missing { path: path.to_owned() });
+    }
+    let options = writing_options(path).busy_timeout(BESIDE_BUSY_TIMEOUT);
+    let mut conn = options.connect().await.map_err(|error| at_open(path, error))?;
+    if check_owner(&mut conn, path).await? < newest_known() {
+        let _ = conn.close().await;
+        return Err(StoreError::NoSchema { path: path.to_owned() });
+    }
     Ok(conn)
+}
+
+/// Makes the file, or brings its schema up to date, under the lock of those who serve it; then as
+/// [`connect_beside`].
+pub(super) async fn create_beside(path: &Path) -> Result<SqliteConnection, StoreError> {
+    let _lock = lock(path)?;
+    let mut conn = connect_writer(path).await.map_err(|error| at_open(path, error))?;
+    prepare(&mut conn, path, None).await?;
+    conn.close().await.map_err(|error| at_open(path, error))?;
+    connect_beside(path).await
 }
 
 async fn connect_readers(path: &Path) -> Result<SqlitePool, sqlx::Error> {
@@ -249,8 +266,14 @@ async fn prepare(
     })
 }
 
-/// Refuses databases of others and of later versions before anything is written to them.
-async fn check_owner(conn: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
+/// The newest schema that this program knows.
+fn newest_known() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
+/// Refuses databases of others and of later versions before anything is written to them. The version of the
+/// schema, 0 for an empty file.
+async fn check_owner(conn: &mut SqliteConnection, path: &Path) -> Result<i64, StoreError> {
     let failed = |error| at_open(path, error);
     let (tables, ours): (i64, i64) = sqlx::query_as(
         "SELECT COUNT(*), COUNT(*) FILTER (WHERE name = '_sqlx_migrations')
@@ -260,7 +283,7 @@ async fn check_owner(conn: &mut SqliteConnection, path: &Path) -> Result<(), Sto
     .await
     .map_err(failed)?;
     if tables == 0 {
-        return Ok(());
+        return Ok(0);
     }
     if ours == 0 {
         return Err(StoreError::Foreign { path: path.to_owned() });
@@ -270,10 +293,9 @@ async fn check_owner(conn: &mut SqliteConnection, path: &Path) -> Result<(), Sto
             .fetch_all(&mut *conn)
             .await
             .map_err(failed)?;
-    let newest_known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
     match applied.last() {
-        Some(&(found, _)) if found > newest_known => {
-            Err(StoreError::NewerSchema { path: path.to_owned(), found, known: newest_known })
+        Some(&(found, _)) if found > newest_known() => {
+            Err(StoreError::NewerSchema { path: path.to_owned(), found, known: newest_known() })
         }
         // Another program that keeps its migrations in a table of the same name.
         Some((_, description))
@@ -282,7 +304,7 @@ async fn check_owner(conn: &mut SqliteConnection, path: &Path) -> Result<(), Sto
         {
             Err(StoreError::Foreign { path: path.to_owned() })
         }
-        _ => Ok(()),
+        last => Ok(last.map_or(0, |&(version, _)| version)),
     }
 }
 

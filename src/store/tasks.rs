@@ -167,6 +167,19 @@ pub(super) async fn keep(
     tasks: &[FinishedTask],
     now: i64,
 ) -> Result<Vec<Kept>, sqlx::Error> {
+    keep_dated(conn, reader, service, seq, tasks, |_| now, now).await
+}
+
+/// The same for tasks that were stored before somewhere else; `date` tells when, by place in `tasks`.
+pub(super) async fn keep_dated(
+    conn: &mut SqliteConnection,
+    reader: &Digest,
+    service: &Service,
+    seq: i64,
+    tasks: &[FinishedTask],
+    date: impl Fn(usize) -> i64,
+    now: i64,
+) -> Result<Vec<Kept>, sqlx::Error> {
     let tombstones: Vec<(Option<String>, Option<Vec<u8>>)> =
         sqlx::query_as("SELECT service, id FROM forgotten WHERE seq > ?1")
             .bind(seq)
@@ -208,7 +221,10 @@ pub(super) async fn keep(
         }
         let (row, stored_at) = match home {
             Some(home) => home,
-            None => (insert(conn, service, task, sum, size, now).await?, now),
+            None => {
+                let new = NewRow { checksum: sum, size, stored_at: date(index), used_hour: now / 3600 };
+                (insert(conn, service, task, &new).await?, new.stored_at)
+            }
         };
         sqlx::query("INSERT INTO task_right (reader, task, mark) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")
             .bind(reader_row)
@@ -267,13 +283,18 @@ async fn reader_row(conn: &mut SqliteConnection, reader: &Digest) -> Result<i64,
     }
 }
 
+struct NewRow {
+    checksum: i64,
+    size: i64,
+    stored_at: i64,
+    used_hour: i64,
+}
+
 async fn insert(
     conn: &mut SqliteConnection,
     service: &Service,
     task: &FinishedTask,
-    checksum: i64,
-    size: i64,
-    now: i64,
+    new: &NewRow,
 ) -> Result<i64, sqlx::Error> {
     let inserted = sqlx::query(
         "INSERT INTO task (service, id, checksum, size, stored_at, used_hour, body)
@@ -281,10 +302,10 @@ async fn insert(
     )
     .bind(service.as_str())
     .bind(task.id.as_str().as_bytes())
-    .bind(checksum)
-    .bind(size)
-    .bind(now)
-    .bind(now / 3600)
+    .bind(new.checksum)
+    .bind(new.size)
+    .bind(new.stored_at)
+    .bind(new.used_hour)
     .bind(&task.text[..])
     .execute(conn)
     .await?;
@@ -303,6 +324,30 @@ pub(super) async fn forget(
         Forget::Service(service) => (Some(service), None),
         Forget::OlderThan(_) => (None, None),
     };
+    bury(conn, service, id).await?;
+    forget_more(conn, scope, now).await
+}
+
+/// Leaves a tombstone for an id in all services and removes it from those given; the number of rows removed.
+pub(super) async fn forget_everywhere(
+    conn: &mut SqliteConnection,
+    services: &[Service],
+    id: &TaskId,
+) -> Result<u64, sqlx::Error> {
+    bury(conn, None, Some(id)).await?;
+    let mut removed = 0;
+    for service in services {
+        removed += forget_task(conn, service, id).await?;
+    }
+    Ok(removed)
+}
+
+/// A tombstone: `None` stands for all services, or all ids.
+async fn bury(
+    conn: &mut SqliteConnection,
+    service: Option<&Service>,
+    id: Option<&TaskId>,
+) -> Result<(), sqlx::Error> {
     let seq: i64 = sqlx::query_scalar("UPDATE meta SET forget_seq = forget_seq + 1 RETURNING forget_seq")
         .fetch_one(&mut *conn)
         .await?;
@@ -310,9 +355,9 @@ pub(super) async fn forget(
         .bind(seq)
         .bind(service.map(Service::as_str))
         .bind(id.map(|id| id.as_str().as_bytes()))
-        .execute(&mut *conn)
+        .execute(conn)
         .await?;
-    forget_more(conn, scope, now).await
+    Ok(())
 }
 
 /// Removes rows of `scope`: how many, and whether there may be more.

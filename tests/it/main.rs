@@ -15,4 +15,5 @@ mod program;
 mod secrets;
 mod storage;
 mod support;
+mod tasks_command;
 mod upstream_faults;

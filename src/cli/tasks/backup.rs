@@ -1,0 +1,65 @@
+//! `refrain tasks backup`.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde_json::json;
+
+use super::BackupArguments;
+use super::output::{NewFile, Out, printable, progress, tasks};
+use crate::cli::{Failure, signals};
+use crate::store::Beside;
+
+/// Between two looks at how far the copy is.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+pub(super) async fn backup(store: &mut Beside, arguments: &BackupArguments) -> Result<(), Failure> {
+    let path = arguments.file.as_path();
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            Failure::Runtime(format!("{} is there already; a backup overwrites nothing", path.display()))
+        }
+        _ => Failure::Runtime(format!("write {}: {error}", path.display())),
+    };
+    if fs::symlink_metadata(path).is_ok() {
+        return Err(failed(io::ErrorKind::AlreadyExists.into()));
+    }
+    let interrupted = signals::shutdown_token()?;
+    let (new, _) = NewFile::create(path).map_err(failed)?;
+    let length = fs::metadata(store.path()).map_or(0, |file| file.len());
+    let bar = progress(Some(length), "{wide_bar} {binary_bytes} of about {binary_total_bytes}, {eta} to go");
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    let copied = {
+        let signal = interrupted.clone();
+        let mut copying = std::pin::pin!(store.copy_to(new.temporary(), move || !signal.is_cancelled()));
+        loop {
+            tokio::select! {
+                copied = &mut copying => break copied,
+                _ = look.tick() => {
+                    bar.set_position(fs::metadata(new.temporary()).map_or(0, |file| file.len()));
+                }
+            }
+        }
+    };
+    bar.finish_and_clear();
+    if interrupted.is_cancelled() {
+        return Err(Failure::Runtime("interrupted; nothing was written".to_owned()));
+    }
+    copied?;
+    let mut copy = Beside::open_file(new.temporary()).await?;
+    let count = copy.count().await?;
+    copy.close().await?;
+    new.publish().map_err(failed)?;
+
+    let bytes = fs::metadata(path).map_err(failed)?.len();
+    let mut out = Out::new();
+    let name = path.display().to_string();
+    if arguments.json {
+        out.json(&json!({ "file": name, "tasks": count, "bytes": bytes }))?;
+    } else {
+        out.line(&format!("{}: {}, {}", printable(&name), tasks(count), ByteSize(bytes)))?;
+    }
+    out.finish()
+}

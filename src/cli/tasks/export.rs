@@ -1,0 +1,118 @@
+//! `refrain tasks export`: JSON lines that keep the bytes, page by page.
+
+use std::borrow::Cow;
+use std::fs::{self, OpenOptions};
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::ExportArguments;
+use super::output::{NewFile, progress, stdout_failed, tasks, tell};
+use crate::cli::{Failure, signals};
+use crate::store::Beside;
+
+/// A line of an export.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Line<'a> {
+    pub(super) service: Cow<'a, str>,
+    pub(super) id: Cow<'a, str>,
+    /// In seconds since the Unix epoch.
+    pub(super) stored_at: i64,
+    /// The upstream's bytes, which are UTF-8.
+    pub(super) text: Cow<'a, str>,
+}
+
+pub(super) async fn export(store: &mut Beside, arguments: &ExportArguments) -> Result<(), Failure> {
+    let path = arguments.output.as_path();
+    let never = CancellationToken::new();
+    if path == Path::new("-") {
+        let mut out = BufWriter::new(io::stdout().lock());
+        let written = write(store, arguments, &mut out, &never, |error| stdout_failed(&error)).await?;
+        out.flush().map_err(|error| stdout_failed(&error))?;
+        report(&written);
+        return Ok(());
+    }
+    let failed = |error: io::Error| Failure::Runtime(format!("write {}: {error}", path.display()));
+    if same_file(path, store.path()) {
+        return Err(Failure::Usage(vec![format!("{} is the store itself", path.display())]));
+    }
+    // A device or a pipe is no file to be replaced.
+    if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        let mut out = BufWriter::new(OpenOptions::new().write(true).open(path).map_err(failed)?);
+        let written = write(store, arguments, &mut out, &never, failed).await?;
+        out.flush().map_err(failed)?;
+        report(&written);
+        return Ok(());
+    }
+    let interrupted = signals::shutdown_token()?;
+    // What a symbolic link points to is replaced, not the link.
+    let (new, file) =
+        NewFile::create(&fs::canonicalize(path).unwrap_or_else(|_| path.into())).map_err(failed)?;
+    let mut out = BufWriter::new(file);
+    let written = write(store, arguments, &mut out, &interrupted, failed).await?;
+    out.flush().map_err(failed)?;
+    new.replace().map_err(failed)?;
+    report(&written);
+    Ok(())
+}
+
+struct Written {
+    tasks: u64,
+    damaged: u64,
+}
+
+async fn write(
+    store: &mut Beside,
+    arguments: &ExportArguments,
+    out: &mut dyn Write,
+    interrupted: &CancellationToken,
+    failed: impl Fn(io::Error) -> Failure,
+) -> Result<Written, Failure> {
+    let service = arguments.service.as_ref();
+    let length = if service.is_none() { Some(store.count().await?) } else { None };
+    let bar = progress(length, "{wide_bar} {pos} of {len} tasks, {eta} to go");
+    if arguments.output == Path::new("-") && io::stdout().is_terminal() {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    let (mut written, mut cursor) = (Written { tasks: 0, damaged: 0 }, 0);
+    loop {
+        let page = store.page(service, cursor).await?;
+        if interrupted.is_cancelled() {
+            return Err(Failure::Runtime("interrupted; nothing was written".to_owned()));
+        }
+        for task in &page.tasks {
+            let line = Line {
+                service: task.service.as_str().into(),
+                id: task.id.as_str().into(),
+                stored_at: task.stored_at,
+                text: task.text.as_str().into(),
+            };
+            let mut line = serde_json::to_vec(&line).expect("plain data");
+            line.push(b'\n');
+            out.write_all(&line).map_err(&failed)?;
+        }
+        written.tasks += page.tasks.len() as u64;
+        written.damaged += page.damaged;
+        bar.set_position(written.tasks);
+        match page.next {
+            Some(next) => cursor = next,
+            None => break,
+        }
+    }
+    bar.finish_and_clear();
+    Ok(written)
+}
+
+fn report(written: &Written) {
+    if written.damaged > 0 {
+        tell(&format!("{} damaged on disk and left out", tasks(written.damaged)));
+    }
+    tell(&format!("exported {}", tasks(written.tasks)));
+}
+
+fn same_file(one: &Path, other: &Path) -> bool {
+    matches!((fs::canonicalize(one), fs::canonicalize(other)), (Ok(one), Ok(other)) if one == other)
+}

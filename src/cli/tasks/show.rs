@@ -1,0 +1,69 @@
+//! `refrain tasks show`.
+
+use super::ShowArguments;
+use super::output::{Out, printable, tell, time};
+use crate::cli::Failure;
+use crate::store::{Beside, StoredText};
+use crate::task::Digest;
+
+/// Readers that a line names.
+const NAMED: usize = 8;
+
+pub(super) async fn show(store: &mut Beside, arguments: &ShowArguments) -> Result<(), Failure> {
+    let name = printable(arguments.id.as_str());
+    let failed = |what: &str| Err(Failure::Runtime(format!("task {name} {what}")));
+    let mut texts = store.texts(arguments.service.as_ref(), &arguments.id).await?;
+    if texts.is_empty() {
+        return failed("is not stored");
+    }
+    if let Some(prefix) = &arguments.reader {
+        texts.retain(|text| text.readers.iter().any(|reader| hex(reader).starts_with(prefix)));
+        if texts.is_empty() {
+            return failed(&format!("is stored, but not for a reader {prefix}"));
+        }
+    }
+    let damaged = texts.iter().filter(|text| text.text.is_none()).count();
+    texts.retain(|text| text.text.is_some());
+    if texts.is_empty() {
+        return failed("is damaged on disk; a running proxy fetches it anew when it is asked for");
+    }
+    if damaged > 0 {
+        tell(&format!("task {name}: {damaged} of its texts are damaged and left out"));
+    }
+    if texts.len() > 1 && !arguments.all {
+        for text in &texts {
+            tell(&describe(text));
+        }
+        return failed(&format!(
+            "has {} texts, as its readers were told different ones; choose by --reader PREFIX or --service, or \
+             show them by --all",
+            texts.len()
+        ));
+    }
+    let mut out = Out::new();
+    for text in texts.iter().filter_map(|text| text.text.as_ref()) {
+        out.write(text)?;
+        if arguments.all {
+            out.write(b"\n")?;
+        }
+    }
+    out.finish()
+}
+
+fn describe(text: &StoredText) -> String {
+    let mut readers: Vec<String> = text.readers.iter().take(NAMED).map(Digest::to_string).collect();
+    if text.readers.len() > NAMED {
+        readers.push(format!("and {} more", text.readers.len() - NAMED));
+    }
+    format!(
+        "{}, {} bytes, stored {}, readable for {}",
+        text.service,
+        text.text.as_ref().map_or(0, bytes::Bytes::len),
+        time(text.stored_at),
+        if readers.is_empty() { "nobody".to_owned() } else { readers.join(", ") }
+    )
+}
+
+fn hex(digest: &Digest) -> String {
+    digest.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,68 @@
+//! `refrain tasks stats`.
+
+use std::fs;
+
+use bytesize::ByteSize;
+use serde_json::{Map, Value, json};
+
+use super::StatsArguments;
+use super::output::{Out, age, printable, tasks, time};
+use crate::cli::Failure;
+use crate::store::Beside;
+use crate::task::clock;
+
+pub(super) async fn stats(store: &mut Beside, arguments: &StatsArguments) -> Result<(), Failure> {
+    let totals = store.totals().await?;
+    let size = |suffix: &str| {
+        let mut name = store.path().as_os_str().to_owned();
+        name.push(suffix);
+        fs::metadata(name).map_or(0, |file| file.len())
+    };
+    let (file, log) = (size(""), size("-wal"));
+    let name = store.path().display().to_string();
+    let mut out = Out::new();
+    if arguments.json {
+        let services: Map<String, Value> = totals
+            .services
+            .iter()
+            .map(|(service, share)| (service.clone(), json!({ "tasks": share.tasks, "bytes": share.bytes })))
+            .collect();
+        out.json(&json!({
+            "file": name,
+            "file_bytes": file,
+            "wal_bytes": log,
+            "schema": totals.schema,
+            "tasks": totals.tasks,
+            "bytes": totals.bytes,
+            "readers": totals.readers,
+            "oldest_stored_at": totals.oldest,
+            "newest_stored_at": totals.newest,
+            "services": services,
+        }))?;
+        return out.finish();
+    }
+    let now = clock::unix_now();
+    let when = |unix: Option<i64>| {
+        unix.map_or_else(|| "-".to_owned(), |unix| format!("{} ({} ago)", time(unix), age(unix, now)))
+    };
+    out.line(&format!("file     {}", printable(&name)))?;
+    out.line(&format!(
+        "size     {}, write-ahead log {}, schema {}",
+        ByteSize(file),
+        ByteSize(log),
+        totals.schema
+    ))?;
+    out.line(&format!("stored   {}, {} of text", tasks(totals.tasks), ByteSize(totals.bytes)))?;
+    out.line(&format!("readers  {}", totals.readers))?;
+    out.line(&format!("oldest   {}", when(totals.oldest)))?;
+    out.line(&format!("newest   {}", when(totals.newest)))?;
+    for (service, share) in &totals.services {
+        out.line(&format!(
+            "service  {}: {}, {}",
+            printable(service),
+            tasks(share.tasks),
+            ByteSize(share.bytes)
+        ))?;
+    }
+    out.finish()
+}
