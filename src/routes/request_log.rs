@@ -123,7 +123,8 @@ impl RequestLog {
                     pending = ids(self.report.pending),
                     fetched = ids(self.report.misses),
                     took_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
-                    request_id = ?self.request_id,
+                    // Visible ASCII, see `super::request_id`; with `?` a JSON record would hold quotes inside its quotes.
+                    request_id = self.request_id.to_str().unwrap_or_default(),
                     token = self.token.map(|token| token.to_string()),
                     client = self.client.as_deref(),
                     "request"

@@ -319,6 +319,22 @@ async fn metrics_have_the_names_that_alerts_rely_on() {
     assert!(found(&["refrain_ids_total{", "outcome=\"hit\"", "} 1"]), "{text}");
 }
 
+#[tokio::test]
+async fn a_json_record_holds_the_request_id_as_the_client_sees_it() {
+    let (upstream, folder) = (simulator().await, folder());
+    let program = Program::serve(&upstream.base_url(), folder.path(), &[("REFRAIN_LOG__FORMAT", "json")]);
+    let id = upstream.create_finished("producer", "t");
+    let answer = look_up(&program, &id).await;
+    let expected = answer.header("x-request-id");
+    eventually("the request's line", async || {
+        program.log().lines().any(|line| {
+            let record: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+            record["message"] == "request" && record["request_id"] == expected
+        })
+    })
+    .await;
+}
+
 /// One look-up with the token `t` on a connection of its own.
 async fn look_up(program: &Program, id: &str) -> RawAnswer {
     let mut wire = Wire::connect(program.address).await;
