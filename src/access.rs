@@ -58,7 +58,7 @@ pub enum Gate {
 pub struct Recheck {
     access: Arc<Access>,
     digest: Digest,
-    done: watch::Sender<()>,
+    done: Arc<watch::Sender<()>>,
 }
 
 /// Who may read what.
@@ -86,7 +86,7 @@ struct Standing {
     ended: bool,
     /// A recheck without a verdict: none before then.
     paused_until: Option<Instant>,
-    recheck: Option<watch::Receiver<()>>,
+    recheck: Option<Arc<watch::Sender<()>>>,
     saved_at: Option<Instant>,
     used_at: Instant,
 }
@@ -182,13 +182,11 @@ impl Access {
         if standing.accepted_at.is_some_and(fresh) || standing.paused_until.is_some_and(|until| until > now) {
             return Some(Gate::Open);
         }
-        if let Some(running) = &standing.recheck
-            && running.has_changed().is_ok()
-        {
-            return Some(Gate::Joined(running.clone()));
+        if let Some(running) = &standing.recheck {
+            return Some(Gate::Joined(running.subscribe()));
         }
-        let (done, running) = watch::channel(());
-        standing.recheck = Some(running);
+        let done = Arc::new(watch::Sender::new(()));
+        standing.recheck = Some(Arc::clone(&done));
         Some(Gate::Recheck(Recheck { access: Arc::clone(self), digest: *digest, done }))
     }
 
@@ -199,7 +197,13 @@ impl Access {
             200..=299 => true,
             401 => false,
             403 if matches!(error_code(body).as_deref(), Some("disabled" | "token_expired")) => false,
-            _ => return,
+            _ => {
+                // No verdict: whoever waits for one need not wait for the look-up's other tries.
+                if let Some(standing) = self.lock().get_mut(digest) {
+                    self.give_up_recheck(digest, standing);
+                }
+                return;
+            }
         };
         let now = Instant::now();
         let mut standings = self.lock();
@@ -231,6 +235,16 @@ impl Access {
         }
     }
 
+    /// A recheck under way brought no verdict: hits go on for a minute before the upstream is asked again, and that is
+    /// counted.
+    fn give_up_recheck(&self, digest: &Digest, standing: &mut Standing) {
+        let Some(done) = standing.recheck.take() else { return };
+        standing.paused_until = Some(Instant::now() + RECHECK_PAUSE);
+        self.metrics.rechecks_failed.inc();
+        tracing::warn!(token = %digest, "the upstream did not say whether the token still holds; its hits go on");
+        done.send_replace(());
+    }
+
     /// Short sections only, never held over an await; a panic elsewhere leaves the map sound.
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Standing>> {
         self.standings.lock().unwrap_or_else(PoisonError::into_inner)
@@ -238,8 +252,14 @@ impl Access {
 }
 
 impl Recheck {
+    /// Resolves when an answer came that is no verdict.
+    pub async fn given_up(&self) {
+        // It cannot fail while this holds a sender.
+        let _ = self.done.subscribe().changed().await;
+    }
+
     /// The upstream was asked, `since` when. Where that brought no verdict, hits go on for a minute before it is asked
-    /// again, and that is counted.
+    /// again.
     pub fn finish(&self, since: Instant) -> Verdict {
         let mut standings = self.access.lock();
         let Some(standing) = standings.get_mut(&self.digest) else { return Verdict::None };
@@ -249,9 +269,9 @@ impl Recheck {
         if standing.accepted_at.is_some_and(|at| at >= since) {
             return Verdict::Accepted;
         }
-        standing.paused_until = Some(Instant::now() + RECHECK_PAUSE);
-        self.access.metrics.rechecks_failed.inc();
-        tracing::warn!(token = %self.digest, "the upstream did not say whether the token still holds; its hits go on");
+        if standing.recheck.as_ref().is_some_and(|running| Arc::ptr_eq(running, &self.done)) {
+            self.access.give_up_recheck(&self.digest, standing);
+        }
         Verdict::None
     }
 }
@@ -269,9 +289,8 @@ pub enum Verdict {
 
 impl Drop for Recheck {
     fn drop(&mut self) {
-        let mine = self.done.subscribe();
         if let Some(standing) = self.access.lock().get_mut(&self.digest) {
-            standing.recheck.take_if(|running| running.same_channel(&mine));
+            standing.recheck.take_if(|running| Arc::ptr_eq(running, &self.done));
         }
     }
 }

@@ -223,10 +223,16 @@ struct LaneLimits {
     remembers: bool,
 }
 
-/// All lanes.
+/// All lanes. Clones are the same lanes.
 #[derive(Debug)]
 pub struct Lanes<O> {
     shared: Arc<Shared<O>>,
+}
+
+impl<O> Clone for Lanes<O> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
 }
 
 #[derive(Debug)]

@@ -159,6 +159,9 @@ pub struct Retriever {
     room: Arc<Semaphore>,
 }
 
+/// How long hits wait for the upstream's word on their token.
+const RECHECK_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Bytes of batches on their way to clients, over all connections: what slow readers can hold. Room for four of the
 /// largest answers at the least.
 const ANSWER_ROOM: u64 = 512 << 20;
@@ -364,10 +367,20 @@ impl Retriever {
                         lenient: false,
                         max_age: Some(Duration::ZERO),
                     };
-                    let since = Instant::now();
-                    let answer = self.lanes.look_up(question.lane(), &question.credentials(), look_up).await;
-                    let verdict = recheck.finish(since);
-                    match answer.outcomes.into_iter().next().flatten() {
+                    // A task of its own: whoever asked may hang up, the token's other callers still want the verdict.
+                    let (lanes, lane, credentials) =
+                        (self.lanes.clone(), question.lane(), question.credentials());
+                    let asking = tokio::spawn(async move {
+                        let since = Instant::now();
+                        let answer = tokio::select! {
+                            answer = lanes.look_up(lane, &credentials, look_up) => Some(answer),
+                            () = recheck.given_up() => None,
+                            () = tokio::time::sleep(RECHECK_PATIENCE) => None,
+                        };
+                        (recheck.finish(since), answer)
+                    });
+                    let (verdict, answer) = asking.await.unwrap_or((Verdict::None, None));
+                    match answer.and_then(|answer| answer.outcomes.into_iter().next().flatten()) {
                         Some(Outcome::Failed(failure)) if verdict == Verdict::Ended => {
                             return Err(ReplyBody::Failed(failure));
                         }

@@ -22,7 +22,7 @@ pub struct RequestLabels {
 /// Labels of `refrain_ids_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct IdLabels {
-    /// `hit`, `pending`, `fetched`, `unknown` or `failed`.
+    /// `hit`, `pending`, `fetched` or `failed`.
     pub outcome: &'static str,
 }
 

@@ -470,6 +470,30 @@ async fn an_upstream_that_never_answers_takes_no_hits_away() {
     assert_eq!(app.calls(), 2, "once, and again after a minute");
 }
 
+/// A recheck goes on when its caller hangs up, and hits wait for its first answer, not for the look-up's other tries.
+#[tokio::test]
+async fn hits_wait_for_no_more_than_the_first_word_on_their_token() {
+    let app = TestApp::spawn_with(|config| {
+        recheck(config);
+        config.upstream.max_retries = 4;
+    })
+    .await;
+    let id = app.upstream.create_finished("producer", "t");
+    app.retrieve("t", &id).await;
+    let accepted = Instant::now();
+    eventually("the acceptance is old", async || accepted.elapsed() > RECHECK + Duration::from_millis(50))
+        .await;
+    let (rule, hold) = Rule::look_ups().status(500, "api_error").hold();
+    app.upstream.script(rule);
+    let hung_up = tokio::time::timeout(Duration::from_millis(100), app.retrieve("t", &id)).await;
+    assert!(hung_up.is_err());
+    hold.wait_for_held(1).await;
+    let (answers, ()) =
+        tokio::join!(join_all((0..10).map(|_| app.retrieve("t", &id))), async { hold.release() });
+    assert!(answers.iter().all(|answer| answer.x_cache() == "HIT"));
+    assert_eq!(app.calls(), 2, "the miss and one recheck, which nobody repeated");
+}
+
 #[tokio::test]
 async fn the_last_acceptance_is_remembered_over_a_restart() {
     let app = TestApp::spawn_with(fresh).await;
