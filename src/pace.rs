@@ -11,6 +11,9 @@ const MIN_SHARE: f64 = 1.0 / 16.0;
 /// The share of the configured rate that comes back each second after a 429: from half to all in 30 s.
 const RECOVERY_PER_SECOND: f64 = 1.0 / 60.0;
 
+/// The most that a call can be late by: beyond it something else is wrong.
+const MAX_LATENESS: Duration = Duration::from_secs(2);
+
 /// The smallest rate, in calls a second: waits computed from it stay far below what a clock can hold.
 const MIN_RATE: f64 = 1e-6;
 
@@ -78,6 +81,13 @@ impl Bucket {
         self.level -= 1.0;
         self.waited_for = false;
         self.overdrawn = false;
+    }
+
+    /// The last look-up went `by` later than it was taken, since its connection came up no sooner: the next one waits as
+    /// much longer, up to [`MAX_LATENESS`].
+    pub fn went_later(&mut self, now: Instant, by: Duration) {
+        self.fill(now);
+        self.level -= self.rate(now) * by.min(MAX_LATENESS).as_secs_f64();
     }
 
     /// A passed-through request of the same token went. It never waits; the debt is at most one call, and while a
@@ -232,6 +242,15 @@ mod tests {
             bucket.slow_down(at, at, None);
         }
         assert!(bucket.rate(start + seconds(100.2)) >= MIN_SHARE);
+    }
+
+    #[test]
+    fn a_call_that_went_later_keeps_its_distance_to_the_next() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(1.0, 1, start);
+        bucket.take(start);
+        bucket.went_later(start + seconds(0.4), seconds(0.3));
+        assert!((bucket.wait(start + seconds(0.4)).as_secs_f64() - 0.9).abs() < 0.001);
     }
 
     #[test]

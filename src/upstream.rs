@@ -4,6 +4,7 @@
 //! No caching here, no pace and no retries: each call is sent once.
 
 mod connect;
+mod connected;
 mod error;
 mod look_up;
 mod passthrough;

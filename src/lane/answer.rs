@@ -168,6 +168,7 @@ mod tests {
             content_type: None,
             retry_after: None,
             body: Bytes::copy_from_slice(body.as_bytes()),
+            connecting: Duration::ZERO,
         }
     }
 

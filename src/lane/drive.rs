@@ -167,6 +167,9 @@ impl<O: Outside> CallGuard<O> {
         match result {
             Ok(answer) => {
                 shared.reach.heard(now);
+                if !answer.connecting.is_zero() {
+                    self.lane.turn.went_later(now, answer.connecting);
+                }
                 shared.outside.answered(&self.lane.key, &answer);
                 self.use_answer(began, epoch, answer).await;
             }

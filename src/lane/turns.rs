@@ -114,6 +114,11 @@ impl Turn {
         self.lock().slow_down(now.into_std(), began.into_std(), retry_after);
     }
 
+    /// The last call went later than it was taken.
+    pub(super) fn went_later(&self, now: Instant, by: Duration) {
+        self.lock().went_later(now.into_std(), by);
+    }
+
     /// The upstream asked for a pause.
     pub(super) fn hold(&self, now: Instant, pause: Duration) {
         self.lock().hold(now.into_std(), pause);

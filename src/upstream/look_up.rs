@@ -10,6 +10,7 @@ use rustls::ClientConfig;
 use serde::Serialize;
 
 use super::connect::{KEEPALIVE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES, OutgoingProxy, Resolver};
+use super::connected::{self, NoteConnected};
 use super::unpack::Unpacked;
 use super::{SetupError, UpstreamError, is_framing_sound, origin};
 use crate::config::UpstreamConfig;
@@ -46,6 +47,8 @@ pub struct UpstreamAnswer {
     pub retry_after: Option<HeaderValue>,
     /// The whole body, decompressed.
     pub body: Bytes,
+    /// How long the call waited for a connection of its own; zero on a pooled one.
+    pub connecting: Duration,
 }
 
 #[derive(Serialize)]
@@ -94,7 +97,8 @@ impl Setup {
             .connect_timeout(self.connect_timeout)
             .timeout(self.request_timeout)
             // The system's proxy was asked for once, for both clients.
-            .no_proxy();
+            .no_proxy()
+            .connector_layer(NoteConnected);
         if let Some(found) = &self.proxy {
             let mut proxy = Proxy::all(found.uri.to_string()).map_err(SetupError::Client)?;
             if let Some(authorization) = &found.authorization {
@@ -141,14 +145,14 @@ impl UpstreamClient {
         let body = serde_json::to_vec(&look_up).expect("strings become JSON");
         // Held for the clone alone, never across an await.
         let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let result = client
+        let call = client
             .post(format!("{}/{service}/tasks", self.origin))
             .headers(fields(credentials))
             .body(body)
-            .send()
-            .await;
+            .send();
+        let (result, connecting) = connected::timed(call).await;
         let answer = match result {
-            Ok(response) => self.read(response).await,
+            Ok(response) => self.read(response, connecting).await,
             Err(error) => Err(UpstreamError::of_look_up(&error)),
         };
         if let Err(UpstreamError::BadMessage) = answer {
@@ -157,7 +161,11 @@ impl UpstreamClient {
         answer
     }
 
-    async fn read(&self, mut response: Response) -> Result<UpstreamAnswer, UpstreamError> {
+    async fn read(
+        &self,
+        mut response: Response,
+        connecting: Duration,
+    ) -> Result<UpstreamAnswer, UpstreamError> {
         let headers = response.headers();
         if response.status().is_informational() || !is_framing_sound(headers) {
             return Err(UpstreamError::BadMessage);
@@ -172,7 +180,7 @@ impl UpstreamClient {
         while let Some(chunk) = response.chunk().await.map_err(|error| UpstreamError::of_look_up(&error))? {
             body.push(&chunk).await?;
         }
-        Ok(UpstreamAnswer { status, content_type, retry_after, body: body.finish()? })
+        Ok(UpstreamAnswer { status, content_type, retry_after, body: body.finish()?, connecting })
     }
 
     /// A connection with a malformed answer on it is not used again. reqwest cannot drop a single one, so its whole

@@ -105,7 +105,7 @@ fn json(body: Body) -> Response {
 
 /// The upstream's answer: status, body, `content-type` and, on errors, `retry-after`; nothing else of its header.
 fn relay(answer: UpstreamAnswer) -> Response {
-    let UpstreamAnswer { status, content_type, retry_after, body } = answer;
+    let UpstreamAnswer { status, content_type, retry_after, body, .. } = answer;
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -241,10 +241,16 @@ mod tests {
     fn a_429_always_says_when_to_come_back() {
         let answer = |status, retry_after: Option<&'static str>| {
             let retry_after = retry_after.map(HeaderValue::from_static);
-            relay(UpstreamAnswer { status, content_type: None, retry_after, body: Bytes::new() })
-                .headers()
-                .get(header::RETRY_AFTER)
-                .map(|value| value.to_str().unwrap().to_owned())
+            relay(UpstreamAnswer {
+                status,
+                content_type: None,
+                retry_after,
+                body: Bytes::new(),
+                connecting: Duration::ZERO,
+            })
+            .headers()
+            .get(header::RETRY_AFTER)
+            .map(|value| value.to_str().unwrap().to_owned())
         };
         assert_eq!(answer(StatusCode::TOO_MANY_REQUESTS, None).as_deref(), Some("1"));
         assert_eq!(answer(StatusCode::TOO_MANY_REQUESTS, Some("9")).as_deref(), Some("9"));

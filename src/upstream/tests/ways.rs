@@ -102,6 +102,27 @@ async fn tls_carries_both_versions_of_http() {
     }
 }
 
+/// A call on a connection of its own says how long that took, for the pace; one on a pooled connection took no time.
+#[tokio::test]
+async fn a_call_knows_how_long_it_waited_for_its_connection() {
+    const SLOW: Duration = Duration::from_millis(150);
+    let (listener, address) = listen().await;
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                // Before the handshake, as on a long way.
+                tokio::time::sleep(SLOW).await;
+                serve_tls(stream, "http/1.1").await;
+            });
+        }
+    });
+    let (client, _) = build(&https(address), trusting(), None).unwrap();
+    let first = client.look_up(&producer(), &credentials(), &ids(&["a"])).await.unwrap();
+    assert!(first.connecting >= SLOW, "{:?}", first.connecting);
+    let second = client.look_up(&producer(), &credentials(), &ids(&["a"])).await.unwrap();
+    assert_eq!(second.connecting, Duration::ZERO);
+}
+
 fn through(address: SocketAddr) -> Option<OutgoingProxy> {
     Some(OutgoingProxy {
         uri: format!("http://{address}/").parse().unwrap(),
