@@ -84,7 +84,7 @@ impl Bucket {
     }
 
     /// The last look-up went `by` later than it was taken, since its connection came up no sooner: the next one waits as
-    /// much longer, up to [`MAX_LATENESS`].
+    /// much longer, up to 2 s.
     pub fn went_later(&mut self, now: Instant, by: Duration) {
         self.fill(now);
         self.level -= self.rate(now) * by.min(MAX_LATENESS).as_secs_f64();
