@@ -46,6 +46,8 @@ pub(super) async fn demo(mut config: Config) -> Result<(), Failure> {
     let shutdown = signals::shutdown_token()?;
     let folder = TemporaryFolder::create()?;
     let simulator = Simulator::start(SimulatorConfig {
+        // So that lines pasted one after the other do not run into the limit: what passes through is not held back.
+        burst: 5,
         task_duration: TASK_DURATION,
         record_bytes: 1 << 20,
         ..SimulatorConfig::default()
