@@ -91,6 +91,20 @@ struct Standing {
     used_at: Instant,
 }
 
+impl Standing {
+    /// Of a token that nothing was heard of.
+    fn unknown(now: Instant) -> Self {
+        Self {
+            accepted_at: None,
+            ended: false,
+            paused_until: None,
+            recheck: None,
+            saved_at: None,
+            used_at: now,
+        }
+    }
+}
+
 impl Access {
     /// Access as configured. `team_token` is `upstream.token`, which `shared` mode has.
     pub fn new(
@@ -156,10 +170,7 @@ impl Access {
         let standing = Standing {
             accepted_at: saved.as_ref().and_then(|saved| accepted_instant(saved, now)),
             ended: saved.is_some_and(|saved| saved.ended),
-            paused_until: None,
-            recheck: None,
-            saved_at: None,
-            used_at: now,
+            ..Standing::unknown(now)
         };
         {
             let mut standings = self.lock();
@@ -208,14 +219,7 @@ impl Access {
         let now = Instant::now();
         let mut standings = self.lock();
         make_room(&mut standings);
-        let standing = standings.entry(*digest).or_insert(Standing {
-            accepted_at: None,
-            ended: false,
-            paused_until: None,
-            recheck: None,
-            saved_at: None,
-            used_at: now,
-        });
+        let standing = standings.entry(*digest).or_insert_with(|| Standing::unknown(now));
         let changed = standing.ended == accepted;
         standing.ended = !accepted;
         standing.used_at = now;

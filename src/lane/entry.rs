@@ -83,13 +83,6 @@ pub(super) struct Absence {
 
 impl Entry {
     /// What can be shown at once: the last answer, while it is fresh.
-    pub(super) fn remembered(&self, now: Instant, limits: &LaneLimits, manner: Manner) -> Option<Outcome> {
-        if manner.holds_out {
-            return None;
-        }
-        self.fresh(now, limits, manner)
-    }
-
     pub(super) fn fresh(&self, now: Instant, limits: &LaneLimits, manner: Manner) -> Option<Outcome> {
         let fresh = |taken_at: Instant, shown_for: Duration| {
             let age = now.saturating_duration_since(taken_at);

@@ -120,7 +120,9 @@ impl State {
                 }
             }
             let entry = self.entries.entry(id.clone()).or_default();
-            if let Some(outcome) = entry.remembered(now, limits, manner) {
+            let fresh = entry.fresh(now, limits, manner);
+            let is_fresh = fresh.is_some();
+            if let Some(outcome) = fresh.filter(|_| !manner.holds_out) {
                 ticket.fill(slot, outcome);
                 continue;
             }
@@ -128,7 +130,7 @@ impl State {
                 arrival.started += 1;
                 arrival.outdated += usize::from(entry.pending.is_some() || entry.absence.is_some());
                 // Whoever holds out looks again later at what was seen this moment.
-                if !(manner.holds_out && entry.fresh(now, limits, manner).is_some()) {
+                if !is_fresh {
                     self.wanted.set(entry, Stage::Wanted { since: now });
                 }
             } else {
