@@ -16,7 +16,7 @@ use crate::edge::{self, EdgeLimits};
 use crate::observe::Metrics;
 use crate::retrieve::Retriever;
 use crate::routes::admin::AdminPort;
-use crate::routes::{ClientPort, admin, client_router};
+use crate::routes::{ClientPort, ClientService, admin};
 use crate::store::Store;
 use crate::upstream;
 
@@ -30,7 +30,7 @@ const ADMIN_CONNECTIONS: usize = 16;
 pub struct App {
     client: TcpListener,
     admin: Option<TcpListener>,
-    client_router: Router,
+    client_service: ClientService,
     admin_router: Router,
     retriever: Arc<Retriever>,
     store: Store,
@@ -67,7 +67,7 @@ impl App {
             draining.clone(),
             ending.clone(),
         ));
-        let client_router = client_router(
+        let client_service = ClientService::new(
             &config,
             ClientPort {
                 access,
@@ -87,7 +87,7 @@ impl App {
         Ok(Self {
             client,
             admin,
-            client_router,
+            client_service,
             admin_router,
             retriever,
             store,
@@ -135,7 +135,7 @@ impl App {
         });
         let clients = edge::serve(
             self.client,
-            self.client_router,
+            self.client_service,
             EdgeLimits::default(),
             panics,
             self.draining.clone(),

@@ -23,7 +23,7 @@ use crate::store::{Epoch, Forget, Store, StoreError, StoredTask, TooLarge};
 use crate::task::{FinishedTask, Service, TaskId, clock};
 use crate::upstream::{Credentials, UpstreamAnswer, UpstreamClient, UpstreamError};
 
-/// A look-up as it was asked.
+/// Who asks, and how.
 #[derive(Clone, Debug)]
 pub struct Question {
     /// The service of the path.
@@ -32,8 +32,6 @@ pub struct Question {
     pub caller: Caller,
     /// The headers that go upstream with it, by name.
     pub forwarded: Vec<(HeaderName, HeaderValue)>,
-    /// One id, or several with repeats in request order.
-    pub asked: Asked,
     /// `prefer: wait=N`.
     pub wait: Option<Duration>,
     /// `prefer: handling=lenient`.
@@ -44,12 +42,12 @@ pub struct Question {
     pub max_age: Option<Duration>,
 }
 
-/// What was asked for.
+/// What is asked for.
 #[derive(Clone, Debug)]
 pub enum Asked {
     /// `retrieve`
     One(TaskId),
-    /// `retrieve_batch`
+    /// `retrieve_batch`, with repeats, in request order.
     Many(Vec<TaskId>),
 }
 
@@ -224,10 +222,10 @@ impl Retriever {
     }
 
     /// Answers a look-up. Dropping the future withdraws it.
-    pub async fn retrieve(&self, question: Question) -> Reply {
-        let reply = match &question.asked {
-            Asked::One(id) => self.retrieve_one(&question, id.clone()).await,
-            Asked::Many(ids) => self.retrieve_many(&question, ids.clone()).await,
+    pub async fn retrieve(&self, asked: Asked, question: &Question) -> Reply {
+        let reply = match asked {
+            Asked::One(id) => self.retrieve_one(question, id).await,
+            Asked::Many(ids) => self.retrieve_many(question, ids).await,
         };
         self.count(&reply);
         reply

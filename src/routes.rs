@@ -1,7 +1,7 @@
 //! The client port on a page: what is checked, what is a look-up, what passes through.
 //!
 //! There is no path map, and on purpose: what is not exactly a look-up goes upstream as it came, so no router may
-//! decode a path, add a redirect or answer 405 of its own.
+//! decode a path, add a redirect or answer 405 of its own. Nor does one cost every hit its boxes.
 //!
 //! 1. [`soundness`]: what is not sound HTTP is refused.
 //! 2. CORS, where `server.cors_origins` asks for it: preflights are answered before a key is looked at.
@@ -20,14 +20,15 @@ pub mod soundness;
 mod tasks;
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::{Router, middleware};
 use http::{HeaderName, HeaderValue, Request};
+use tower::{Service, ServiceExt};
 
 use self::request_log::{Outcome, RequestLog};
 use crate::access::{Access, Caller};
@@ -61,27 +62,63 @@ impl ClientPort {
     }
 }
 
-/// The service of the client port.
-pub fn client_router(config: &Config, port: ClientPort) -> Router {
-    let port = Arc::new(port);
-    let handlers = Router::new().fallback(handle).with_state(Arc::clone(&port));
-    cors::layer(&config.server.cors_origins, handlers)
-        .layer(middleware::from_fn_with_state(port, refuse_unsound))
+/// The service of the client port. Clones are the same service.
+#[derive(Clone)]
+pub struct ClientService {
+    port: Arc<ClientPort>,
+    /// What answers in place of [`handle`] where `server.cors_origins` asks for it.
+    with_cors: Option<Router>,
 }
 
-/// Lets only sound requests in.
-async fn refuse_unsound(State(port): State<Arc<ClientPort>>, request: Request<Body>, next: Next) -> Response {
-    let (parts, body) = request.into_parts();
-    let answer = soundness::answer(&parts);
-    let request = Request::from_parts(parts, body);
-    let Some(response) = answer else { return next.run(request).await };
-    RequestLog::start(&port, &request, &request_id(&request)).finish(&response, Outcome::Refused);
-    response
+impl ClientService {
+    /// The service over these rooms.
+    pub fn new(config: &Config, port: ClientPort) -> Self {
+        let port = Arc::new(port);
+        let with_cors = (!config.server.cors_origins.is_empty()).then(|| {
+            let port = Arc::clone(&port);
+            let handle = move |request| {
+                let port = Arc::clone(&port);
+                async move { handle(&port, request).await }
+            };
+            cors::layer(&config.server.cors_origins, Router::new().fallback(handle))
+        });
+        Self { port, with_cors }
+    }
+
+    async fn answer(self, request: Request<Body>) -> Response {
+        let (parts, body) = request.into_parts();
+        let refusal = soundness::answer(&parts);
+        let request = Request::from_parts(parts, body);
+        if let Some(response) = refusal {
+            RequestLog::start(&self.port, &request, &request_id(&request))
+                .finish(&response, Outcome::Refused);
+            return response;
+        }
+        match self.with_cors {
+            None => handle(&self.port, request).await,
+            Some(router) => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
+        }
+    }
 }
 
-async fn handle(State(port): State<Arc<ClientPort>>, request: Request<Body>) -> Result<Response, Infallible> {
+impl Service<Request<Body>> for ClientService {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move { Ok(service.answer(request).await) })
+    }
+}
+
+async fn handle(port: &ClientPort, request: Request<Body>) -> Response {
     let request_id = request_id(&request);
-    let mut log = RequestLog::start(&port, &request, &request_id);
+    let mut log = RequestLog::start(port, &request, &request_id);
     let bearer = authorization::bearer(request.headers());
     let caller = match bearer.map(|token| port.access.identify(&token)) {
         Some(Ok(caller)) => Some(caller),
@@ -89,12 +126,11 @@ async fn handle(State(port): State<Arc<ClientPort>>, request: Request<Body>) -> 
         Some(Err(_)) | None => {
             let response = ApiError::invalid_token().into_response();
             log.finish(&response, Outcome::Refused);
-            return Ok(response);
+            return response;
         }
     };
     log.caller(caller.as_ref());
-    let response = tasks::answer(&port, caller, request, &request_id, &mut log).await;
-    Ok(response)
+    tasks::answer(port, caller, request, &request_id, &mut log).await
 }
 
 /// Forwards what is not a look-up.
@@ -119,7 +155,12 @@ fn request_id(request: &Request<Body>) -> HeaderValue {
         Some(id) if (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic) => {
             id.clone()
         }
-        _ => HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("hex digits and dashes"),
+        _ => {
+            // Unique, not secret, so it need not cost a call to the kernel.
+            let id = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
+            let mut text = uuid::Uuid::encode_buffer();
+            HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)).expect("hex digits and dashes")
+        }
     }
 }
 

@@ -204,7 +204,7 @@ where
         let service = self.service.clone();
         let (panics, drain) = (self.shared.panics.clone(), self.shared.drain.clone());
         Box::pin(async move {
-            let mut answering = Box::pin(async move { service.oneshot(request).await });
+            let mut answering = pin!(service.oneshot(request));
             let caught = poll_fn(|cx| {
                 // The future is not polled again after a panic, so whatever it left half-done is not seen.
                 match catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx))) {

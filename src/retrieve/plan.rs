@@ -19,7 +19,7 @@ impl Plan {
     /// A plan for ids as they were asked for.
     pub fn new(ids: Vec<TaskId>) -> Self {
         let mut index: HashMap<TaskId, u32> = HashMap::with_capacity(ids.len());
-        let mut distinct = Vec::new();
+        let mut distinct = Vec::with_capacity(ids.len());
         let places = ids
             .into_iter()
             .map(|id| {
@@ -85,7 +85,9 @@ impl Envelope {
     /// The answer piece by piece, each put together when it is asked for.
     pub fn pieces(self) -> impl Iterator<Item = Bytes> + Send {
         let mut step = Step::Item(0);
-        let mut buffer = Vec::new();
+        // Of a piece's size at once: a buffer that grows is copied each time.
+        let capacity = usize::try_from(self.content_length()).unwrap_or(usize::MAX).min(PIECE);
+        let mut buffer = Vec::with_capacity(capacity);
         buffer.extend_from_slice(HEAD);
         std::iter::from_fn(move || {
             loop {
@@ -106,7 +108,8 @@ impl Envelope {
                         buffer.extend_from_slice(text);
                         step = Step::Item(at + 1);
                         if buffer.len() > PIECE / 2 {
-                            return Some(std::mem::take(&mut buffer).into());
+                            let next = Vec::with_capacity(capacity);
+                            return Some(std::mem::replace(&mut buffer, next).into());
                         }
                     }
                     Step::Large(at) => {

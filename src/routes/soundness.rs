@@ -199,6 +199,10 @@ fn is_asterisk(uri: &Uri) -> bool {
 /// which some take for `/`. An encoded `\` alone is an ordinary character; beside dots it counts as a separator.
 /// An encoded `/` is none.
 fn is_ambiguous(path: &str) -> bool {
+    // What makes a dot segment or a separator; most paths have none of it.
+    if !path.bytes().any(|byte| matches!(byte, b'.' | b'%' | b'\\')) {
+        return false;
+    }
     if path.contains('\\') {
         return true;
     }

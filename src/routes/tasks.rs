@@ -88,13 +88,12 @@ async fn look_up(
         service,
         caller: caller.clone(),
         forwarded: request::forwarded(&parts.headers, &port.tasks.forward_headers),
-        asked,
         wait,
         lenient: lenient && is_batch,
         only_if_cached,
         max_age,
     };
-    let reply = port.retriever.retrieve(question).await;
+    let reply = port.retriever.retrieve(asked, &question).await;
     log.report(&reply.report);
     let outcome = outcome(&reply);
     let mut response = answer::respond(reply, is_batch);

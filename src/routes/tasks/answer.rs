@@ -60,6 +60,9 @@ pub(super) fn respond(reply: Reply, is_batch: bool) -> Response {
 /// RFC 9211, cache name `refrain`. `fwd` only where the upstream was asked, `fwd-status` only where the answer is its
 /// own and no success.
 fn cache_status(report: &Report, source: Source, status: Option<StatusCode>, is_batch: bool) -> HeaderValue {
+    if !is_batch && source == Source::Hit {
+        return HeaderValue::from_static("refrain; hit");
+    }
     let Report { hits, pending, misses, outdated, stored, collapsed, .. } = report;
     let mut text = String::from("refrain");
     if matches!(source, Source::Hit | Source::Pending) {
@@ -94,7 +97,12 @@ fn cache_status(report: &Report, source: Source, status: Option<StatusCode>, is_
 }
 
 fn x_cache(source: Source) -> HeaderValue {
-    HeaderValue::from_str(&source.as_str().to_ascii_uppercase()).expect("a word")
+    HeaderValue::from_static(match source {
+        Source::Hit => "HIT",
+        Source::Pending => "PENDING",
+        Source::Partial => "PARTIAL",
+        Source::Miss => "MISS",
+    })
 }
 
 fn json(body: Body) -> Response {

@@ -8,6 +8,15 @@ use crate::config::Services;
 use crate::routes::authorization::only;
 use crate::task::Service;
 
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+
+/// Fields that say who asks in another way than `authorization`.
+const NOT_ON_LOOK_UPS: [HeaderName; 3] = [
+    header::COOKIE,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("payment-signature"),
+];
+
 /// The service, if method, path and header fields are those of a look-up; the body decides the rest.
 ///
 /// The path is compared raw: what is routed is what would be sent.
@@ -18,9 +27,8 @@ pub(super) fn candidate(parts: &request::Parts, services: &Services) -> Option<S
     let name = parts.uri.path().strip_prefix('/')?.strip_suffix("/tasks")?;
     let service = services.find(name)?;
     let headers = &parts.headers;
-    let free_of = |names: &[&str]| names.iter().all(|name| !headers.contains_key(*name));
-    (is_json(headers) && is_identity(headers) && free_of(&["cookie", "x-api-key", "payment-signature"]))
-        .then_some(service)
+    let is_other = NOT_ON_LOOK_UPS.iter().any(|name| headers.contains_key(name));
+    (is_json(headers) && is_identity(headers) && !is_other).then_some(service)
 }
 
 /// `content-type` absent or `application/json`, in any case, with at most the parameter `charset=utf-8`, which means
@@ -75,7 +83,7 @@ impl Preferences {
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let mut preferences = Self::default();
         let mut handling = None;
-        for (name, value) in members(headers, "prefer") {
+        for (name, value) in members(headers, &PREFER) {
             match name.to_ascii_lowercase().as_str() {
                 "wait" if preferences.wait.is_none() => {
                     preferences.wait = value.and_then(delta_seconds);
@@ -101,7 +109,7 @@ pub(super) struct CacheControl {
 impl CacheControl {
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let mut control = Self::default();
-        for (name, value) in members(headers, "cache-control") {
+        for (name, value) in members(headers, &header::CACHE_CONTROL) {
             let max_age = match name.to_ascii_lowercase().as_str() {
                 "no-cache" => Some(Duration::ZERO),
                 "max-age" => value.and_then(delta_seconds),
@@ -121,7 +129,7 @@ impl CacheControl {
 }
 
 /// The members of a comma-separated list field: name and value, quotes taken off, parameters dropped.
-fn members<'a>(headers: &'a HeaderMap, field: &'a str) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
+fn members<'a>(headers: &'a HeaderMap, field: &HeaderName) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
     headers
         .get_all(field)
         .iter()
