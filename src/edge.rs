@@ -10,6 +10,7 @@ mod io;
 pub(crate) mod raw;
 #[cfg(test)]
 mod tests;
+mod timer;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -76,12 +77,23 @@ fn connections_for(descriptors: u64) -> usize {
     usize::try_from(connections).expect("4,096 fits")
 }
 
+/// An answer's body as the edge takes it; its own few answers are made from any [`Body`].
+pub trait ClientBody:
+    http_body::Body<Data: Send, Error = axum::Error> + From<Body> + Send + Unpin + 'static
+{
+}
+
+impl<B> ClientBody for B where
+    B: http_body::Body<Data: Send, Error = axum::Error> + From<Body> + Send + Unpin + 'static
+{
+}
+
 /// Serves `service` on `listener` until `drain` or `cut`, and returns once every connection is gone.
 ///
 /// `drain` accepts what already waits in the backlog, closes the listener, and lets every connection finish its
 /// request; connections without one are closed after [`EdgeLimits::drain_idle`]. `cut` ends everything at once, as
 /// does dropping this future. A panic of the service is answered with 500 and counted in `panics`.
-pub async fn serve<S>(
+pub async fn serve<S, B>(
     listener: TcpListener,
     service: S,
     limits: EdgeLimits,
@@ -89,19 +101,22 @@ pub async fn serve<S>(
     drain: CancellationToken,
     cut: CancellationToken,
 ) where
-    S: Service<Request<Body>, Response = Response, Error = Infallible>
+    S: Service<Request<Body>, Response = Response<B>, Error = Infallible>
         + Clone
         + Send
         + Sync
         + Unpin
         + 'static,
     S::Future: Send + 'static,
+    B: ClientBody,
 {
     let cut = cut.child_token();
     let _ended_with_this_future = cut.clone().drop_guard();
+    let stop = CancellationToken::new();
+    let stop_guard = stop.clone().drop_guard();
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     let connections = TaskTracker::new();
-    let shared = connection::Shared::new(limits, panics, drain.clone(), cut.clone());
+    let shared = connection::Shared::new(limits, panics, stop, drain.clone(), cut.clone());
     let open = |stream: TcpStream, slot: OwnedSemaphorePermit| {
         let connection = connection::run(stream, service.clone(), shared.clone());
         connections.spawn(async move {
@@ -145,6 +160,7 @@ pub async fn serve<S>(
         }
     }
 
+    drop(stop_guard);
     if !cut.is_cancelled() {
         accept_backlog(listener, &slots, open);
     }

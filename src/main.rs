@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// A request is many small allocations that end with it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     refrain::cli::main(std::env::args_os(), std::env::vars_os())
 }

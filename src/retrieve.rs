@@ -8,7 +8,7 @@ pub mod plan;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::{HeaderName, HeaderValue};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -251,7 +251,7 @@ impl Retriever {
         };
         if let Some(task) = known.pop().flatten() {
             report.hits = 1;
-            report.age = age_of(&task);
+            report.age = age(task.stored_at);
             return Reply { body: ReplyBody::Task(task.text), report };
         }
         if question.only_if_cached {
@@ -288,7 +288,7 @@ impl Retriever {
         let places = plan.counts();
         report.hits =
             (0..places.len()).filter(|index| known[*index].is_some()).map(|index| places[index]).sum();
-        report.age = known.iter().flatten().map(age_of).max().unwrap_or(0);
+        report.age = known.iter().flatten().map(|task| task.stored_at).min().map_or(0, age);
         let lacking: Vec<usize> = (0..plan.distinct.len()).filter(|index| known[*index].is_none()).collect();
         if question.only_if_cached && !lacking.is_empty() {
             return Reply { body: ReplyBody::NotStored, report };
@@ -329,10 +329,11 @@ impl Retriever {
         }
         let missing: Vec<TaskId> = missing.into_iter().map(|index| plan.distinct[index].clone()).collect();
         let envelope = Envelope::new(plan, texts, &missing.iter().collect::<Vec<_>>());
-        if envelope.content_length() > self.max_response_bytes {
+        let length = envelope.remaining() as u64;
+        if length > self.max_response_bytes {
             return Reply { body: ReplyBody::TooLarge, report };
         }
-        let body = match Arc::clone(&self.room).try_acquire_many_owned(kib(envelope.content_length())) {
+        let body = match Arc::clone(&self.room).try_acquire_many_owned(kib(length)) {
             Ok(room) => ReplyBody::Batch(envelope, room),
             Err(_) => ReplyBody::Busy,
         };
@@ -393,11 +394,6 @@ impl Retriever {
 
     async fn find(&self, question: &Question, ids: &[TaskId]) -> Result<Vec<Option<StoredTask>>, TooLarge> {
         let (reader, service) = (&question.caller.reader, &question.service);
-        if let [id] = ids
-            && let Some(task) = self.store.find_in_memory(reader, service, id)
-        {
-            return Ok(vec![Some(task)]);
-        }
         self.store.find(reader, service, ids, self.max_response_bytes).await
     }
 
@@ -470,8 +466,8 @@ fn refused(body: ReplyBody, mut report: Report) -> Reply {
 }
 
 /// Seconds since a task was stored, by the wall clock; never negative.
-fn age_of(task: &StoredTask) -> u64 {
-    u64::try_from(clock::unix_now().saturating_sub(task.stored_at)).unwrap_or(0)
+fn age(stored_at: i64) -> u64 {
+    u64::try_from(clock::unix_now().saturating_sub(stored_at)).unwrap_or(0)
 }
 
 fn kib(bytes: u64) -> u32 {

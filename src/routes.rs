@@ -12,6 +12,7 @@
 //! [`admin`] is the router of the admin port, apart from all this.
 
 pub mod admin;
+mod answer_body;
 mod authorization;
 mod cors;
 pub mod passthrough;
@@ -24,12 +25,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, Request};
-use tower::{Service, ServiceExt};
+use tower::{Layer, Service, ServiceExt};
+use tower_http::cors::Cors;
 
+pub use self::answer_body::{AnswerBody, AnswerData, Batch};
 use self::request_log::{Outcome, RequestLog};
 use crate::access::{Access, Caller};
 use crate::api_error::ApiError;
@@ -65,58 +67,71 @@ impl ClientPort {
 /// The service of the client port. Clones are the same service.
 #[derive(Clone)]
 pub struct ClientService {
-    port: Arc<ClientPort>,
-    /// What answers in place of [`handle`] where `server.cors_origins` asks for it.
-    with_cors: Option<Router>,
+    handlers: Handlers,
+    with_cors: Option<Cors<Handlers>>,
 }
 
 impl ClientService {
     /// The service over these rooms.
     pub fn new(config: &Config, port: ClientPort) -> Self {
-        let port = Arc::new(port);
-        let with_cors = (!config.server.cors_origins.is_empty()).then(|| {
-            let port = Arc::clone(&port);
-            let handle = move |request| {
-                let port = Arc::clone(&port);
-                async move { handle(&port, request).await }
-            };
-            cors::layer(&config.server.cors_origins, Router::new().fallback(handle))
-        });
-        Self { port, with_cors }
+        let handlers = Handlers(Arc::new(port));
+        let cors = cors::layer(&config.server.cors_origins);
+        Self { with_cors: cors.map(|cors| cors.layer(handlers.clone())), handlers }
     }
 
-    async fn answer(self, request: Request<Body>) -> Response {
+    async fn answer(self, request: Request<Body>) -> Response<AnswerBody> {
+        let port = &self.handlers.0;
         let (parts, body) = request.into_parts();
         let refusal = soundness::answer(&parts);
         let request = Request::from_parts(parts, body);
         if let Some(response) = refusal {
-            RequestLog::start(&self.port, &request, &request_id(&request))
-                .finish(&response, Outcome::Refused);
-            return response;
+            RequestLog::start(port, &request, &request_id(&request)).finish(&response, Outcome::Refused);
+            return response.map(AnswerBody::from);
         }
-        match self.with_cors {
-            None => handle(&self.port, request).await,
-            Some(router) => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
+        match self.with_cors.filter(|_| cors::concerns(&request)) {
+            None => handle(port, request).await,
+            Some(with_cors) => with_cors.oneshot(request).await.unwrap_or_else(|never| match never {}),
         }
     }
 }
 
 impl Service<Request<Body>> for ClientService {
-    type Response = Response;
+    type Response = Response<AnswerBody>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+    type Future = Answering;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Answering {
         let service = self.clone();
         Box::pin(async move { Ok(service.answer(request).await) })
     }
 }
 
-async fn handle(port: &ClientPort, request: Request<Body>) -> Response {
+type Answering = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Infallible>> + Send>>;
+
+/// What stands behind [`soundness`] and [`cors`].
+#[derive(Clone)]
+struct Handlers(Arc<ClientPort>);
+
+impl Service<Request<Body>> for Handlers {
+    type Response = Response<AnswerBody>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answering {
+        let port = Arc::clone(&self.0);
+        Box::pin(async move { Ok(handle(&port, request).await) })
+    }
+}
+
+async fn handle(port: &ClientPort, request: Request<Body>) -> Response<AnswerBody> {
     let request_id = request_id(&request);
     let mut log = RequestLog::start(port, &request, &request_id);
     let bearer = authorization::bearer(request.headers());
@@ -126,7 +141,7 @@ async fn handle(port: &ClientPort, request: Request<Body>) -> Response {
         Some(Err(_)) | None => {
             let response = ApiError::invalid_token().into_response();
             log.finish(&response, Outcome::Refused);
-            return response;
+            return response.map(AnswerBody::from);
         }
     };
     log.caller(caller.as_ref());

@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::Body;
 use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Frame, SizeHint};
@@ -114,26 +113,30 @@ impl http_body::Body for RequestBody {
 }
 
 /// An answer's body together with something to drop when it ends.
-pub(super) struct HeldBody<G> {
-    inner: Body,
+pub(super) struct HeldBody<B, G> {
+    inner: B,
     error: Option<axum::Error>,
     _held: G,
 }
 
-impl<G> HeldBody<G> {
-    pub(super) fn new(inner: Body, held: G) -> Self {
+impl<B, G> HeldBody<B, G> {
+    pub(super) fn new(inner: B, held: G) -> Self {
         Self { inner, error: None, _held: held }
     }
 }
 
-impl<G: Unpin> http_body::Body for HeldBody<G> {
-    type Data = Bytes;
+impl<B, G> http_body::Body for HeldBody<B, G>
+where
+    B: http_body::Body<Error = axum::Error> + Unpin,
+    G: Unpin,
+{
+    type Data = B::Data;
     type Error = axum::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    ) -> Poll<Option<Result<Frame<B::Data>, axum::Error>>> {
         if let Some(error) = self.error.take() {
             return Poll::Ready(Some(Err(error)));
         }

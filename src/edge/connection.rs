@@ -14,7 +14,6 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, Request, Version, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::TokioTimer;
 use prometheus_client::metrics::counter::Counter;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,9 +21,10 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
 
-use super::EdgeLimits;
 use super::body::{HeldBody, RequestBody};
 use super::io::ClientIo;
+use super::timer::ConnectionTimer;
+use super::{ClientBody, EdgeLimits};
 use crate::api_error::ApiError;
 
 /// Silence after which a client's machine is asked whether it is still there, and between two such questions.
@@ -40,6 +40,8 @@ pub(super) struct Shared {
     http: http1::Builder,
     limits: Arc<EdgeLimits>,
     panics: Counter,
+    /// Cancelled once either of the other two is: the one that a connection watches while it is in use.
+    stop: CancellationToken,
     drain: CancellationToken,
     cut: CancellationToken,
 }
@@ -48,13 +50,13 @@ impl Shared {
     pub(super) fn new(
         limits: EdgeLimits,
         panics: Counter,
+        stop: CancellationToken,
         drain: CancellationToken,
         cut: CancellationToken,
     ) -> Self {
         // HTTP/1 alone: hyper-util's detection of HTTP/2 waits for the whole preface without a limit.
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new())
-            .header_read_timeout(limits.header_timeout)
+        http.header_read_timeout(limits.header_timeout)
             .max_header_size(limits.max_head_bytes)
             .max_buf_size(limits.max_head_bytes)
             // A client that closes has left: its handler, and with it the upstream call, is dropped.
@@ -65,7 +67,7 @@ impl Shared {
         if limits.max_header_fields != 100 {
             http.max_headers(limits.max_header_fields);
         }
-        Self { http, limits: Arc::new(limits), panics, drain, cut }
+        Self { http, limits: Arc::new(limits), panics, stop, drain, cut }
     }
 }
 
@@ -103,15 +105,16 @@ impl Drop for InHand {
 }
 
 /// Serves one connection to its end.
-pub(super) async fn run<S>(stream: TcpStream, service: S, shared: Shared)
+pub(super) async fn run<S, B>(stream: TcpStream, service: S, shared: Shared)
 where
-    S: Service<Request<Body>, Response = Response, Error = Infallible>
+    S: Service<Request<Body>, Response = Response<B>, Error = Infallible>
         + Clone
         + Send
         + Sync
         + Unpin
         + 'static,
     S::Future: Send + 'static,
+    B: ClientBody,
 {
     // A failure here means that the client has left, which the first read finds out.
     let _ = stream.set_nodelay(true);
@@ -121,8 +124,13 @@ where
     let state = Arc::new(State::default());
     let io = ClientIo::new(stream, state.blocked.clone(), shared.limits.write_idle);
     let requests = Requests { service, shared: shared.clone(), state: state.clone() };
-    let mut connection = shared.http.serve_connection(io, requests);
-    let ended = {
+    let mut connection = shared.http.clone().timer(ConnectionTimer::default()).serve_connection(io, requests);
+    let ended = 'ended: {
+        tokio::select! {
+            biased;
+            ended = &mut connection => break 'ended ended,
+            () = shared.stop.cancelled() => {}
+        }
         let mut draining = pin!(drain(&shared));
         let mut asked = false;
         loop {
@@ -187,12 +195,13 @@ struct Requests<S> {
     state: Arc<State>,
 }
 
-impl<S> hyper::service::Service<Request<Incoming>> for Requests<S>
+impl<S, B> hyper::service::Service<Request<Incoming>> for Requests<S>
 where
-    S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
+    B: ClientBody,
 {
-    type Response = Response<HeldBody<InHand>>;
+    type Response = Response<HeldBody<B, InHand>>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
@@ -219,7 +228,7 @@ where
                     // Not its text: it may hold anything, a token included.
                     tracing::error!("a request's handler panicked");
                     panics.inc();
-                    ApiError::internal().close().into_response()
+                    ApiError::internal().close().into_response().map(B::from)
                 }
             };
             if drain.is_cancelled() {

@@ -1,8 +1,10 @@
 //! The split of a look-up and the putting together of its answer: plain functions on plain data.
 
 use std::collections::HashMap;
+use std::io::IoSlice;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+use foldhash::fast::RandomState;
 
 use crate::task::TaskId;
 
@@ -18,7 +20,8 @@ pub struct Plan {
 impl Plan {
     /// A plan for ids as they were asked for.
     pub fn new(ids: Vec<TaskId>) -> Self {
-        let mut index: HashMap<TaskId, u32> = HashMap::with_capacity(ids.len());
+        let mut index: HashMap<TaskId, u32, RandomState> =
+            HashMap::with_capacity_and_hasher(ids.len(), RandomState::default());
         let mut distinct = Vec::with_capacity(ids.len());
         let places = ids
             .into_iter()
@@ -44,7 +47,8 @@ impl Plan {
 }
 
 /// The envelope of a batch: `{"items":[…],"count":n}`, and `"missing":[…]` as a third member after a partial failure.
-/// A task that was asked for many times is held once.
+///
+/// A [`Buf`] over the texts where they are: a task that was asked for many times is held once, and none is copied.
 #[derive(Clone, Debug)]
 pub struct Envelope {
     /// The texts by their index in the plan; `None` for ids that are left out.
@@ -52,19 +56,21 @@ pub struct Envelope {
     /// The indices of the items, in order.
     items: Vec<u32>,
     tail: Bytes,
+    /// Bytes still to be read.
+    left: usize,
+    /// The slice that is read next, see [`Envelope::slice`], and how much of it is read.
+    at: usize,
+    read: usize,
 }
 
 /// Before the first item.
 const HEAD: &[u8] = b"{\"items\":[";
 
-/// How large a piece of an envelope is, about, in bytes. A text larger than half of it goes out uncopied.
-const PIECE: usize = 64 * 1024;
-
 impl Envelope {
     /// Puts the texts in request order, repeats repeated, unknown ids left out.
     pub fn new(plan: Plan, texts: Vec<Option<Bytes>>, missing: &[&TaskId]) -> Self {
-        let items: Vec<u32> =
-            plan.places.into_iter().filter(|place| texts[*place as usize].is_some()).collect();
+        let mut items = plan.places;
+        items.retain(|place| texts[*place as usize].is_some());
         let mut tail = format!("],\"count\":{}", items.len()).into_bytes();
         if !missing.is_empty() {
             tail.extend_from_slice(b",\"missing\":");
@@ -72,54 +78,22 @@ impl Envelope {
             serde_json::to_writer(&mut tail, &missing).expect("strings become JSON");
         }
         tail.push(b'}');
-        Self { texts, items, tail: tail.into() }
+        let mut envelope = Self { texts, items, tail: tail.into(), left: 0, at: 0, read: 0 };
+        let texts: usize = envelope.items.iter().map(|item| envelope.text(*item).len()).sum();
+        let commas = envelope.items.len().saturating_sub(1);
+        envelope.left = HEAD.len() + texts + commas + envelope.tail.len();
+        envelope
     }
 
-    /// The length of the whole answer in bytes.
-    pub fn content_length(&self) -> u64 {
-        let texts: u64 = self.items.iter().map(|item| self.text(*item).len() as u64).sum();
-        let commas = self.items.len().saturating_sub(1) as u64;
-        HEAD.len() as u64 + texts + commas + self.tail.len() as u64
-    }
-
-    /// The answer piece by piece, each put together when it is asked for.
-    pub fn pieces(self) -> impl Iterator<Item = Bytes> + Send {
-        let mut step = Step::Item(0);
-        // Of a piece's size at once: a buffer that grows is copied each time.
-        let capacity = usize::try_from(self.content_length()).unwrap_or(usize::MAX).min(PIECE);
-        let mut buffer = Vec::with_capacity(capacity);
-        buffer.extend_from_slice(HEAD);
-        std::iter::from_fn(move || {
-            loop {
-                match std::mem::replace(&mut step, Step::Done) {
-                    Step::Item(at) if at == self.items.len() => {
-                        buffer.extend_from_slice(&self.tail);
-                        return Some(std::mem::take(&mut buffer).into());
-                    }
-                    Step::Item(at) => {
-                        if at > 0 {
-                            buffer.push(b',');
-                        }
-                        let text = self.text(self.items[at]);
-                        if text.len() > PIECE / 2 {
-                            step = Step::Large(at);
-                            return Some(std::mem::take(&mut buffer).into());
-                        }
-                        buffer.extend_from_slice(text);
-                        step = Step::Item(at + 1);
-                        if buffer.len() > PIECE / 2 {
-                            let next = Vec::with_capacity(capacity);
-                            return Some(std::mem::replace(&mut buffer, next).into());
-                        }
-                    }
-                    Step::Large(at) => {
-                        step = Step::Item(at + 1);
-                        return Some(self.text(self.items[at]).clone());
-                    }
-                    Step::Done => return None,
-                }
-            }
-        })
+    /// The answer as slices: its head, then the items with commas between them, then its tail.
+    fn slice(&self, at: usize) -> &[u8] {
+        let last = (2 * self.items.len()).max(1);
+        match at {
+            0 => HEAD,
+            at if at >= last => &self.tail,
+            at if at % 2 == 1 => self.text(self.items[at / 2]),
+            _ => b",",
+        }
     }
 
     fn text(&self, item: u32) -> &Bytes {
@@ -127,10 +101,38 @@ impl Envelope {
     }
 }
 
-enum Step {
-    Item(usize),
-    Large(usize),
-    Done,
+impl Buf for Envelope {
+    fn remaining(&self) -> usize {
+        self.left
+    }
+
+    fn chunk(&self) -> &[u8] {
+        if self.left == 0 { &[] } else { &self.slice(self.at)[self.read..] }
+    }
+
+    fn chunks_vectored<'a>(&'a self, target: &mut [IoSlice<'a>]) -> usize {
+        let (mut left, mut read) = (self.left, self.read);
+        for (filled, target) in target.iter_mut().enumerate() {
+            if left == 0 {
+                return filled;
+            }
+            let slice = &self.slice(self.at + filled)[read..];
+            *target = IoSlice::new(slice);
+            left -= slice.len();
+            read = 0;
+        }
+        target.len()
+    }
+
+    fn advance(&mut self, count: usize) {
+        assert!(count <= self.left, "no more than remains");
+        self.left -= count;
+        self.read += count;
+        while self.left > 0 && self.read >= self.slice(self.at).len() {
+            self.read -= self.slice(self.at).len();
+            self.at += 1;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -149,21 +151,27 @@ mod tests {
         assert_eq!(plan.places, [0, 1, 0, 2]);
         assert_eq!(plan.counts(), [2, 1, 1]);
         let texts = vec![Some(Bytes::from_static(b"{B}")), None, Some(Bytes::from_static(b"{C}"))];
-        let envelope = Envelope::new(plan, texts, &[&id("a\"")]);
-        let length = envelope.content_length();
-        let body: Vec<u8> = envelope.pieces().flatten().collect();
+        let mut envelope = Envelope::new(plan, texts, &[&id("a\"")]);
+        let length = envelope.remaining();
+        let body = envelope.copy_to_bytes(length);
         assert_eq!(String::from_utf8_lossy(&body), r#"{"items":[{B},{B},{C}],"count":3,"missing":["a\""]}"#);
-        assert_eq!(length, body.len() as u64);
     }
 
     #[test]
-    fn a_large_task_repeated_is_not_copied() {
-        let text = Bytes::from(vec![b'x'; PIECE]);
+    fn nothing_known_is_an_empty_envelope() {
+        let mut envelope = Envelope::new(Plan::new(vec![id("a")]), vec![None], &[]);
+        assert_eq!(envelope.copy_to_bytes(envelope.remaining()), r#"{"items":[],"count":0}"#);
+        assert!(envelope.chunk().is_empty());
+    }
+
+    #[test]
+    fn a_task_repeated_is_not_copied() {
+        let text = Bytes::from_static(b"{A}");
         let plan = Plan::new(vec![id("a"); 1000]);
         let envelope = Envelope::new(plan, vec![Some(text.clone())], &[]);
-        let whole: Vec<Bytes> = envelope.pieces().filter(|piece| piece.len() == PIECE).collect();
-        assert_eq!(whole.len(), 1000);
-        assert!(whole.iter().all(|piece| piece.as_ptr() == text.as_ptr()));
+        let mut slices = [IoSlice::new(&[]); 3000];
+        let filled = envelope.chunks_vectored(&mut slices);
+        assert_eq!(slices[..filled].iter().filter(|slice| slice.as_ptr() == text.as_ptr()).count(), 1000);
     }
 
     proptest! {
@@ -171,7 +179,8 @@ mod tests {
         #[test]
         fn an_answer_put_together_is_what_the_upstream_would_send(
             asked in proptest::collection::vec(0_usize..12, 1..60),
-            sizes in proptest::collection::vec(proptest::option::of(1_usize..70_000), 12),
+            sizes in proptest::collection::vec(proptest::option::of(1_usize..200), 12),
+            steps in proptest::collection::vec((1_usize..12, 1_usize..300), 1..8),
         ) {
             let texts: Vec<Option<Bytes>> =
                 sizes.iter().enumerate().map(|(n, size)| size.map(|size| Bytes::from(vec![b'a' + n as u8; size]))).collect();
@@ -182,11 +191,23 @@ mod tests {
             let mut expected = b"{\"items\":[".to_vec();
             expected.extend_from_slice(&items.join(&b','));
             expected.extend_from_slice(format!("],\"count\":{}}}", items.len()).as_bytes());
-            let envelope = Envelope::new(plan, known, &[]);
-            prop_assert_eq!(envelope.content_length(), expected.len() as u64);
-            let pieces: Vec<Bytes> = envelope.pieces().collect();
-            prop_assert!(pieces.iter().all(|piece| piece.len() <= 70_000 + PIECE));
-            prop_assert!(pieces.concat() == expected);
+            let mut envelope = Envelope::new(plan, known, &[]);
+            prop_assert_eq!(envelope.remaining(), expected.len());
+            // Read as a socket reads it: some slices at a time, of which some bytes are taken.
+            let mut body = Vec::new();
+            for (slices, taken) in steps.iter().cycle() {
+                if !envelope.has_remaining() {
+                    break;
+                }
+                let mut target = vec![IoSlice::new(&[]); *slices];
+                let filled = envelope.chunks_vectored(&mut target);
+                prop_assert_eq!(&*target[0], envelope.chunk());
+                let offered = target[..filled].iter().map(|slice| slice.to_vec()).collect::<Vec<_>>().concat();
+                let taken = (*taken).min(offered.len());
+                body.extend_from_slice(&offered[..taken]);
+                envelope.advance(taken);
+            }
+            prop_assert!(body == expected);
         }
     }
 }

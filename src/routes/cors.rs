@@ -1,12 +1,9 @@
 //! CORS by `server.cors_origins` (Fetch standard, "CORS protocol"). Empty: it is left to the upstream, preflights
 //! included.
 
-use axum::Router;
-use axum::body::Body;
-use axum::extract::Request;
-use http::{HeaderName, HeaderValue, Method, header};
 use std::time::Duration;
-use tower::ServiceExt;
+
+use http::{HeaderName, HeaderValue, Method, Request, header};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 /// Fields of our answers that a browser app may read.
@@ -20,9 +17,11 @@ const EXPOSED: [HeaderName; 7] = [
     HeaderName::from_static("proxy-status"),
 ];
 
-/// The handlers with CORS for these origins, of which there is at least one. Preflights are answered here; an `OPTIONS`
-/// request that is no preflight goes on like any other.
-pub(super) fn layer(origins: &[String], handlers: Router) -> Router {
+/// CORS for these origins; `None` if there are none.
+pub(super) fn layer(origins: &[String]) -> Option<CorsLayer> {
+    if origins.is_empty() {
+        return None;
+    }
     let origin = match origins.iter().any(|origin| origin == "*") {
         true => AllowOrigin::any(),
         false => AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok())),
@@ -33,11 +32,11 @@ pub(super) fn layer(origins: &[String], handlers: Router) -> Router {
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(EXPOSED)
         .max_age(Duration::from_secs(24 * 3600));
-    let with_cors = handlers.clone().layer(cors);
-    Router::new().fallback(move |request: Request<Body>| {
-        let is_plain_options = request.method() == Method::OPTIONS
-            && !request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-        let handlers = if is_plain_options { handlers.clone() } else { with_cors.clone() };
-        handlers.oneshot(request)
-    })
+    Some(cors)
+}
+
+/// An `OPTIONS` request that is no preflight goes on like any other, past CORS, which would answer it.
+pub(super) fn concerns<B>(request: &Request<B>) -> bool {
+    request.method() != Method::OPTIONS
+        || request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }

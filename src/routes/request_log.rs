@@ -94,7 +94,7 @@ impl RequestLog {
         self.report = report.clone();
     }
 
-    pub(super) fn finish(&mut self, response: &Response, outcome: Outcome) {
+    pub(super) fn finish<B>(&mut self, response: &Response<B>, outcome: Outcome) {
         let error = response.extensions().get::<ApiError>();
         self.write(Some(response.status().as_u16()), error.map(ApiError::code), outcome);
     }

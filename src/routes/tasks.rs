@@ -17,7 +17,7 @@ use serde::Deserialize;
 use self::request::{CacheControl, Preferences};
 use super::passthrough::{Relayed, forward_whole, with_prefix};
 use super::request_log::{Outcome, RequestLog};
-use super::{ClientPort, X_REQUEST_ID, pass_through};
+use super::{AnswerBody, ClientPort, X_REQUEST_ID, pass_through};
 use crate::access::Caller;
 use crate::api_error::ApiError;
 use crate::edge::ClientBodyError;
@@ -35,21 +35,23 @@ pub(super) async fn answer(
     request: Request<Body>,
     request_id: &HeaderValue,
     log: &mut RequestLog,
-) -> Response {
+) -> Response<AnswerBody> {
     let (parts, body) = request.into_parts();
     let service = request::candidate(&parts, port.services());
     let (Some(caller), Some(service)) = (&caller, service) else {
-        return pass_through(port, caller.as_ref(), Request::from_parts(parts, body), log).await;
+        let request = Request::from_parts(parts, body);
+        return pass_through(port, caller.as_ref(), request, log).await.map(AnswerBody::from);
     };
     let body = match read(body, port.max_request_bytes).await {
         Ok(Read::Whole(body)) => body,
         Ok(Read::PassOn(body)) => {
-            return pass_through(port, Some(caller), Request::from_parts(parts, body), log).await;
+            let request = Request::from_parts(parts, body);
+            return pass_through(port, Some(caller), request, log).await.map(AnswerBody::from);
         }
         Err(error) => {
             let response = ApiError::from(error).into_response();
             log.finish(&response, Outcome::Refused);
-            return response;
+            return response.map(AnswerBody::from);
         }
     };
     let action = Action::parse(&body, port.tasks.max_ids);
@@ -63,10 +65,16 @@ pub(super) async fn answer(
             let message = format!("{count} ids are more than tasks.max_ids, {max}. Ask for fewer at a time.");
             let response = ApiError::bad_request(message).into_response();
             log.finish(&response, Outcome::Refused);
-            response
+            response.map(AnswerBody::from)
         }
-        Action::Delete(id) => return delete(port, caller, service, id, whole(parts, body), log).await,
-        Action::Other => return pass_through(port, Some(caller), whole(parts, body), log).await,
+        Action::Delete(id) => {
+            let response = delete(port, caller, service, id, whole(parts, body), log).await;
+            return response.map(AnswerBody::from);
+        }
+        Action::Other => {
+            let response = pass_through(port, Some(caller), whole(parts, body), log).await;
+            return response.map(AnswerBody::from);
+        }
     };
     response.headers_mut().insert(X_REQUEST_ID, request_id.clone());
     response
@@ -79,7 +87,7 @@ async fn look_up(
     parts: &Parts,
     asked: Asked,
     log: &mut RequestLog,
-) -> Response {
+) -> Response<AnswerBody> {
     let Preferences { wait, lenient } = Preferences::of(&parts.headers);
     let CacheControl { max_age, only_if_cached } = CacheControl::of(&parts.headers);
     let wait = wait.map(|wait| wait.min(port.tasks.max_wait));

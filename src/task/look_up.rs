@@ -77,18 +77,33 @@ enum Verb {
     Delete,
 }
 
-impl Verb {
-    fn parse(word: &str) -> Option<Self> {
-        match word {
-            "retrieve" => Some(Self::Retrieve),
-            "retrieve_batch" => Some(Self::RetrieveBatch),
-            "delete" => Some(Self::Delete),
-            _ => None,
+/// The value of `action`; `None` for a word that is none of ours.
+struct Word(Option<Verb>);
+
+impl<'de> Deserialize<'de> for Word {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WordVisitor;
+        impl Visitor<'_> for WordVisitor {
+            type Value = Word;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a word")
+            }
+
+            fn visit_str<E: Error>(self, word: &str) -> Result<Word, E> {
+                Ok(Word(match word {
+                    "retrieve" => Some(Verb::Retrieve),
+                    "retrieve_batch" => Some(Verb::RetrieveBatch),
+                    "delete" => Some(Verb::Delete),
+                    _ => None,
+                }))
+            }
         }
+        deserializer.deserialize_str(WordVisitor)
     }
 }
 
-#[derive(Deserialize, PartialEq, Clone, Copy)]
+#[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "snake_case")]
 enum Key {
     Action,
@@ -111,14 +126,15 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
         let mut fields = Fields::default();
-        let mut seen = Vec::with_capacity(4);
+        let mut seen = 0_u8;
         while let Some(key) = map.next_key::<Key>()? {
-            if seen.contains(&key) {
+            let bit = 1 << key as u8;
+            if seen & bit != 0 {
                 return Err(A::Error::custom("a key is repeated"));
             }
-            seen.push(key);
+            seen |= bit;
             match key {
-                Key::Action => fields.action = Verb::parse(&map.next_value::<String>()?),
+                Key::Action => fields.action = map.next_value::<Word>()?.0,
                 Key::Id => fields.id = Some(map.next_value::<Id>()?.0),
                 Key::Ids => fields.ids = Some(map.next_value_seed(IdsSeed { max_ids: self.max_ids })?),
                 Key::UserId | Key::ApplicationId => {

@@ -1,20 +1,15 @@
 //! A reply as an HTTP answer: body, header fields, and our own errors.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use http_body::{Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api_error::ApiError;
 use crate::lane::Failure;
-use crate::retrieve::plan::Envelope;
 use crate::retrieve::{Reply, ReplyBody, Report, Source, whole_seconds};
+use crate::routes::AnswerBody;
 use crate::upstream::UpstreamAnswer;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -22,13 +17,31 @@ const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// The answer to a look-up.
-pub(super) fn respond(reply: Reply, is_batch: bool) -> Response {
+pub(super) fn respond(reply: Reply, is_batch: bool) -> Response<AnswerBody> {
     let Reply { body, report } = reply;
     let is_from_upstream = matches!(body, ReplyBody::Upstream(_) | ReplyBody::Failed(Failure::Upstream(_)));
     let is_answer = body.is_answer();
     let mut response = match body {
-        ReplyBody::Task(text) => json(Body::from(text)),
-        ReplyBody::Batch(envelope, room) => json(Body::new(EnvelopeBody::new(envelope, room))),
+        ReplyBody::Task(text) => json(Body::from(text).into()),
+        ReplyBody::Batch(envelope, room) => json(AnswerBody::batch(envelope, room)),
+        other => without_task(other).map(AnswerBody::from),
+    };
+    let status = response.status();
+    let headers = response.headers_mut();
+    let source = if is_answer { report.source() } else { Source::Miss };
+    headers.insert(CACHE_STATUS, cache_status(&report, source, is_from_upstream.then_some(status), is_batch));
+    headers.insert(X_CACHE, x_cache(source));
+    headers.insert(header::AGE, report.age.into());
+    if let Some(seconds) = report.retry_after.filter(|_| status == StatusCode::OK) {
+        headers.insert(header::RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+/// The answer where refrain has no task to show.
+fn without_task(body: ReplyBody) -> Response {
+    match body {
+        ReplyBody::Task(_) | ReplyBody::Batch(..) => ApiError::internal().into_response(),
         ReplyBody::Upstream(answer) => relay(answer),
         ReplyBody::Failed(failure) => fail(failure),
         ReplyBody::NotStored => ApiError::timeout(
@@ -44,17 +57,7 @@ pub(super) fn respond(reply: Reply, is_batch: bool) -> Response {
             "The answer would be longer than upstream.max_response_bytes. Ask for fewer ids at a time.",
         )
         .into_response(),
-    };
-    let status = response.status();
-    let headers = response.headers_mut();
-    let source = if is_answer { report.source() } else { Source::Miss };
-    headers.insert(CACHE_STATUS, cache_status(&report, source, is_from_upstream.then_some(status), is_batch));
-    headers.insert(X_CACHE, x_cache(source));
-    headers.insert(header::AGE, report.age.into());
-    if let Some(seconds) = report.retry_after.filter(|_| status == StatusCode::OK) {
-        headers.insert(header::RETRY_AFTER, seconds.into());
     }
-    response
 }
 
 /// RFC 9211, cache name `refrain`. `fwd` only where the upstream was asked, `fwd-status` only where the answer is its
@@ -105,7 +108,7 @@ fn x_cache(source: Source) -> HeaderValue {
     })
 }
 
-fn json(body: Body) -> Response {
+fn json(body: AnswerBody) -> Response<AnswerBody> {
     let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, JSON);
     response
@@ -157,44 +160,6 @@ fn fail(failure: Failure) -> Response {
     .into_response()
 }
 
-/// An envelope as a body of known length, put together piece by piece as the client takes it.
-struct EnvelopeBody {
-    pieces: Box<dyn Iterator<Item = Bytes> + Send>,
-    left: u64,
-    /// Held until the last byte is with the client.
-    _room: OwnedSemaphorePermit,
-}
-
-impl EnvelopeBody {
-    fn new(envelope: Envelope, room: OwnedSemaphorePermit) -> Self {
-        Self { left: envelope.content_length(), pieces: Box::new(envelope.pieces()), _room: room }
-    }
-}
-
-impl http_body::Body for EnvelopeBody {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let piece = self.pieces.next();
-        if let Some(piece) = &piece {
-            self.left -= piece.len() as u64;
-        }
-        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left == 0
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
-    }
-}
-
 /// `preference-applied` (RFC 7240 3) for what was honoured.
 pub(super) fn preference_applied(wait: Option<Duration>, lenient: bool) -> Option<HeaderValue> {
     let wait = wait.map(|wait| format!("wait={}", wait.as_secs()));
@@ -205,6 +170,8 @@ pub(super) fn preference_applied(wait: Option<Duration>, lenient: bool) -> Optio
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     fn status_line(report: &Report, is_batch: bool) -> String {

@@ -11,11 +11,8 @@ use crate::task::Service;
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// Fields that say who asks in another way than `authorization`.
-const NOT_ON_LOOK_UPS: [HeaderName; 3] = [
-    header::COOKIE,
-    HeaderName::from_static("x-api-key"),
-    HeaderName::from_static("payment-signature"),
-];
+const NOT_ON_LOOK_UPS: [HeaderName; 3] =
+    [header::COOKIE, HeaderName::from_static("x-api-key"), HeaderName::from_static("payment-signature")];
 
 /// The service, if method, path and header fields are those of a look-up; the body decides the rest.
 ///
@@ -129,7 +126,10 @@ impl CacheControl {
 }
 
 /// The members of a comma-separated list field: name and value, quotes taken off, parameters dropped.
-fn members<'a>(headers: &'a HeaderMap, field: &HeaderName) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
+fn members<'a>(
+    headers: &'a HeaderMap,
+    field: &HeaderName,
+) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
     headers
         .get_all(field)
         .iter()

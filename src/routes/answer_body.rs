@@ -1,0 +1,123 @@
+//! The body of an answer on the client port: any stream of bytes, or a batch's envelope, which goes to the socket
+//! slice by slice without being copied.
+
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use bytes::{Buf, Bytes};
+use http_body::{Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::retrieve::plan::Envelope;
+
+/// See the head of this file.
+#[derive(Debug)]
+pub enum AnswerBody {
+    /// Anything.
+    Any(Body),
+    /// A batch, until it was handed over.
+    Batch(Option<Batch>),
+}
+
+/// An envelope on its way to a client.
+#[derive(Debug)]
+pub struct Batch {
+    envelope: Envelope,
+    /// Held until the last byte is with the client.
+    _room: OwnedSemaphorePermit,
+}
+
+/// A piece of a body.
+#[derive(Debug)]
+pub enum AnswerData {
+    /// Bytes as they came.
+    Bytes(Bytes),
+    /// The whole of a batch.
+    Batch(Batch),
+}
+
+impl AnswerBody {
+    pub(super) fn batch(envelope: Envelope, room: OwnedSemaphorePermit) -> Self {
+        Self::Batch(Some(Batch { envelope, _room: room }))
+    }
+}
+
+impl From<Body> for AnswerBody {
+    fn from(body: Body) -> Self {
+        Self::Any(body)
+    }
+}
+
+impl Default for AnswerBody {
+    /// An empty body.
+    fn default() -> Self {
+        Self::Any(Body::empty())
+    }
+}
+
+impl http_body::Body for AnswerBody {
+    type Data = AnswerData;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<AnswerData>, axum::Error>>> {
+        match &mut *self {
+            Self::Any(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(AnswerData::Bytes)))),
+            Self::Batch(batch) => {
+                Poll::Ready(batch.take().map(|batch| Ok(Frame::data(AnswerData::Batch(batch)))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Any(body) => body.is_end_stream(),
+            Self::Batch(batch) => batch.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Any(body) => body.size_hint(),
+            Self::Batch(batch) => {
+                SizeHint::with_exact(batch.as_ref().map_or(0, |batch| batch.envelope.remaining() as u64))
+            }
+        }
+    }
+}
+
+impl Buf for AnswerData {
+    fn remaining(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.remaining(),
+            Self::Batch(batch) => batch.envelope.remaining(),
+        }
+    }
+
+    fn chunk(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes.chunk(),
+            Self::Batch(batch) => batch.envelope.chunk(),
+        }
+    }
+
+    fn chunks_vectored<'a>(&'a self, target: &mut [IoSlice<'a>]) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.chunks_vectored(target),
+            Self::Batch(batch) => batch.envelope.chunks_vectored(target),
+        }
+    }
+
+    fn advance(&mut self, count: usize) {
+        match self {
+            Self::Bytes(bytes) => bytes.advance(count),
+            Self::Batch(batch) => batch.envelope.advance(count),
+        }
+    }
+}
