@@ -1,7 +1,7 @@
 //! Builds every room once from the configuration, runs them, ends them in order. Owns all background work.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,12 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
 use crate::config::Config;
-use crate::edge::{self, EdgeLimits};
-use crate::observe::Metrics;
+use crate::edge::{self, EdgeCounts, EdgeLimits};
+use crate::observe::{History, Metrics, Present, Snapshot};
 use crate::retrieve::Retriever;
 use crate::routes::admin::AdminPort;
 use crate::routes::{ClientPort, ClientService, admin};
 use crate::store::Store;
+use crate::task::clock;
 use crate::upstream;
 
 /// Before the end of `shutdown_timeout`, whoever still waits gets an answer; so much earlier.
@@ -31,10 +32,11 @@ pub struct App {
     client: TcpListener,
     admin: Option<TcpListener>,
     client_service: ClientService,
-    admin_router: Router,
+    admin_port: Arc<AdminPort>,
     retriever: Arc<Retriever>,
     store: Store,
-    metrics: Arc<Metrics>,
+    /// Of the client port.
+    counts: EdgeCounts,
     shutdown_timeout: Duration,
     draining: CancellationToken,
     ending: CancellationToken,
@@ -51,7 +53,7 @@ impl App {
             Some(address) => Some(listen(address, "admin.listen").await?),
             None => None,
         };
-        let metrics = Arc::<Metrics>::default();
+        let metrics = Arc::new(Metrics::new(config.tasks.services.names()));
         let (upstream, passthrough) =
             upstream::connect(&config.upstream).context("set up the upstream client")?;
         let store = Store::open(&config.store, Arc::clone(&metrics)).await?;
@@ -78,20 +80,26 @@ impl App {
                 max_request_bytes: usize::try_from(config.server.max_request_bytes).unwrap_or(usize::MAX),
             },
         );
-        let admin_router = admin::router(AdminPort {
+        let counts = EdgeCounts { panics: metrics.panics.clone(), ..EdgeCounts::default() };
+        let admin_port = Arc::new(AdminPort {
             token: config.admin.token.clone(),
             store: store.clone(),
             draining: draining.clone(),
-            registry: metrics.registry(),
+            retriever: Arc::clone(&retriever),
+            connections: counts.connections.clone(),
+            started_at: clock::unix_now(),
+            started: std::time::Instant::now(),
+            history: Mutex::new(History::new(Snapshot::of(&metrics, &Present::default()))),
+            metrics,
         });
         Ok(Self {
             client,
             admin,
             client_service,
-            admin_router,
+            admin_port,
             retriever,
             store,
-            metrics,
+            counts,
             shutdown_timeout: config.server.shutdown_timeout,
             draining,
             ending,
@@ -116,15 +124,23 @@ impl App {
     /// If a part that the service cannot do without died.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let (cut, admin_end) = (CancellationToken::new(), CancellationToken::new());
-        let panics = self.metrics.panics.clone();
         let admin = self.admin.map(|listener| {
+            let (port, end) = (Arc::clone(&self.admin_port), admin_end.clone());
+            let panics = self.counts.panics.clone();
+            let recording = tokio::spawn(async move { port.record_history(&end).await });
+            tokio::spawn(async move {
+                if recording.await.is_err() {
+                    panics.inc();
+                    tracing::error!("the history panicked; its charts stand still until the next start");
+                }
+            });
             let limits = EdgeLimits { max_connections: ADMIN_CONNECTIONS, ..EdgeLimits::default() };
-            let router = self.admin_router;
+            let counts = EdgeCounts { panics: self.counts.panics.clone(), ..EdgeCounts::default() };
             tokio::spawn(edge::serve(
                 listener,
-                router,
+                admin::router(self.admin_port),
                 limits,
-                panics.clone(),
+                counts,
                 admin_end.clone(),
                 admin_end.clone(),
             ))
@@ -137,7 +153,7 @@ impl App {
             self.client,
             self.client_service,
             EdgeLimits::default(),
-            panics,
+            self.counts,
             self.draining.clone(),
             cut.clone(),
         );

@@ -118,12 +118,13 @@ impl Services {
         }
     }
 
-    /// The service as a label of a metric: from a closed set, so `other` unless it is named.
-    pub fn label<'a>(&self, service: &'a Service) -> &'a str {
-        match self {
-            Self::Named(services) if services.contains(service) => service.as_str(),
-            _ => "other",
-        }
+    /// The services that are named, as labels of metrics: none where all are served.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let named: &[Service] = match self {
+            Self::All => &[],
+            Self::Named(services) => services,
+        };
+        named.iter().map(Service::as_str)
     }
 }
 

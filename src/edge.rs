@@ -20,6 +20,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::Request;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -66,6 +67,31 @@ impl Default for EdgeLimits {
     }
 }
 
+/// What a listener counts. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct EdgeCounts {
+    /// Panics of the service.
+    pub panics: Counter,
+    /// Connections that are open.
+    pub connections: Gauge,
+}
+
+/// An open connection, until dropped.
+struct Open(Gauge);
+
+impl Open {
+    fn new(connections: &Gauge) -> Self {
+        connections.inc();
+        Self(connections.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// The process's soft limit of open files; the usual 1,024 where it cannot be read.
 fn descriptor_limit() -> u64 {
     rlimit::Resource::NOFILE.get_soft().unwrap_or(1024)
@@ -92,12 +118,12 @@ impl<B> ClientBody for B where
 ///
 /// `drain` accepts what already waits in the backlog, closes the listener, and lets every connection finish its
 /// request; connections without one are closed after [`EdgeLimits::drain_idle`]. `cut` ends everything at once, as
-/// does dropping this future. A panic of the service is answered with 500 and counted in `panics`.
+/// does dropping this future. A panic of the service is answered with 500 and counted.
 pub async fn serve<S, B>(
     listener: TcpListener,
     service: S,
     limits: EdgeLimits,
-    panics: Counter,
+    counts: EdgeCounts,
     drain: CancellationToken,
     cut: CancellationToken,
 ) where
@@ -116,12 +142,13 @@ pub async fn serve<S, B>(
     let stop_guard = stop.clone().drop_guard();
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     let connections = TaskTracker::new();
-    let shared = connection::Shared::new(limits, panics, stop, drain.clone(), cut.clone());
+    let shared = connection::Shared::new(limits, counts.panics, stop, drain.clone(), cut.clone());
     let open = |stream: TcpStream, slot: OwnedSemaphorePermit| {
         let connection = connection::run(stream, service.clone(), shared.clone());
+        let is_open = Open::new(&counts.connections);
         connections.spawn(async move {
             connection.await;
-            drop(slot);
+            drop((slot, is_open));
         });
     };
 

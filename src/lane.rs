@@ -12,6 +12,7 @@
 //! - `drive`: the tasks that take turns and make calls
 //! - `reach`: whether the upstream can be reached, for all lanes
 //! - `turns`: the bucket of each token
+//! - `totals`: what all of it comes to at the moment, for metrics
 
 mod answer;
 mod caller;
@@ -22,6 +23,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod ticket;
+mod totals;
 mod turns;
 
 use std::collections::HashMap;
@@ -39,7 +41,7 @@ use tokio_util::task::TaskTracker;
 use self::reach::Reach;
 use self::state::State;
 use self::turns::{Turn, Turns};
-use crate::config::{Services, TasksConfig, UpstreamConfig};
+use crate::config::{TasksConfig, UpstreamConfig};
 use crate::observe::Metrics;
 use crate::task::{Digest, FinishedTask, Service, TaskId};
 use crate::upstream::{Credentials, UpstreamAnswer, UpstreamError};
@@ -255,7 +257,6 @@ struct Shared<O> {
     /// Waiters get an error at once.
     ending: CancellationToken,
     tasks: TaskTracker,
-    services: Services,
     metrics: Arc<Metrics>,
 }
 
@@ -280,6 +281,8 @@ struct Lane<O> {
     wake: Notify,
     /// Callers that hold out here.
     holding_out: AtomicUsize,
+    /// Callers that wait for an answer.
+    callers: AtomicUsize,
     used_at: Mutex<Instant>,
 }
 
@@ -314,7 +317,6 @@ impl<O: Outside> Lanes<O> {
             draining,
             ending,
             tasks: TaskTracker::new(),
-            services: tasks.services.clone(),
             metrics,
         });
         Self { shared }
@@ -403,6 +405,7 @@ impl<O: Outside> Shared<O> {
             state: Mutex::default(),
             wake: Notify::new(),
             holding_out: AtomicUsize::new(0),
+            callers: AtomicUsize::new(0),
             used_at: Mutex::new(now),
         });
         lanes.insert(key, Arc::clone(&lane));

@@ -18,7 +18,7 @@ use self::plan::{Envelope, Plan};
 use crate::access::{Access, Caller, Gate, Verdict};
 use crate::config::Config;
 use crate::lane::{Failure, LaneKey, Lanes, LookUp, Outcome, Outside};
-use crate::observe::{IdLabels, Metrics};
+use crate::observe::{IdOutcome, Metrics};
 use crate::store::{Epoch, Forget, Store, StoreError, StoredTask, TooLarge};
 use crate::task::{FinishedTask, Service, TaskId, clock};
 use crate::upstream::{Credentials, UpstreamAnswer, UpstreamClient, UpstreamError};
@@ -97,6 +97,8 @@ pub struct Report {
     pub pending: usize,
     /// Places for which the upstream was asked.
     pub misses: usize,
+    /// Places of those that an answer lacks, since their part failed (`prefer: handling=lenient`).
+    pub failed: usize,
     /// Something was committed to the store for this answer.
     pub stored: bool,
     /// Everything that was asked upstream was asked by others already.
@@ -152,6 +154,7 @@ pub struct Retriever {
     store: Store,
     lanes: Lanes<World>,
     metrics: Arc<Metrics>,
+    max_batch: usize,
     max_response_bytes: u64,
     /// Room for batches on their way to clients, in KiB.
     room: Arc<Semaphore>,
@@ -213,7 +216,7 @@ impl Retriever {
         let max_response_bytes = config.upstream.max_response_bytes;
         let room = kib(ANSWER_ROOM.max(max_response_bytes.saturating_mul(4)));
         let room = Arc::new(Semaphore::new((room as usize).min(Semaphore::MAX_PERMITS)));
-        Self { access, store, lanes, metrics, max_response_bytes, room }
+        Self { access, store, lanes, metrics, max_batch: config.upstream.max_batch, max_response_bytes, room }
     }
 
     /// The lanes, for what is done in the background and for what passes through.
@@ -223,11 +226,12 @@ impl Retriever {
 
     /// Answers a look-up. Dropping the future withdraws it.
     pub async fn retrieve(&self, asked: Asked, question: &Question) -> Reply {
+        let held_since = question.wait.map(|_| Instant::now());
         let reply = match asked {
             Asked::One(id) => self.retrieve_one(question, id).await,
             Asked::Many(ids) => self.retrieve_many(question, ids).await,
         };
-        self.count(&reply);
+        self.count(&reply, held_since.map(|since| since.elapsed()));
         reply
     }
 
@@ -403,19 +407,30 @@ impl Retriever {
         self.lanes.look_up(question.lane(), &question.credentials(), look_up).await
     }
 
-    fn count(&self, Reply { report, body }: &Reply) {
-        let failed = if body.is_answer() { 0 } else { report.misses };
-        if body.is_answer() {
-            self.metrics.count_look_up();
+    fn count(&self, Reply { report, body }: &Reply, held: Option<Duration>) {
+        let asked = report.asked;
+        let (is_refused, counts) = match body {
+            ReplyBody::Task(_) | ReplyBody::Batch(..) | ReplyBody::Upstream(_) => (false, true),
+            // The client would have got the same error for the same call.
+            ReplyBody::Failed(Failure::Upstream(_)) => (false, true),
+            ReplyBody::Failed(_) => (false, false),
+            ReplyBody::NotStored | ReplyBody::TooLarge | ReplyBody::Busy => (true, false),
+        };
+        if counts {
+            self.metrics.count_look_up(asked, self.max_batch, held);
+        }
+        if !body.is_answer() {
+            let outcome = if is_refused { IdOutcome::Refused } else { IdOutcome::Failed };
+            return self.metrics.ids.add(outcome, asked as u64);
         }
         for (outcome, ids) in [
-            ("hit", report.hits),
-            ("pending", report.pending),
-            ("fetched", report.misses - failed),
-            ("failed", failed),
+            (IdOutcome::Hit, report.hits),
+            (IdOutcome::Pending, report.pending),
+            (IdOutcome::Fetched, report.misses.saturating_sub(report.failed)),
+            (IdOutcome::Failed, report.failed),
         ] {
             if ids > 0 {
-                self.metrics.ids.get_or_create(&IdLabels { outcome }).inc_by(ids as u64);
+                self.metrics.ids.add(outcome, ids as u64);
             }
         }
     }
@@ -446,7 +461,11 @@ impl Report {
                 self.stored |= stored;
                 (Duration::ZERO, false)
             }
-            Outcome::Relayed(_) | Outcome::Failed(_) => (Duration::ZERO, false),
+            Outcome::Failed(_) => {
+                self.failed += places;
+                (Duration::ZERO, false)
+            }
+            Outcome::Relayed(_) => (Duration::ZERO, false),
         };
         self.age = self.age.max(age.as_secs());
         if remembered {

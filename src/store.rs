@@ -39,7 +39,7 @@ pub use beside::{Beside, DatedTask, Exported, Page, Seen, ServiceTotals, StoredT
 pub use error::StoreError;
 
 use crate::config::StoreConfig;
-use crate::observe::Metrics;
+use crate::observe::{FindTier, Metrics, StoreErrorKind, StoreStats};
 use crate::task::{Digest, FinishedTask, Service, TaskId};
 use memory::Fill;
 use state::{Health, Shared};
@@ -136,19 +136,6 @@ pub struct Acceptance {
     pub ended: bool,
 }
 
-/// Cheap numbers about the store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StoreStats {
-    /// Distinct texts on disk.
-    pub tasks: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Tasks in memory.
-    pub memory_tasks: u64,
-    /// Their weight in bytes, with ids and overhead.
-    pub memory_bytes: u64,
-}
-
 /// Bounds, from the configuration and fixed ones.
 #[derive(Clone, Debug)]
 struct Limits {
@@ -201,7 +188,7 @@ impl Store {
         let (opened, set_aside) = open::open_or_set_aside(&path, None).await?;
         let shared = Arc::new(Shared::new(path, limits, metrics, opened.key));
         if set_aside {
-            shared.count("corrupt");
+            shared.count(StoreErrorKind::Corrupt);
         }
         shared.set_readers(Some(opened.readers));
         let (jobs, queue) = mpsc::channel(QUEUE);
@@ -248,6 +235,7 @@ impl Store {
         let shared = &self.shared;
         let hour = shared.totals.hour();
         let generation = shared.memory.generation();
+        let (asked, mut on_disk) = (missing.len() as u64, 0);
         let reading = tasks::find(
             &readers,
             reader,
@@ -261,6 +249,7 @@ impl Store {
                 if place.is_some() || shared.hidden.covers(service, id) {
                     return ControlFlow::Continue(());
                 }
+                on_disk += 1;
                 bytes += task.text.len() as u64;
                 if bytes > max_bytes {
                     return ControlFlow::Break(());
@@ -287,6 +276,8 @@ impl Store {
             Ok(Err(error)) => shared.read_failed(&error),
             Err(_) => shared.read_timed_out(),
         }
+        shared.metrics.finds.add(FindTier::Disk, on_disk);
+        shared.metrics.finds.add(FindTier::None, asked.saturating_sub(on_disk));
         if bytes > max_bytes { Err(TooLarge) } else { Ok(found) }
     }
 
@@ -300,6 +291,7 @@ impl Store {
         if let Some(row) = hit.first_use {
             self.shared.chores.touch(row);
         }
+        self.shared.metrics.finds.count(FindTier::Memory);
         Some(hit.task)
     }
 
@@ -410,14 +402,23 @@ impl Store {
         }
     }
 
-    /// Counters; nothing is read from disk.
+    /// Counters, and the sizes of the files; nothing else is asked of the disk.
     pub fn stats(&self) -> StoreStats {
-        let (memory_tasks, memory_bytes) = self.shared.memory.size();
+        let shared = &self.shared;
+        let (memory_tasks, memory_bytes) = shared.memory.size();
+        let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+        let queued_kib = (QUEUE_KIB as usize).saturating_sub(self.room.available_permits()) as u64;
         StoreStats {
-            tasks: self.shared.totals.tasks.load(Ordering::Relaxed),
-            bytes: self.shared.totals.bytes.load(Ordering::Relaxed),
+            tasks: shared.totals.tasks.load(Ordering::Relaxed),
+            bytes: shared.totals.bytes.load(Ordering::Relaxed),
+            max_bytes: shared.limits.max_bytes,
+            database_bytes: size(&shared.path),
+            wal_bytes: size(&open::with_suffix(&shared.path, "-wal")),
+            queued_jobs: self.jobs.max_capacity() - self.jobs.capacity(),
+            queued_bytes: queued_kib * 1024,
             memory_tasks,
             memory_bytes,
+            memory_max_bytes: shared.limits.memory_bytes,
         }
     }
 

@@ -24,7 +24,7 @@ struct Edge {
     address: SocketAddr,
     drain: CancellationToken,
     cut: CancellationToken,
-    panics: Counter,
+    counts: EdgeCounts,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -49,13 +49,13 @@ impl Edge {
         F: Fn(Request<Body>) -> R + Clone + Send + Sync + Unpin + 'static,
         R: Future<Output = Response> + Send + 'static,
     {
-        let (cut, panics) = (CancellationToken::new(), Counter::default());
+        let (cut, counts) = (CancellationToken::new(), EdgeCounts::default());
         let service = service_fn(move |request| {
             let answer = handler(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        let task = tokio::spawn(serve(listener, service, limits, panics.clone(), drain.clone(), cut.clone()));
-        Self { address, drain, cut, panics, task }
+        let task = tokio::spawn(serve(listener, service, limits, counts.clone(), drain.clone(), cut.clone()));
+        Self { address, drain, cut, counts, task }
     }
 
     async fn ended(self) {
@@ -124,7 +124,7 @@ async fn a_panic_is_a_500_in_our_shape() {
     let (head, body) = peer.response().await;
     assert_eq!(status(&head), 500);
     assert!(body.contains(r#""code":"api_error""#) && !body.contains("canary"), "{body}");
-    assert_eq!(edge.panics.get(), 1);
+    assert_eq!(edge.counts.panics.get(), 1);
     assert_eq!(Peer::status_of(edge.address, GET).await, 200);
 }
 

@@ -23,6 +23,7 @@ struct Question<'a, O> {
 
 impl<O> Drop for Question<'_, O> {
     fn drop(&mut self) {
+        self.lane.callers.fetch_sub(1, Ordering::Relaxed);
         if self.holds_out {
             self.lane.shared.holding_out.fetch_sub(1, Ordering::Relaxed);
             self.lane.holding_out.fetch_sub(1, Ordering::Relaxed);
@@ -45,6 +46,7 @@ impl<O: Outside> Lane<O> {
             self.shared.holding_out.fetch_add(1, Ordering::Relaxed);
             self.holding_out.fetch_add(1, Ordering::Relaxed);
         }
+        self.callers.fetch_add(1, Ordering::Relaxed);
         let mut question = Question { lane: self, ids, ticket, holds_out, answered: false };
         let limits = self.limits();
         let arrival = {

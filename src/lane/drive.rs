@@ -12,7 +12,7 @@ use super::answer::{self, Found, Reading};
 use super::reach::{Permit, ProbeGuard};
 use super::state::{Call, News, Next, State};
 use super::{Failure, Lane, MAX_CALLS, Outside};
-use crate::observe::UpstreamCallLabels;
+use crate::observe::CallStatus;
 use crate::task::{FinishedTask, TaskId};
 use crate::upstream::{UpstreamAnswer, UpstreamError};
 
@@ -161,9 +161,8 @@ impl<O: Outside> CallGuard<O> {
             Err(error) => error.as_str().to_owned(),
         };
         tracing::debug!(ids = self.call.ids.len(), attempt = self.call.attempts, status, took = ?(now - began), "asked");
-        let labels =
-            UpstreamCallLabels { service: shared.services.label(&self.lane.key.service).to_owned(), status };
-        shared.metrics.count_call(&labels);
+        let service = shared.metrics.service(self.lane.key.service.as_str());
+        shared.metrics.count_call(service, CallStatus::of(&status), self.call.ids.len(), now - began);
         match result {
             Ok(answer) => {
                 shared.reach.heard(now);
@@ -188,7 +187,9 @@ impl<O: Outside> CallGuard<O> {
                 let ids = self.say_all();
                 self.settle(ids, || News::Unknown(Some(answer.clone())));
             }
-            Reading::Strange if folded => self.retry_or_fail(Duration::ZERO, &Failure::NotATask),
+            Reading::Strange if folded => {
+                self.retry_or_fail(Duration::ZERO, &Failure::NotATask);
+            }
             Reading::Strange => {
                 let ids = self.say_all();
                 self.settle(ids, || News::Relayed(answer.clone(), Failure::NotATask));
@@ -211,7 +212,10 @@ impl<O: Outside> CallGuard<O> {
             Reading::TooManyRequests => {
                 let wait = answer::retry_after(answer.retry_after.as_ref());
                 self.lane.turn.slow_down(Instant::now(), began, wait);
-                self.retry_or_fail(wait.unwrap_or_default(), &Failure::Upstream(answer));
+                let is_awaited = self.lane.lock().is_awaited(&self.call.ids);
+                if self.retry_or_fail(wait.unwrap_or_default(), &Failure::Upstream(answer)) || !is_awaited {
+                    self.lane.shared.metrics.count_absorbed();
+                }
             }
             Reading::Trouble => {
                 let wait = answer::retry_after(answer.retry_after.as_ref());
@@ -297,18 +301,21 @@ impl<O: Outside> CallGuard<O> {
         }
     }
 
-    /// Puts the call back for another try after the documented backoff, or gives its callers the failure.
-    fn retry_or_fail(&mut self, at_least: Duration, failure: &Failure) {
+    /// Puts the call back for another try after the documented backoff, or gives its callers the failure; whether there
+    /// will be another try.
+    fn retry_or_fail(&mut self, at_least: Duration, failure: &Failure) -> bool {
         let now = Instant::now();
         let pause = backoff(self.call.attempts).max(at_least);
         let ids = self.say_all();
         if self.call.attempts >= self.lane.shared.settings.max_retries
             || now + pause > self.call.taken_at + PATIENCE
         {
-            return self.fail(ids, failure);
+            self.fail(ids, failure);
+            return false;
         }
         let call = Call { ids, attempts: self.call.attempts + 1, not_before: now + pause, ..self.call };
         self.lane.lock().prepare(call);
+        true
     }
 
     fn fail(&self, ids: Vec<TaskId>, failure: &Failure) {

@@ -75,6 +75,11 @@ impl Reach {
             .then(|| (down.error, down.next_probe.saturating_duration_since(now)))
     }
 
+    /// Whether the upstream is down as far as is known, a probe that is due or under way or not.
+    pub(super) fn is_known_down(&self) -> bool {
+        self.lock().down.is_some()
+    }
+
     /// The upstream answered something.
     pub(super) fn heard(&self, now: Instant) {
         let mut state = self.lock();

@@ -12,9 +12,11 @@ use http::{HeaderValue, Method, Request};
 use super::ClientPort;
 use crate::access::Caller;
 use crate::api_error::ApiError;
-use crate::observe::{Metrics, RequestLabels};
+use crate::observe::{
+    Label, Metrics, PassedOnSource, PassedThroughStatus, RequestAction, RequestOutcome, ServiceLabel,
+};
 use crate::retrieve::{Report, Source};
-use crate::task::Digest;
+use crate::task::{Action, Digest};
 
 /// Last path segments that the upstream's documentation names; others are logged as `other`.
 const KNOWN_SEGMENTS: [&str; 7] = ["tasks", "audios", "lyrics", "upload", "videos", "wav", "images"];
@@ -34,13 +36,16 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    fn as_str(self) -> &'static str {
+    fn label(self) -> RequestOutcome {
         match self {
-            Self::LookUp(source) => source.as_str(),
-            Self::Bypass => "bypass",
-            Self::Refused => "refused",
-            Self::Failed => "failed",
-            Self::Aborted => "aborted",
+            Self::LookUp(Source::Hit) => RequestOutcome::Hit,
+            Self::LookUp(Source::Pending) => RequestOutcome::Pending,
+            Self::LookUp(Source::Partial) => RequestOutcome::Partial,
+            Self::LookUp(Source::Miss) => RequestOutcome::Miss,
+            Self::Bypass => RequestOutcome::Bypass,
+            Self::Refused => RequestOutcome::Refused,
+            Self::Failed => RequestOutcome::Failed,
+            Self::Aborted => RequestOutcome::Aborted,
         }
     }
 }
@@ -50,10 +55,10 @@ pub(super) struct RequestLog {
     metrics: Arc<Metrics>,
     start: Instant,
     method: Method,
-    service: String,
+    service: ServiceLabel,
     route: &'static str,
     request_id: HeaderValue,
-    action: &'static str,
+    action: RequestAction,
     token: Option<Digest>,
     client: Option<Arc<str>>,
     report: Report,
@@ -63,17 +68,17 @@ pub(super) struct RequestLog {
 impl RequestLog {
     pub(super) fn start(port: &ClientPort, request: &Request<Body>, request_id: &HeaderValue) -> Self {
         let mut segments = request.uri().path().split('/').skip(1);
-        let service = segments.next().and_then(|name| port.services().find(name));
+        let service = port.metrics.service(segments.next().unwrap_or_default());
         let last = segments.next().filter(|_| segments.next().is_none());
         let route = last.and_then(|last| KNOWN_SEGMENTS.into_iter().find(|known| *known == last));
         Self {
             metrics: Arc::clone(&port.metrics),
             start: Instant::now(),
             method: request.method().clone(),
-            service: service.as_ref().map_or("other", |service| port.services().label(service)).to_owned(),
+            service,
             route: route.unwrap_or("other"),
             request_id: request_id.clone(),
-            action: "other",
+            action: RequestAction::Other,
             token: None,
             client: None,
             report: Report::default(),
@@ -86,8 +91,13 @@ impl RequestLog {
         self.client = caller.and_then(|caller| caller.client.clone());
     }
 
-    pub(super) fn action(&mut self, action: &'static str) {
-        self.action = action;
+    pub(super) fn action(&mut self, action: &Action) {
+        self.action = match action {
+            Action::Retrieve(_) => RequestAction::Retrieve,
+            Action::RetrieveBatch(_) | Action::TooManyIds(_) => RequestAction::RetrieveBatch,
+            Action::Delete(_) => RequestAction::Delete,
+            Action::Other => RequestAction::Other,
+        };
     }
 
     pub(super) fn report(&mut self, report: &Report) {
@@ -96,33 +106,46 @@ impl RequestLog {
 
     pub(super) fn finish<B>(&mut self, response: &Response<B>, outcome: Outcome) {
         let error = response.extensions().get::<ApiError>();
-        self.write(Some(response.status().as_u16()), error.map(ApiError::code), outcome);
+        let status = response.status().as_u16();
+        if outcome == Outcome::Bypass {
+            let label =
+                if error.is_some() { PassedThroughStatus::Failed } else { PassedThroughStatus::of(status) };
+            self.metrics.passed_through.count(label);
+        }
+        if status == 429 {
+            self.metrics.passed_on.count(match outcome {
+                _ if error.is_some() => PassedOnSource::Refrain,
+                Outcome::Bypass => PassedOnSource::PassedThrough,
+                _ => PassedOnSource::Upstream,
+            });
+        }
+        self.write(Some(status), error.map(ApiError::code), outcome);
     }
 
     fn write(&mut self, status: Option<u16>, error: Option<&'static str>, outcome: Outcome) {
         self.written = true;
-        let outcome = outcome.as_str();
-        let labels = RequestLabels { service: self.service.clone(), action: self.action, outcome };
-        self.metrics.requests.get_or_create(&labels).inc();
+        let outcome = outcome.label();
+        let took = self.start.elapsed();
+        self.metrics.count_request(self.service, self.action, outcome, took);
         let answered_here = self.report.misses == 0
-            && matches!(outcome, "hit" | "pending")
+            && matches!(outcome, RequestOutcome::Hit | RequestOutcome::Pending)
             && status.is_some_and(|status| status < 400);
         let ids = |count: usize| (self.report.asked > 0).then_some(count);
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
                     method = %loggable(&self.method),
-                    service = self.service,
+                    service = self.metrics.service_name(self.service),
                     route = self.route,
-                    action = self.action,
+                    action = self.action.as_str(),
                     status,
-                    outcome,
+                    outcome = outcome.as_str(),
                     error,
                     asked = ids(self.report.asked),
                     hits = ids(self.report.hits),
                     pending = ids(self.report.pending),
                     fetched = ids(self.report.misses),
-                    took_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+                    took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
                     // Visible ASCII, see `super::request_id`; with `?` a JSON record would hold quotes inside its quotes.
                     request_id = self.request_id.to_str().unwrap_or_default(),
                     token = self.token.map(|token| token.to_string()),

@@ -55,7 +55,7 @@ pub(super) async fn answer(
         }
     };
     let action = Action::parse(&body, port.tasks.max_ids);
-    log.action(action.as_str());
+    log.action(&action);
     let whole = |parts, body: Bytes| Request::from_parts(parts, Body::from(body));
     let mut response = match action {
         Action::Retrieve(id) => look_up(port, caller, service, &parts, Asked::One(id), log).await,

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::hidden::Hidden;
 use super::memory::Memory;
 use super::{Acceptance, Limits};
-use crate::observe::{Metrics, StoreErrorLabels};
+use crate::observe::{Metrics, StoreErrorKind};
 use crate::task::{Digest, clock};
 
 /// Tokens whose acceptance may wait to be written, rows whose use may, and damaged rows to drop; more are let go,
@@ -73,13 +73,13 @@ impl Shared {
         std::mem::replace(&mut *self.readers.write().unwrap_or_else(PoisonError::into_inner), pool)
     }
 
-    pub(super) fn count(&self, kind: &'static str) {
-        self.metrics.store_errors.get_or_create(&StoreErrorLabels { kind }).inc();
+    pub(super) fn count(&self, kind: StoreErrorKind) {
+        self.metrics.store_errors.count(kind);
     }
 
     /// Counts and logs a failed read; a corrupt file is handed to the writer.
     pub(super) fn read_failed(&self, error: &sqlx::Error) {
-        self.count("read");
+        self.count(StoreErrorKind::Read);
         if let Some(hushed) = self.read_log.open() {
             tracing::warn!(error = %error, hushed, "the task store could not be read; going on as if nothing were stored");
         }
@@ -90,7 +90,7 @@ impl Shared {
 
     /// A read that took too long, because of a lock or a slow disk.
     pub(super) fn read_timed_out(&self) {
-        self.count("read");
+        self.count(StoreErrorKind::Read);
         if let Some(hushed) = self.read_log.open() {
             tracing::warn!(
                 hushed,
@@ -101,7 +101,7 @@ impl Shared {
 
     /// Counts and logs something damaged; what is known of it is handed to the writer to be dropped.
     pub(super) fn damaged(&self, damage: Option<Damage>) {
-        self.count("checksum");
+        self.count(StoreErrorKind::Checksum);
         if let Some(hushed) = self.damage_log.open() {
             tracing::warn!(
                 ?damage,
@@ -116,7 +116,7 @@ impl Shared {
 
     /// Counts and logs a failed write.
     pub(super) fn write_failed(&self, error: &str) {
-        self.count("write");
+        self.count(StoreErrorKind::Write);
         if let Some(hushed) = self.write_log.open() {
             tracing::warn!(error, hushed, "the task store could not be written; going on without storing");
         }
@@ -125,7 +125,7 @@ impl Shared {
     /// Lets the writer set the file aside.
     pub(super) fn report_corrupt(&self) {
         if self.health.replace_open(Health::Corrupt) {
-            self.count("corrupt");
+            self.count(StoreErrorKind::Corrupt);
         }
         self.chores.wake.notify_one();
     }

@@ -23,6 +23,10 @@ const READER_AGE_SECS: i64 = 7 * 24 * 3600;
 pub(super) struct Step {
     /// What is no longer stored, for the memory tier.
     pub(super) removed: Vec<(Service, TaskId)>,
+    /// Rows that left because there were too many bytes.
+    pub(super) for_bytes: u64,
+    /// Rows that left because they were too old.
+    pub(super) for_age: u64,
     /// Whether there is more to remove.
     pub(super) more: bool,
 }
@@ -50,17 +54,20 @@ pub(super) async fn step(
             .fetch_all(&mut *conn)
             .await?;
     let all = candidates.len();
+    let (mut for_bytes, mut for_age) = (0, 0);
     let rows: Vec<String> = candidates
         .into_iter()
         .take_while(|&(_, size, used_hour)| {
-            let goes = excess > 0 || used_hour < oldest_hour;
+            let (too_old, too_many) = (used_hour < oldest_hour, excess > 0);
+            for_age += u64::from(too_old);
+            for_bytes += u64::from(too_many && !too_old);
             excess -= size;
-            goes
+            too_old || too_many
         })
         .map(|(row, ..)| row.to_string())
         .collect();
     if rows.is_empty() {
-        return Ok(Step { removed: Vec::new(), more: false });
+        return Ok(Step { removed: Vec::new(), for_bytes, for_age, more: false });
     }
     let removed: Vec<(String, Vec<u8>)> = sqlx::query_as(
         "DELETE FROM task WHERE row IN (SELECT value FROM json_each(?1)) RETURNING service, id",
@@ -74,7 +81,7 @@ pub(super) async fn step(
             Some((Service::parse(&service)?, TaskId::parse(std::str::from_utf8(&id).ok()?)?))
         })
         .collect();
-    Ok(Step { removed, more: rows.len() == all && all == STEP })
+    Ok(Step { removed, for_bytes, for_age, more: rows.len() == all && all == STEP })
 }
 
 /// Forgets old tombstones: those that existed [`TOMBSTONE_AGE`] ago by this process's own clock.

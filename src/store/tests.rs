@@ -7,7 +7,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use tempfile::TempDir;
 
 use super::*;
-use crate::observe::StoreErrorLabels;
+use crate::observe::{EvictionReason, Label, StoreErrorKind};
 
 /// A folder with a store's file in it.
 struct Disk {
@@ -47,7 +47,8 @@ impl Disk {
     }
 
     fn errors(&self, kind: &'static str) -> u64 {
-        self.metrics.store_errors.get_or_create(&StoreErrorLabels { kind }).get()
+        let kind = StoreErrorKind::ALL.iter().find(|known| known.as_str() == kind).expect("a kind of error");
+        self.metrics.store_errors.get(*kind)
     }
 
     fn set_aside(&self) -> usize {
@@ -608,6 +609,8 @@ async fn the_sweep_keeps_to_max_bytes_longest_unused_first() {
     }
     assert_eq!(left, [0, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
     assert_eq!((store.stats().tasks, store.stats().bytes), (10, 10_000));
+    let evicted = &disk.metrics.tasks_evicted;
+    assert_eq!((evicted.get(EvictionReason::MaxBytes), evicted.get(EvictionReason::MaxAge)), (3, 0));
 }
 
 #[tokio::test]
@@ -629,6 +632,8 @@ async fn the_sweep_keeps_to_max_age_since_last_use() {
     let store = disk.open().await;
     eventually("swept", || async { store.stats().tasks == 1 }).await;
     assert!(find(&store, A, "old").await.is_none() && find(&store, A, "new").await.is_some());
+    let evicted = &disk.metrics.tasks_evicted;
+    assert_eq!((evicted.get(EvictionReason::MaxBytes), evicted.get(EvictionReason::MaxAge)), (0, 1));
 }
 
 #[tokio::test]

@@ -300,18 +300,25 @@ impl Writer {
         self.look_around(conn).await?;
         self.check_log(conn).await?;
         let now = clock::unix_now();
+        let (start, mut stored, mut forgotten) = (Instant::now(), 0, 0);
         let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
         for scope in waiting {
-            tasks::forget(&mut tx, scope, now).await?;
+            forgotten += tasks::forget(&mut tx, scope, now).await?.0;
         }
         tasks::chores(&mut tx, chores, now / 3600).await?;
         let mut outcomes = Vec::with_capacity(jobs.len());
         for job in jobs {
             outcomes.push(match job {
                 Job::Keep { reader, service, seq, tasks, .. } => {
-                    Outcome::Kept(tasks::keep(&mut tx, reader, service, *seq, tasks, now).await?)
+                    let kept = tasks::keep(&mut tx, reader, service, *seq, tasks, now).await?;
+                    stored += kept.iter().filter(|kept| matches!(kept, Kept::Stored { .. })).count() as u64;
+                    Outcome::Kept(kept)
                 }
-                Job::Forget { scope, .. } => Outcome::Forgotten(tasks::forget(&mut tx, scope, now).await?.0),
+                Job::Forget { scope, .. } => {
+                    let removed = tasks::forget(&mut tx, scope, now).await?.0;
+                    forgotten += removed;
+                    Outcome::Forgotten(removed)
+                }
             });
         }
         if probe {
@@ -319,6 +326,10 @@ impl Writer {
         }
         let totals = read_totals(&mut tx).await?;
         tx.commit().await?;
+        let metrics = &self.shared.metrics;
+        metrics.commit_seconds.observe(start.elapsed());
+        metrics.tasks_stored.inc_by(stored);
+        metrics.tasks_forgotten.inc_by(forgotten);
         self.set_totals(totals);
         Ok(outcomes)
     }

@@ -50,16 +50,6 @@ impl Action {
             _ => Self::Other,
         }
     }
-
-    /// The word for logs and metrics.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Retrieve(_) => "retrieve",
-            Self::RetrieveBatch(_) | Self::TooManyIds(_) => "retrieve_batch",
-            Self::Delete(_) => "delete",
-            Self::Other => "other",
-        }
-    }
 }
 
 #[derive(Default)]

@@ -9,7 +9,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn};
-use prometheus_client::metrics::counter::Counter;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::Layer;
@@ -17,7 +16,7 @@ use tower::Layer;
 use super::*;
 use crate::config::UpstreamConfig;
 use crate::edge::raw::{Peer, field, listen, soon, status};
-use crate::edge::{EdgeLimits, serve};
+use crate::edge::{EdgeCounts, EdgeLimits, serve};
 use crate::routes::soundness;
 
 async fn guard(request: Request, next: Next) -> Response {
@@ -56,7 +55,7 @@ impl Proxy {
         let limits = EdgeLimits { body_idle: Duration::from_millis(200), ..EdgeLimits::default() };
         let (drain, cut) = (CancellationToken::new(), CancellationToken::new());
         let running = cut.clone().drop_guard();
-        tokio::spawn(serve(listener, from_fn(guard).layer(app), limits, Counter::default(), drain, cut));
+        tokio::spawn(serve(listener, from_fn(guard).layer(app), limits, EdgeCounts::default(), drain, cut));
         Self { address, upstream, _running: running }
     }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use sqlx::Connection;
 
 use super::{Writer, drop_connection, read_totals};
+use crate::observe::EvictionReason;
 use crate::store::state::Health;
 use crate::store::{Forget, StoreError, sweep, tasks};
 use crate::task::clock;
@@ -21,6 +22,7 @@ impl Writer {
             let step = async {
                 self.look_around(&mut conn).await?;
                 self.check_log(&mut conn).await?;
+                let start = Instant::now();
                 let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
                 let step = match first {
                     true => tasks::forget(&mut tx, scope, now).await?,
@@ -28,11 +30,13 @@ impl Writer {
                 };
                 let totals = read_totals(&mut tx).await?;
                 tx.commit().await?;
+                self.shared.metrics.commit_seconds.observe(start.elapsed());
                 Ok((step, totals))
             };
             match step.await {
                 Ok(((count, again), totals)) => {
                     removed += count;
+                    self.shared.metrics.tasks_forgotten.inc_by(count);
                     (first, more) = (false, again);
                     self.set_totals(totals);
                     self.shared.memory.clear();
@@ -75,6 +79,7 @@ impl Writer {
         self.sweeps += 1;
         let shared = Arc::clone(&self.shared);
         let swept = async {
+            let start = Instant::now();
             let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
             let step = sweep::step(&mut tx, &shared.limits, now).await?;
             if let Some(seq) = old {
@@ -85,12 +90,16 @@ impl Writer {
             }
             let totals = read_totals(&mut tx).await?;
             tx.commit().await?;
+            shared.metrics.commit_seconds.observe(start.elapsed());
             Ok((step, totals))
         };
         match swept.await {
             Ok((step, totals)) => {
                 self.bound_log(&mut conn).await;
                 self.conn = Some(conn);
+                let evicted = &self.shared.metrics.tasks_evicted;
+                evicted.add(EvictionReason::MaxBytes, step.for_bytes);
+                evicted.add(EvictionReason::MaxAge, step.for_age);
                 for (service, id) in &step.removed {
                     self.shared.memory.remove(service, id);
                 }
