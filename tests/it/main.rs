@@ -8,6 +8,7 @@ mod access;
 mod bytes;
 mod crash;
 mod look_ups;
+mod metrics;
 mod mix_ups;
 mod operations;
 mod passthrough;

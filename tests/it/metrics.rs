@@ -1,0 +1,351 @@
+//! `/metrics`, `/api/stats` and `/api/history` after known traffic; and that whatever speaks of a metric (the
+//! documentation, the dashboard, the alerts) speaks of one that there is.
+
+mod exposition;
+mod promql;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use refrain::simulator::{Rule, Simulator};
+use serde_json::{Value, json};
+
+use self::exposition::Page;
+use crate::support::{Client, DOCUMENTED, DOCUMENTED_ID, Program, client, eventually, simulator};
+
+const DOCUMENTATION: &str = include_str!("../../docs/metrics.md");
+const DASHBOARD: &str = include_str!("../../config/grafana-dashboard.json");
+const ALERTS: &str = include_str!("../../config/prometheus-alerts.yml");
+
+/// Labels that Prometheus adds to every series.
+const OF_THE_SCRAPE: [&str; 2] = ["instance", "job"];
+
+async fn get(program: &Program, path: &str, accept: &str) -> (String, String) {
+    let http = client(program.admin).http;
+    let answer = http.get(format!("http://{}{path}", program.admin)).header("accept", accept).send().await;
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.status(), 200, "{path}");
+    let content_type = answer.headers()["content-type"].to_str().expect("text").to_owned();
+    (content_type, answer.text().await.expect("a body"))
+}
+
+async fn page(program: &Program) -> Page {
+    exposition::read(&get(program, "/metrics", "text/plain").await.1)
+}
+
+async fn json(program: &Program, path: &str) -> Value {
+    serde_json::from_str(&get(program, path, "application/json").await.1).expect("JSON")
+}
+
+/// The sum of a metric's series that have these labels.
+fn value(page: &Page, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let samples = page.values().flat_map(|family| &family.samples).filter(|sample| {
+        let has =
+            |(label, value): &(&str, &str)| sample.labels.get(*label).map(String::as_str) == Some(*value);
+        sample.name == name && labels.iter().all(has)
+    });
+    let values: Vec<f64> = samples.map(|sample| sample.value).collect();
+    assert!(!values.is_empty(), "{name} {labels:?} is not there");
+    values.iter().sum()
+}
+
+/// A program with one try more after a failure, in front of a simulator.
+async fn start() -> (Simulator, tempfile::TempDir, Program, Client) {
+    let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
+    let program =
+        Program::serve(&upstream.base_url(), folder.path(), &[("REFRAIN_UPSTREAM__MAX_RETRIES", "1")]);
+    let http = client(program.address);
+    (upstream, folder, program, http)
+}
+
+/// One of each kind: a miss, hits, a pending answer, a batch, a 429 absorbed, one passed on, a refusal, something that
+/// passes through, a look-up held for three seconds.
+async fn traffic(upstream: &Simulator, http: &Client) {
+    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    for expected in ["MISS", "HIT", "HIT"] {
+        assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), expected);
+    }
+    let pending = upstream.create_pending("producer", "t");
+    for expected in ["MISS", "PENDING"] {
+        assert_eq!(http.retrieve("t", &pending).await.unwrap().x_cache(), expected);
+    }
+    let ids: Vec<String> = (0..120).map(|_| DOCUMENTED_ID.to_owned()).collect();
+    assert_eq!(http.batch("t", &ids).await.unwrap().x_cache(), "HIT");
+
+    upstream.script(Rule::look_ups().token("absorbed").times(1).status(429, "too_many_requests"));
+    let finished = upstream.create_finished("producer", "absorbed");
+    assert_eq!(http.retrieve("absorbed", &finished).await.unwrap().status, 200);
+    upstream.script(Rule::look_ups().token("limited").status(429, "too_many_requests"));
+    assert_eq!(http.retrieve("limited", "a").await.unwrap().status, 429);
+
+    let only = json!({"action": "retrieve", "id": "never-seen"}).to_string();
+    let reply = http.look_up("t", only, &[("cache-control", "only-if-cached")]).await.unwrap();
+    assert_eq!(reply.status, 504);
+
+    let url = format!("http://{}/producer/audios", http.address);
+    upstream.script(Rule::path("/producer/audios").times(1).status(503, "api_error"));
+    for expected in [503, 200] {
+        let answer = http.http.post(&url).bearer_auth("t").body("{}").send().await.unwrap();
+        assert_eq!(answer.status(), expected);
+    }
+
+    let held = upstream.create_pending("producer", "held");
+    let body = json!({"action": "retrieve", "id": held}).to_string();
+    assert_eq!(http.look_up("held", body, &[("prefer", "wait=3")]).await.unwrap().status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happened_is_what_is_counted() {
+    let (upstream, _folder, program, http) = start().await;
+    let before = page(&program).await;
+    for name in ["refrain_requests_total", "refrain_ids_total", "refrain_upstream_calls_saved_total"] {
+        assert_eq!(value(&before, name, &[]), 0.0, "{name} is there from the start");
+    }
+    traffic(&upstream, &http).await;
+    let (page, stats) = (page(&program).await, json(&program, "/api/stats").await);
+    let count = |name: &str, labels: &[(&str, &str)]| value(&page, name, labels);
+    let look_ups = |action, outcome| {
+        let labels = [("service", "producer"), ("action", action), ("outcome", outcome)];
+        count("refrain_requests_total", &labels)
+    };
+    assert_eq!(look_ups("retrieve", "hit"), 2.0);
+    assert_eq!(look_ups("retrieve", "pending"), 2.0, "the second look, and the one that was held");
+    assert_eq!(look_ups("retrieve_batch", "hit"), 1.0);
+    assert_eq!(look_ups("retrieve", "failed"), 1.0);
+    assert_eq!(look_ups("retrieve", "refused"), 1.0);
+    assert_eq!(look_ups("other", "bypass"), 2.0);
+    let requests = count("refrain_requests_total", &[]);
+    assert_eq!(count("refrain_request_duration_seconds_count", &[]), requests, "nobody hung up");
+    assert_eq!(stats["requests"]["total"], requests);
+    assert_eq!(stats["requests"]["by_outcome"]["hit"], 3);
+    assert_eq!(stats["latency"]["hit"]["count"], 3);
+    assert!(stats["latency"]["partial"].is_null(), "none occurred: {stats}");
+
+    let ids = |outcome| count("refrain_ids_total", &[("outcome", outcome)]);
+    assert_eq!((ids("hit"), ids("failed"), ids("refused")), (122.0, 1.0, 1.0));
+    assert_eq!((ids("pending"), ids("fetched")), (2.0, 3.0));
+    assert_eq!(stats["ids"]["hit"], 122);
+    let found = |tier| count("refrain_store_finds_total", &[("tier", tier)]);
+    assert_eq!((found("memory"), found("disk")), (3.0, 0.0), "a batch asks for each id once");
+
+    // The simulator has counted the calls itself.
+    let calls = upstream.look_up_calls().len();
+    assert_eq!(count("refrain_upstream_calls_total", &[]), calls as f64);
+    assert_eq!(count("refrain_upstream_call_duration_seconds_count", &[]), calls as f64);
+    assert_eq!(count("refrain_upstream_call_ids_sum", &[]), calls as f64, "one id a call");
+    assert_eq!(stats["upstream"]["calls"], calls);
+    assert_eq!(count("refrain_upstream_calls_total", &[("status", "429")]), 3.0);
+    assert_eq!(count("refrain_rate_limited_met_total", &[]), 3.0);
+    assert_eq!(count("refrain_rate_limited_absorbed_total", &[]), 2.0);
+    assert_eq!(count("refrain_rate_limited_passed_on_total", &[("source", "upstream")]), 1.0);
+    assert_eq!(count("refrain_rate_limited_passed_on_total", &[]), 1.0);
+    assert_eq!(stats["upstream"]["rate_limited"], json!({"met": 3, "absorbed": 2, "passed_on": 1}));
+    let passed = |status| count("refrain_passed_through_total", &[("status", status)]);
+    assert_eq!((passed("2xx"), passed("5xx")), (1.0, 1.0));
+
+    // Seven single look-ups, 120 ids in three calls, and one held for three seconds, which is two polls; the refused one
+    // does not count.
+    let without = 7.0 + 3.0 + 2.0;
+    assert_eq!(count("refrain_upstream_calls_without_total", &[]), without);
+    let saved = count("refrain_upstream_calls_saved_total", &[]);
+    assert!(saved >= without - calls as f64 && saved <= without, "{saved} {calls}");
+    assert_eq!(stats["upstream"]["calls_saved"], saved);
+
+    assert_eq!(count("refrain_store_tasks", &[]), 2.0);
+    assert_eq!(count("refrain_store_tasks_stored_total", &[]), 2.0);
+    assert!(count("refrain_store_commit_duration_seconds_count", &[]) >= 2.0);
+    assert!(count("refrain_store_file_bytes", &[("file", "database")]) > 0.0);
+    assert_eq!(stats["store"]["tasks"], 2);
+    assert_eq!(stats["store"]["memory"]["tasks"], 2);
+    assert_eq!((count("refrain_ready", &[]), count("refrain_upstream_down", &[])), (1.0, 0.0));
+    assert_eq!(stats["ready"], json!({"status": "ready", "reason": null}));
+    assert!(count("refrain_connections", &[]) >= 1.0);
+    assert!(count("refrain_lane_remembered_ids", &[]) >= 1.0 && count("refrain_lanes", &[]) >= 1.0);
+    assert_eq!(count("refrain_lane_callers", &[]), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_in_a_lane_shows_while_it_waits() {
+    let (upstream, _folder, program, http) = start().await;
+    let (rule, hold) = Rule::look_ups().hold();
+    upstream.script(rule);
+    let asking = tokio::spawn(async move { http.retrieve("t", "slow").await });
+    hold.wait_for_held(1).await;
+    let held = page(&program).await;
+    assert_eq!(value(&held, "refrain_lane_under_way_ids", &[]), 1.0);
+    assert_eq!(value(&held, "refrain_lane_callers", &[]), 1.0);
+    assert_eq!(value(&held, "refrain_lane_wanted_ids", &[]), 0.0);
+    assert_eq!(json(&program, "/api/stats").await["lanes"]["under_way"], 1);
+    hold.release();
+    asking.await.expect("no panic").expect("an answer");
+    let after = page(&program).await;
+    assert_eq!(value(&after, "refrain_lane_under_way_ids", &[]), 0.0);
+    assert_eq!(value(&after, "refrain_lane_callers", &[]), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_is_gone_shows_as_down() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = Program::serve("http://127.0.0.1:1", folder.path(), &[]);
+    assert_eq!(client(program.address).retrieve("t", "a").await.unwrap().status, 502);
+    let page = page(&program).await;
+    assert_eq!(value(&page, "refrain_upstream_down", &[]), 1.0);
+    assert_eq!(value(&page, "refrain_upstream_calls_total", &[("status", "refused")]), 1.0);
+    assert_eq!(value(&page, "refrain_upstream_calls_saved_total", &[]), 0.0, "nothing was answered");
+    assert_eq!(json(&program, "/api/stats").await["upstream"]["is_down"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_history_has_a_step_every_ten_seconds() {
+    let (upstream, _folder, program, http) = start().await;
+    let history = json(&program, "/api/history").await;
+    assert_eq!((&history["range"], &history["step_seconds"]), (&json!("1h"), &json!(10)));
+    assert_eq!(history["at"], json!([]), "empty after a start");
+    let day = json(&program, "/api/history?range=24h").await;
+    assert_eq!((&day["range"], &day["step_seconds"]), (&json!("24h"), &json!(300)));
+    let wrong = format!("http://{}/api/history?range=1w", program.admin);
+    let refusal = http.http.get(wrong).send().await.unwrap();
+    assert_eq!(refusal.status(), 400);
+    assert!(refusal.text().await.unwrap().contains("range"));
+
+    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    for _ in 0..3 {
+        http.retrieve("t", DOCUMENTED_ID).await.unwrap();
+    }
+    eventually("a step", async || json(&program, "/api/history").await["at"] != json!([])).await;
+    let history = json(&program, "/api/history?range=1h").await;
+    assert_eq!(history["look_ups"][0], 3);
+    assert_eq!(
+        (&history["ids_hit"][0], &history["calls"][0], &history["calls_saved"][0]),
+        (&json!(2), &json!(1), &json!(2))
+    );
+    assert_eq!(history["store_tasks"][0], 1);
+    assert!(history["upstream_p99_seconds"][0].is_f64(), "{history}");
+    let steps = history["at"].as_array().unwrap().len();
+    let columns = history.as_object().unwrap().iter().filter(|(_, column)| column.is_array());
+    assert!(
+        columns.clone().count() >= 14
+            && columns.clone().all(|(_, column)| column.as_array().unwrap().len() == steps)
+    );
+}
+
+#[tokio::test]
+async fn accept_chooses_the_format() {
+    let (_upstream, _folder, program, _) = start().await;
+    let (content_type, text) = get(&program, "/metrics", "*/*").await;
+    assert_eq!(content_type, "text/plain; version=0.0.4; charset=utf-8");
+    assert!(text.contains("# TYPE refrain_requests_total counter\n") && !text.contains("# EOF"));
+    let (content_type, text) =
+        get(&program, "/metrics", "application/openmetrics-text;version=1.0.0,*/*;q=0.1").await;
+    assert_eq!(content_type, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert!(text.contains("# TYPE refrain_requests counter\n") && text.ends_with("\n# EOF\n"));
+    assert!(
+        text.contains("# TYPE refrain_build info\n") && text.contains("# UNIT refrain_memory_bytes bytes\n")
+    );
+}
+
+#[tokio::test]
+async fn the_documentation_has_every_metric_and_no_other() {
+    let (_upstream, _folder, program, _) = start().await;
+    let page = page(&program).await;
+    let documented: BTreeMap<&str, (&str, BTreeSet<&str>)> = DOCUMENTATION
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| {
+            let mut cells = line.trim_matches('|').split('|').map(str::trim);
+            let mut cell = || cells.next().expect("four cells");
+            let (name, kind, labels) = (cell().trim_matches('`'), cell(), cell());
+            let labels = labels.split(',').map(|label| label.trim().trim_matches('`'));
+            (name, (kind, labels.filter(|label| !label.is_empty()).collect()))
+        })
+        .collect();
+    let exposed: BTreeMap<&str, (&str, BTreeSet<&str>)> =
+        page.iter().map(|(name, family)| (name.as_str(), (family.kind.as_str(), family.labels()))).collect();
+    for (name, found) in &exposed {
+        assert_eq!(documented.get(name), Some(found), "docs/metrics.md has {name} otherwise, or not at all");
+    }
+    for name in documented.keys().filter(|_| cfg!(target_os = "linux")) {
+        assert!(exposed.contains_key(name), "docs/metrics.md has {name}, which there is not");
+    }
+}
+
+/// Panics if an expression speaks of a metric, a label or a label's value that there is not.
+fn check_expression(page: &Page, expression: &str) {
+    let mentions = promql::read(expression);
+    let mut labels: BTreeSet<&str> = OF_THE_SCRAPE.into();
+    for selector in &mentions.selectors {
+        let samples = page.values().flat_map(|family| &family.samples);
+        let series: Vec<_> = samples.filter(|sample| sample.name == selector.name).collect();
+        assert!(!series.is_empty(), "there is no {} in {expression}", selector.name);
+        labels.extend(series.iter().flat_map(|sample| sample.labels.keys()).map(String::as_str));
+        for (label, operator, value) in &selector.matchers {
+            if OF_THE_SCRAPE.contains(&label.as_str()) {
+                continue;
+            }
+            let values: BTreeSet<&str> =
+                series.iter().filter_map(|sample| sample.labels.get(label)).map(String::as_str).collect();
+            assert!(!values.is_empty(), "{} has no label {label} in {expression}", selector.name);
+            let is_plain =
+                |value: &str| value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+            let alternatives =
+                if operator.contains('~') { value.split('|').collect() } else { vec![value.as_str()] };
+            for alternative in alternatives.into_iter().filter(|value| is_plain(value)) {
+                assert!(values.contains(alternative), "no {label} is {alternative:?} in {expression}");
+            }
+        }
+    }
+    for label in &mentions.grouped_by {
+        assert!(labels.contains(label.as_str()), "no metric has {label} in {expression}");
+    }
+}
+
+#[tokio::test]
+async fn the_dashboard_speaks_of_metrics_that_there_are() {
+    let (_upstream, _folder, program, _) = start().await;
+    let page = page(&program).await;
+    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let mut expressions = 0;
+    let (mut ids, mut places) = (BTreeSet::new(), BTreeSet::new());
+    for panel in panels {
+        assert!(ids.insert(panel["id"].as_u64().expect("an id")), "{}", panel["title"]);
+        assert!(places.insert(panel["gridPos"].to_string()), "{} covers another", panel["title"]);
+        if panel["type"] == "row" {
+            continue;
+        }
+        assert_eq!(panel["datasource"]["uid"], "${datasource}", "{}", panel["title"]);
+        for target in panel["targets"].as_array().expect("targets") {
+            expressions += 1;
+            check_expression(&page, target["expr"].as_str().expect("an expression"));
+        }
+    }
+    assert!(expressions > 30, "{expressions}");
+    let variables = dashboard["templating"]["list"].as_array().expect("variables");
+    assert!(variables.iter().any(|variable| variable["type"] == "datasource"));
+}
+
+#[tokio::test]
+async fn the_alerts_speak_of_metrics_that_there_are_and_name_their_runbooks() {
+    let (_upstream, _folder, program, _) = start().await;
+    let page = page(&program).await;
+    // One alert a block, one line a value: promtool reads it as YAML in `tests/extended metrics`.
+    let blocks: Vec<&str> = ALERTS.split("- alert: ").skip(1).collect();
+    assert!(blocks.len() >= 10);
+    for block in blocks {
+        let name = block.lines().next().expect("a name").trim();
+        let value = |key: &str| {
+            let line = block.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(": "));
+            line.unwrap_or_else(|| panic!("{name} has no {key}")).trim_matches('\'')
+        };
+        check_expression(&page, value("expr"));
+        assert!(["critical", "warning", "info"].contains(&value("severity")), "{name}");
+        assert!(value("summary").len() > 10 && value("description").len() > 20, "{name}");
+        let mut anchor = String::new();
+        for letter in name.chars() {
+            if letter.is_ascii_uppercase() {
+                anchor.push('-');
+            }
+            anchor.push(letter.to_ascii_lowercase());
+        }
+        assert_eq!(value("runbook"), format!("docs/operations.md#alert{anchor}"));
+    }
+}
