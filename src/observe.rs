@@ -2,12 +2,13 @@
 //!
 //! - `metrics`: what is counted; `labels`: the closed sets of words; `histogram`: distributions
 //! - `present`: what is read when somebody looks, filled in by the rooms that know it
-//! - `exposition`: the text of `/metrics`; `process`: the figures of the process in it
+//! - `exposition`: the text of `/metrics`, `format`: its two formats, `process`: the figures of the process in it
 //! - `history`: the last hour and day, for charts
 //!
 //! Used by all, knows none.
 
 mod exposition;
+mod format;
 mod histogram;
 mod history;
 mod labels;
@@ -16,7 +17,8 @@ mod metrics;
 mod present;
 mod process;
 
-pub use exposition::{Format, expose};
+pub use exposition::expose;
+pub use format::Format;
 pub use histogram::{Histogram, HistogramCounts};
 pub use history::{History, Point, Snapshot};
 pub use labels::{

@@ -13,50 +13,12 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::format::{Format, as_prometheus_text};
 use super::histogram::HistogramCounts;
 use super::labels::{CallStatus, Label, RequestAction, RequestOutcome};
 use super::metrics::{Metrics, Tally};
 use super::present::Present;
 use super::process::Process;
-
-/// A text format of metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// OpenMetrics 1.0.0.
-    OpenMetrics,
-    /// Prometheus text format 0.0.4.
-    Prometheus,
-}
-
-impl Format {
-    /// The format that an `accept` header asks for: OpenMetrics where it is named with a weight no smaller than that of
-    /// plain text, else the format that everything understands.
-    pub fn of(accept: &str) -> Self {
-        let weight = |media_type: &str| {
-            let ranges = accept.split(',').filter_map(|range| {
-                let mut parts = range.split(';').map(str::trim);
-                let matches = parts.next().is_some_and(|found| found.eq_ignore_ascii_case(media_type));
-                let weight = parts.find_map(|part| part.strip_prefix("q=").or(part.strip_prefix("Q=")));
-                matches.then(|| weight.map_or(Some(1.0), |weight| weight.parse::<f32>().ok())).flatten()
-            });
-            ranges.fold(0.0, f32::max)
-        };
-        let open_metrics = weight("application/openmetrics-text");
-        if open_metrics > 0.0 && open_metrics >= weight("text/plain") {
-            Self::OpenMetrics
-        } else {
-            Self::Prometheus
-        }
-    }
-
-    /// Its `content-type`.
-    pub fn content_type(self) -> &'static str {
-        match self {
-            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
-        }
-    }
-}
 
 /// All metrics as text. `started_at` is in seconds since the Unix epoch.
 ///
@@ -76,36 +38,6 @@ pub fn expose(
         Format::OpenMetrics => page,
         Format::Prometheus => as_prometheus_text(&page),
     })
-}
-
-/// OpenMetrics as the older format: counters and infos are declared under the names of their samples, and there is neither a
-/// unit nor an end (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
-fn as_prometheus_text(page: &str) -> String {
-    let mut text = String::with_capacity(page.len() + 1024);
-    let mut help = None;
-    let mut line = |words: &[&str]| {
-        text.push_str(&words.join(" "));
-        text.push('\n');
-    };
-    for read in page.lines() {
-        if let Some(rest) = read.strip_prefix("# HELP ") {
-            help = rest.split_once(' ');
-        } else if let Some((name, kind)) = read.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
-        {
-            let (name, kind) = match kind {
-                "counter" => (format!("{name}_total"), kind),
-                "info" => (format!("{name}_info"), "gauge"),
-                _ => (name.to_owned(), kind),
-            };
-            if let Some((_, help)) = help.take() {
-                line(&["# HELP", &name, help]);
-            }
-            line(&["# TYPE", &name, kind]);
-        } else if !read.starts_with("# ") {
-            line(&[read]);
-        }
-    }
-    text
 }
 
 /// What one page shows.
@@ -181,7 +113,7 @@ impl Reading {
             "refrain_connections",
             "Connections that clients hold open",
             None,
-            self.present.connections,
+            &self.present.connections,
         )
     }
 
@@ -218,25 +150,25 @@ impl Reading {
             "refrain_upstream_calls_saved",
             "Look-up calls that clients would have sent without refrain, less those that it made",
             None,
-            metrics.calls_saved(),
+            &metrics.calls_saved(),
         )?;
         page.counter(
             "refrain_upstream_calls_without",
             "Look-up calls that the same clients would have sent without refrain",
             None,
-            metrics.calls_without(),
+            &metrics.calls_without(),
         )?;
         page.counter(
             "refrain_rate_limited_met",
             "Look-up calls that the upstream answered with 429",
             None,
-            metrics.rate_limited_met(),
+            &metrics.rate_limited_met(),
         )?;
         page.counter(
             "refrain_rate_limited_absorbed",
             "429s of the upstream to look-up calls that no client saw",
             None,
-            metrics.rate_limited_absorbed(),
+            &metrics.rate_limited_absorbed(),
         )?;
         page.tally(
             "refrain_rate_limited_passed_on",
@@ -248,44 +180,44 @@ impl Reading {
             "refrain_rechecks_failed",
             "Rechecks of a token that brought no word of the upstream; its hits go on",
             None,
-            metrics.rechecks_failed.get(),
+            &metrics.rechecks_failed.get(),
         )?;
         page.gauge(
             "refrain_upstream_down",
             "1 while the upstream is known to be down, from a failed call to the next answer",
             None,
-            u64::from(self.present.lanes.is_upstream_down),
+            &u64::from(self.present.lanes.is_upstream_down),
         )
     }
 
     fn lanes(&self, page: &mut Page) -> fmt::Result {
         let lanes = &self.present.lanes;
-        page.gauge("refrain_lanes", "Lanes: a token's look-ups of one service", None, lanes.lanes)?;
-        page.gauge("refrain_lane_tokens", "Tokens whose rate is kept", None, lanes.tokens)?;
-        page.gauge("refrain_lane_wanted_ids", "Ids that wait for their turn", None, lanes.wanted)?;
-        page.gauge("refrain_lane_under_way_ids", "Ids in calls under way", None, lanes.under_way)?;
-        page.gauge("refrain_lane_callers", "Look-ups that wait for an answer", None, lanes.callers)?;
-        page.gauge("refrain_lane_remembered_ids", "Pending answers in memory", None, lanes.remembered)?;
+        page.gauge("refrain_lanes", "Lanes: a token's look-ups of one service", None, &lanes.lanes)?;
+        page.gauge("refrain_lane_tokens", "Tokens whose rate is kept", None, &lanes.tokens)?;
+        page.gauge("refrain_lane_wanted_ids", "Ids that wait for their turn", None, &lanes.wanted)?;
+        page.gauge("refrain_lane_under_way_ids", "Ids in calls under way", None, &lanes.under_way)?;
+        page.gauge("refrain_lane_callers", "Look-ups that wait for an answer", None, &lanes.callers)?;
+        page.gauge("refrain_lane_remembered_ids", "Pending answers in memory", None, &lanes.remembered)?;
         page.gauge(
             "refrain_lane_remembered",
             "Size of the pending answers in memory",
             Some(&Unit::Bytes),
-            lanes.remembered_bytes,
+            &lanes.remembered_bytes,
         )?;
         page.gauge(
             "refrain_lane_oldest_wanted",
             "How long the id that waits longest for its turn has waited",
             Some(&Unit::Seconds),
-            lanes.oldest_wanted.as_secs_f64(),
+            &lanes.oldest_wanted.as_secs_f64(),
         )
     }
 
     fn store(&self, page: &mut Page) -> fmt::Result {
         let (metrics, store) = (&self.metrics, &self.present.store);
         let bytes = Some(&Unit::Bytes);
-        page.gauge("refrain_store_tasks", "Texts of finished tasks on disk", None, store.tasks)?;
-        page.gauge("refrain_store_text", "Size of those texts", bytes, store.bytes)?;
-        page.gauge("refrain_store_max", "store.max_bytes; 0 for no limit", bytes, store.max_bytes)?;
+        page.gauge("refrain_store_tasks", "Texts of finished tasks on disk", None, &store.tasks)?;
+        page.gauge("refrain_store_text", "Size of those texts", bytes, &store.bytes)?;
+        page.gauge("refrain_store_max", "store.max_bytes; 0 for no limit", bytes, &store.max_bytes)?;
         let mut family =
             page.family("refrain_store_file", "Size of the store's files", bytes, MetricType::Gauge)?;
         for (file, size) in [("database", store.database_bytes), ("wal", store.wal_bytes)] {
@@ -300,13 +232,13 @@ impl Reading {
             "refrain_store_tasks_stored",
             "Tasks stored, once for each token that was shown them",
             None,
-            metrics.tasks_stored.get(),
+            &metrics.tasks_stored.get(),
         )?;
         page.counter(
             "refrain_store_tasks_forgotten",
             "Tasks removed on a client's or an operator's word",
             None,
-            metrics.tasks_forgotten.get(),
+            &metrics.tasks_forgotten.get(),
         )?;
         page.tally(
             "refrain_store_tasks_evicted",
@@ -315,34 +247,34 @@ impl Reading {
             &metrics.tasks_evicted,
         )?;
         page.tally("refrain_store_errors", "Failures of the task store", "kind", &metrics.store_errors)?;
-        page.gauge("refrain_store_queued_jobs", "Jobs that wait for the writer", None, store.queued_jobs)?;
-        page.gauge("refrain_store_queued", "Size of the texts in them", bytes, store.queued_bytes)?;
+        page.gauge("refrain_store_queued_jobs", "Jobs that wait for the writer", None, &store.queued_jobs)?;
+        page.gauge("refrain_store_queued", "Size of the texts in them", bytes, &store.queued_bytes)?;
         page.tally(
             "refrain_store_finds",
             "Ids asked of the store, by where they were found",
             "tier",
             &metrics.finds,
         )?;
-        page.gauge("refrain_memory_tasks", "Tasks in the memory tier", None, store.memory_tasks)?;
+        page.gauge("refrain_memory_tasks", "Tasks in the memory tier", None, &store.memory_tasks)?;
         page.gauge(
             "refrain_memory",
             "Size of the memory tier, with its overhead",
             bytes,
-            store.memory_bytes,
+            &store.memory_bytes,
         )?;
-        page.gauge("refrain_memory_max", "store.memory_bytes", bytes, store.memory_max_bytes)
+        page.gauge("refrain_memory_max", "store.memory_bytes", bytes, &store.memory_max_bytes)
     }
 
     fn program(&self, page: &mut Page) -> fmt::Result {
         let is_ready = u64::from(self.present.status == "ready");
-        page.gauge("refrain_ready", "1 while /readyz says ready", None, is_ready)?;
+        page.gauge("refrain_ready", "1 while /readyz says ready", None, &is_ready)?;
         page.gauge(
             "refrain_start_time",
             "When refrain started, since the Unix epoch",
             Some(&Unit::Seconds),
-            self.started_at,
+            &self.started_at,
         )?;
-        page.counter("refrain_panics", "Panics that were caught", None, self.metrics.panics.get())?;
+        page.counter("refrain_panics", "Panics that were caught", None, &self.metrics.panics.get())?;
         page.family("refrain_build", "What runs", None, MetricType::Info)?.encode_info(&[
             ("version", env!("CARGO_PKG_VERSION")),
             ("os", std::env::consts::OS),
@@ -354,17 +286,17 @@ impl Reading {
 fn process(page: &mut Page) -> fmt::Result {
     let process = Process::read();
     if let Some(seconds) = process.cpu_seconds {
-        page.counter("process_cpu", "User and system time", Some(&Unit::Seconds), seconds)?;
+        page.counter("process_cpu", "User and system time", Some(&Unit::Seconds), &seconds)?;
     }
     let (bytes, seconds) = (Some(&Unit::Bytes), Some(&Unit::Seconds));
     if let Some(size) = process.resident_bytes {
-        page.gauge("process_resident_memory", "Memory in use", bytes, size)?;
+        page.gauge("process_resident_memory", "Memory in use", bytes, &size)?;
     }
     if let Some(size) = process.virtual_bytes {
-        page.gauge("process_virtual_memory", "Address space", bytes, size)?;
+        page.gauge("process_virtual_memory", "Address space", bytes, &size)?;
     }
     if let Some(at) = process.start_seconds {
-        page.gauge("process_start_time", "Start of the process since the Unix epoch", seconds, at)?;
+        page.gauge("process_start_time", "Start of the process since the Unix epoch", seconds, &at)?;
     }
     for (name, help, number) in [
         ("process_open_fds", "Open file descriptors", process.open_fds),
@@ -372,7 +304,7 @@ fn process(page: &mut Page) -> fmt::Result {
         ("process_threads", "Threads", process.threads),
     ] {
         if let Some(number) = number {
-            page.gauge(name, help, None, number)?;
+            page.gauge(name, help, None, &number)?;
         }
     }
     Ok(())
@@ -413,9 +345,9 @@ impl Page<'_> {
         name: &str,
         help: &str,
         unit: Option<&Unit>,
-        value: impl EncodeCounterValue,
+        value: &impl EncodeCounterValue,
     ) -> fmt::Result {
-        self.family(name, help, unit, MetricType::Counter)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
+        self.family(name, help, unit, MetricType::Counter)?.encode_counter::<NoLabelSet, _, u64>(value, None)
     }
 
     fn gauge(
@@ -423,9 +355,9 @@ impl Page<'_> {
         name: &str,
         help: &str,
         unit: Option<&Unit>,
-        value: impl EncodeGaugeValue,
+        value: &impl EncodeGaugeValue,
     ) -> fmt::Result {
-        self.family(name, help, unit, MetricType::Gauge)?.encode_gauge(&value)
+        self.family(name, help, unit, MetricType::Gauge)?.encode_gauge(value)
     }
 
     fn tally<L: Label>(&mut self, name: &str, help: &str, label: &str, tally: &Tally<L>) -> fmt::Result {
@@ -448,38 +380,6 @@ fn histogram(mut encoder: MetricEncoder, counts: &HistogramCounts) -> fmt::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_format_is_what_accept_asks_for() {
-        let prometheus = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
-                          application/openmetrics-text;version=0.0.1;q=0.5,\
-                          text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
-        for (accept, expected) in [
-            ("", Format::Prometheus),
-            ("*/*", Format::Prometheus),
-            ("text/html", Format::Prometheus),
-            ("text/plain;version=0.0.4", Format::Prometheus),
-            ("application/openmetrics-text", Format::OpenMetrics),
-            ("Application/OpenMetrics-Text; version=1.0.0", Format::OpenMetrics),
-            ("application/openmetrics-text;q=0", Format::Prometheus),
-            ("application/openmetrics-text;q=0.5,text/plain;q=0.9", Format::Prometheus),
-            ("application/openmetrics-text;q=nonsense", Format::Prometheus),
-            (prometheus, Format::OpenMetrics),
-        ] {
-            assert_eq!(Format::of(accept), expected, "{accept}");
-        }
-    }
-
-    #[test]
-    fn the_older_format_declares_counters_and_infos_under_their_samples_names() {
-        let page = "# HELP a_b Of b.\n# TYPE a_b counter\na_b_total{x=\"# HELP\"} 1\n\
-                    # HELP c_seconds C.\n# TYPE c_seconds gauge\n# UNIT c_seconds seconds\nc_seconds 2\n\
-                    # HELP build What runs\n# TYPE build info\nbuild_info{version=\"1\"} 1\n# EOF\n";
-        let expected = "# HELP a_b_total Of b.\n# TYPE a_b_total counter\na_b_total{x=\"# HELP\"} 1\n\
-                        # HELP c_seconds C.\n# TYPE c_seconds gauge\nc_seconds 2\n\
-                        # HELP build_info What runs\n# TYPE build_info gauge\nbuild_info{version=\"1\"} 1\n";
-        assert_eq!(as_prometheus_text(page), expected);
-    }
 
     #[test]
     fn both_formats_have_the_same_samples() {

@@ -47,7 +47,7 @@ impl Process {
         Self::default()
     }
 
-    /// proc_pid_stat(5). The second field is a name that may hold anything, so fields count from behind it.
+    /// `proc_pid_stat(5)`. The second field is a name that may hold anything, so fields count from behind it.
     #[expect(clippy::cast_precision_loss, reason = "ticks stay far below 2^53")]
     fn read_stat(&mut self, stat: &str, boot: Option<f64>, units: Units) {
         let Some((_, fields)) = stat.rsplit_once(')') else { return };
