@@ -18,7 +18,7 @@ use self::plan::{Envelope, Plan};
 use crate::access::{Access, Caller, Gate, Verdict};
 use crate::config::Config;
 use crate::lane::{Failure, LaneKey, Lanes, LookUp, Outcome, Outside};
-use crate::observe::{IdOutcome, Metrics};
+use crate::observe::{IdOutcome, Label, Metrics};
 use crate::store::{Epoch, Forget, Store, StoreError, StoredTask, TooLarge};
 use crate::task::{FinishedTask, Service, TaskId, clock};
 use crate::upstream::{Credentials, UpstreamAnswer, UpstreamClient, UpstreamError};
@@ -407,31 +407,21 @@ impl Retriever {
         self.lanes.look_up(question.lane(), &question.credentials(), look_up).await
     }
 
+    /// The ids, as the client saw what became of them, and the calls that it would have sent without refrain.
     fn count(&self, Reply { report, body }: &Reply, held: Option<Duration>) {
-        let asked = report.asked;
-        let (is_refused, counts) = match body {
-            ReplyBody::Task(_) | ReplyBody::Batch(..) | ReplyBody::Upstream(_) => (false, true),
-            // The client would have got the same error for the same call.
-            ReplyBody::Failed(Failure::Upstream(_)) => (false, true),
-            ReplyBody::Failed(_) => (false, false),
-            ReplyBody::NotStored | ReplyBody::TooLarge | ReplyBody::Busy => (true, false),
+        // The upstream's own error is what the client would have got for the same call.
+        if body.is_answer() || matches!(body, ReplyBody::Failed(Failure::Upstream(_))) {
+            self.metrics.count_look_up(report.asked, self.max_batch, held);
+        }
+        let Report { asked, hits, pending, misses, failed, .. } = *report;
+        // In the order of `IdOutcome`: hit, pending, fetched, failed, refused.
+        let counts = match body {
+            ReplyBody::Failed(_) => [0, 0, 0, asked, 0],
+            ReplyBody::NotStored | ReplyBody::TooLarge | ReplyBody::Busy => [0, 0, 0, 0, asked],
+            _ => [hits, pending, misses.saturating_sub(failed), failed, 0],
         };
-        if counts {
-            self.metrics.count_look_up(asked, self.max_batch, held);
-        }
-        if !body.is_answer() {
-            let outcome = if is_refused { IdOutcome::Refused } else { IdOutcome::Failed };
-            return self.metrics.ids.add(outcome, asked as u64);
-        }
-        for (outcome, ids) in [
-            (IdOutcome::Hit, report.hits),
-            (IdOutcome::Pending, report.pending),
-            (IdOutcome::Fetched, report.misses.saturating_sub(report.failed)),
-            (IdOutcome::Failed, report.failed),
-        ] {
-            if ids > 0 {
-                self.metrics.ids.add(outcome, ids as u64);
-            }
+        for (outcome, ids) in IdOutcome::ALL.iter().zip(counts).filter(|(_, ids)| *ids > 0) {
+            self.metrics.ids.add(*outcome, ids as u64);
         }
     }
 }

@@ -3,7 +3,7 @@
 //! - `GET /healthz`: the process answers; no token
 //! - `GET /readyz`: 503 while draining and after a failed write until one succeeds, and says why; no token
 //! - `GET /metrics`: OpenMetrics or Prometheus text, as `accept` asks for; with `admin.token` where one is set
-//! - `GET /api/…`: JSON, see [`api`]; likewise
+//! - `GET /api/…`: JSON, as `docs/api.md` has it; likewise
 //!
 //! While no token is set, `Host` must be a loopback name or address, so that a web page cannot reach the port by a name
 //! of its own (DNS rebinding).

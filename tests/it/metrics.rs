@@ -62,35 +62,35 @@ async fn start() -> (Simulator, tempfile::TempDir, Program, Client) {
 async fn traffic(upstream: &Simulator, http: &Client) {
     upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     for expected in ["MISS", "HIT", "HIT"] {
-        assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), expected);
+        assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.expect("an answer").x_cache(), expected);
     }
     let pending = upstream.create_pending("producer", "t");
     for expected in ["MISS", "PENDING"] {
-        assert_eq!(http.retrieve("t", &pending).await.unwrap().x_cache(), expected);
+        assert_eq!(http.retrieve("t", &pending).await.expect("an answer").x_cache(), expected);
     }
     let ids: Vec<String> = (0..120).map(|_| DOCUMENTED_ID.to_owned()).collect();
-    assert_eq!(http.batch("t", &ids).await.unwrap().x_cache(), "HIT");
+    assert_eq!(http.batch("t", &ids).await.expect("an answer").x_cache(), "HIT");
 
     upstream.script(Rule::look_ups().token("absorbed").times(1).status(429, "too_many_requests"));
     let finished = upstream.create_finished("producer", "absorbed");
-    assert_eq!(http.retrieve("absorbed", &finished).await.unwrap().status, 200);
+    assert_eq!(http.retrieve("absorbed", &finished).await.expect("an answer").status, 200);
     upstream.script(Rule::look_ups().token("limited").status(429, "too_many_requests"));
-    assert_eq!(http.retrieve("limited", "a").await.unwrap().status, 429);
+    assert_eq!(http.retrieve("limited", "a").await.expect("an answer").status, 429);
 
     let only = json!({"action": "retrieve", "id": "never-seen"}).to_string();
-    let reply = http.look_up("t", only, &[("cache-control", "only-if-cached")]).await.unwrap();
+    let reply = http.look_up("t", only, &[("cache-control", "only-if-cached")]).await.expect("an answer");
     assert_eq!(reply.status, 504);
 
     let url = format!("http://{}/producer/audios", http.address);
     upstream.script(Rule::path("/producer/audios").times(1).status(503, "api_error"));
     for expected in [503, 200] {
-        let answer = http.http.post(&url).bearer_auth("t").body("{}").send().await.unwrap();
+        let answer = http.http.post(&url).bearer_auth("t").body("{}").send().await.expect("an answer");
         assert_eq!(answer.status(), expected);
     }
 
     let held = upstream.create_pending("producer", "held");
     let body = json!({"action": "retrieve", "id": held}).to_string();
-    assert_eq!(http.look_up("held", body, &[("prefer", "wait=3")]).await.unwrap().status, 200);
+    assert_eq!(http.look_up("held", body, &[("prefer", "wait=3")]).await.expect("an answer").status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
