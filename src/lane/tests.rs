@@ -6,6 +6,7 @@ mod joining;
 mod pacing;
 mod pending;
 mod storm;
+mod totals;
 mod trouble;
 mod waiting;
 mod world;
