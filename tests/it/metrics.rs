@@ -84,7 +84,8 @@ async fn traffic(upstream: &Simulator, http: &Client) {
     let url = format!("http://{}/producer/audios", http.address);
     upstream.script(Rule::path("/producer/audios").times(1).status(503, "api_error"));
     for expected in [503, 200] {
-        let answer = http.http.post(&url).bearer_auth("t").body("{}").send().await.expect("an answer");
+        let answer =
+            http.http.post(&url).bearer_auth("t").body(r#"{"async":true}"#).send().await.expect("an answer");
         assert_eq!(answer.status(), expected);
     }
 
