@@ -11,13 +11,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
-use crate::config::Config;
+use crate::config::Loaded;
 use crate::edge::{self, EdgeLimits};
 use crate::observe::Metrics;
 use crate::retrieve::Retriever;
 use crate::routes::admin::AdminPort;
 use crate::routes::{ClientPort, ClientService, admin};
 use crate::store::Store;
+use crate::task::clock;
 use crate::upstream;
 
 /// Before the end of `shutdown_timeout`, whoever still waits gets an answer; so much earlier.
@@ -41,11 +42,14 @@ pub struct App {
 }
 
 impl App {
-    /// Opens both ports and the store, and builds everything between them.
+    /// Opens both ports and the store, and builds everything between them. The admin port tells where the
+    /// configuration's values come from, where that is known.
     ///
     /// # Errors
     /// One line that says what could not be done: a port that is taken, a store that cannot be opened.
-    pub async fn build(config: Config) -> anyhow::Result<Self> {
+    pub async fn build(loaded: impl Into<Loaded>) -> anyhow::Result<Self> {
+        let loaded = loaded.into();
+        let (values, config) = (loaded.values(), loaded.config);
         let client = listen(config.server.listen, "server.listen").await?;
         let admin = match config.admin.listen {
             Some(address) => Some(listen(address, "admin.listen").await?),
@@ -80,7 +84,12 @@ impl App {
         );
         let admin_router = admin::router(AdminPort {
             token: config.admin.token.clone(),
+            sqlite_version: store.sqlite_version().await,
             store: store.clone(),
+            retriever: Arc::clone(&retriever),
+            values,
+            started_at: clock::unix_now(),
+            started: std::time::Instant::now(),
             draining: draining.clone(),
             registry: metrics.registry(),
         });

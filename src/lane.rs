@@ -12,6 +12,7 @@
 //! - `drive`: the tasks that take turns and make calls
 //! - `reach`: whether the upstream can be reached, for all lanes
 //! - `turns`: the bucket of each token
+//! - `view`: what goes on, for people
 
 mod answer;
 mod caller;
@@ -23,6 +24,7 @@ mod state;
 mod tests;
 mod ticket;
 mod turns;
+mod view;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,6 +41,7 @@ use tokio_util::task::TaskTracker;
 use self::reach::Reach;
 use self::state::State;
 use self::turns::{Turn, Turns};
+pub use self::view::{LaneView, PendingView};
 use crate::config::{Services, TasksConfig, UpstreamConfig};
 use crate::observe::Metrics;
 use crate::task::{Digest, FinishedTask, Service, TaskId};
@@ -278,7 +281,9 @@ struct Lane<O> {
     state: Mutex<State>,
     /// Tells the driver that something changed.
     wake: Notify,
-    /// Callers that hold out here.
+    /// Callers that wait here.
+    callers: AtomicUsize,
+    /// Those of them that hold out.
     holding_out: AtomicUsize,
     used_at: Mutex<Instant>,
 }
@@ -402,6 +407,7 @@ impl<O: Outside> Shared<O> {
             shared: Arc::clone(self),
             state: Mutex::default(),
             wake: Notify::new(),
+            callers: AtomicUsize::new(0),
             holding_out: AtomicUsize::new(0),
             used_at: Mutex::new(now),
         });

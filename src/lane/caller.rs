@@ -23,6 +23,7 @@ struct Question<'a, O> {
 
 impl<O> Drop for Question<'_, O> {
     fn drop(&mut self) {
+        self.lane.callers.fetch_sub(1, Ordering::Relaxed);
         if self.holds_out {
             self.lane.shared.holding_out.fetch_sub(1, Ordering::Relaxed);
             self.lane.holding_out.fetch_sub(1, Ordering::Relaxed);
@@ -41,6 +42,7 @@ impl<O: Outside> Lane<O> {
         let LookUp { ids, lone, wait, lenient, max_age } = look_up;
         let ticket = Ticket::new(ids.len());
         let holds_out = wait.is_some();
+        self.callers.fetch_add(1, Ordering::Relaxed);
         if holds_out {
             self.shared.holding_out.fetch_add(1, Ordering::Relaxed);
             self.holding_out.fetch_add(1, Ordering::Relaxed);

@@ -22,10 +22,10 @@ const LOOK_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::f
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    entries: HashMap<TaskId, Entry>,
+    pub(super) entries: HashMap<TaskId, Entry>,
     wanted: Wanted,
     /// Calls that are put together already: halves, single ids left out of a folded call, calls to be repeated.
-    prepared: VecDeque<Call>,
+    pub(super) prepared: VecDeque<Call>,
     prepared_went_last: bool,
     /// How long one round over all that is wanted took, when the last call was taken.
     cycle_at_take: Duration,

@@ -3,40 +3,70 @@
 //! - `GET /healthz`: the process answers; no token
 //! - `GET /readyz`: 503 while draining and after a failed write until one succeeds, and says why; no token
 //! - `GET /metrics`: Prometheus text; with `admin.token` where one is set
+//! - `/api/…`: JSON, see [`api`]; with `admin.token` where one is set
 //!
-//! While no token is set, `Host` must be a loopback name or address, so that a web page cannot reach the port by a name
-//! of its own (DNS rebinding).
+//! Who may ask what stands in `guard`.
 
-use std::net::IpAddr;
+pub mod api;
+mod guard;
+
 use std::sync::Arc;
+use std::time::Instant;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::authorization;
 use crate::api_error::ApiError;
+use crate::config::ShownValue;
+use crate::retrieve::Retriever;
 use crate::store::Store;
 use crate::task::Token;
 
 /// What the admin port's handlers use.
-#[derive(Debug)]
 pub struct AdminPort {
     /// `admin.token`
     pub token: Option<Token>,
-    /// For readiness.
+    /// What is stored, and readiness.
     pub store: Store,
+    /// The lanes, and what forgets in lanes and store alike.
+    pub retriever: Arc<Retriever>,
+    /// The configuration in force, secrets hidden.
+    pub values: Vec<ShownValue>,
+    /// When refrain was started, in seconds since the Unix epoch.
+    pub started_at: i64,
+    /// The same by the monotonic clock.
+    pub started: Instant,
+    /// Version of the SQLite library.
+    pub sqlite_version: Option<String>,
     /// Cancelled when the first signal came.
     pub draining: CancellationToken,
     /// For `/metrics`.
     pub registry: Registry,
+}
+
+impl AdminPort {
+    /// A word for whether refrain is ready, and why not where it is not.
+    pub fn readiness(&self) -> (&'static str, Option<&'static str>) {
+        if self.draining.is_cancelled() {
+            return ("draining", Some("refrain is shutting down"));
+        }
+        match self.store.readiness() {
+            Ok(()) => ("ready", None),
+            Err(reason) => ("degraded", Some(reason)),
+        }
+    }
+
+    /// Seconds since the start.
+    pub fn uptime_seconds(&self) -> f64 {
+        (self.started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0
+    }
 }
 
 /// The router of the admin port.
@@ -44,14 +74,23 @@ pub fn router(port: AdminPort) -> Router {
     let port = Arc::new(port);
     let guarded = Router::new()
         .route("/metrics", get(metrics))
-        .layer(middleware::from_fn_with_state(Arc::clone(&port), require_token));
+        .nest("/api", api::router())
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn_with_state(Arc::clone(&port), guard::require_token))
+        .layer(middleware::from_fn_with_state(Arc::clone(&port), guard::refuse_other_sites));
     Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        .method_not_allowed_fallback(method_not_allowed)
         .merge(guarded)
         .fallback(|| async { ApiError::refused(StatusCode::NOT_FOUND, "There is nothing here.") })
-        .layer(middleware::from_fn_with_state(Arc::clone(&port), require_loopback_host))
+        .layer(middleware::from_fn_with_state(Arc::clone(&port), guard::require_loopback_host))
+        .layer(middleware::map_response(guard::harden))
         .with_state(port)
+}
+
+async fn method_not_allowed() -> ApiError {
+    ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "This method is not for this path; see allow.")
 }
 
 async fn healthz() -> Response {
@@ -59,12 +98,9 @@ async fn healthz() -> Response {
 }
 
 async fn readyz(State(port): State<Arc<AdminPort>>) -> Response {
-    if port.draining.is_cancelled() {
-        return status(StatusCode::SERVICE_UNAVAILABLE, "draining", Some("refrain is shutting down"));
-    }
-    match port.store.readiness() {
-        Ok(()) => status(StatusCode::OK, "ready", None),
-        Err(reason) => status(StatusCode::SERVICE_UNAVAILABLE, "degraded", Some(reason)),
+    match port.readiness() {
+        (word, None) => status(StatusCode::OK, word, None),
+        (word, reason) => status(StatusCode::SERVICE_UNAVAILABLE, word, reason),
     }
 }
 
@@ -73,7 +109,7 @@ fn status(status: StatusCode, word: &str, reason: Option<&str>) -> Response {
         Some(reason) => json!({"status": word, "reason": reason}),
         None => json!({"status": word}),
     };
-    (status, [(CACHE_CONTROL, "no-store")], Json(body)).into_response()
+    (status, Json(body)).into_response()
 }
 
 async fn metrics(State(port): State<Arc<AdminPort>>) -> Response {
@@ -83,39 +119,4 @@ async fn metrics(State(port): State<Arc<AdminPort>>) -> Response {
     }
     let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     ([(CONTENT_TYPE, content_type)], text).into_response()
-}
-
-async fn require_token(State(port): State<Arc<AdminPort>>, request: Request, next: Next) -> Response {
-    let allowed = match &port.token {
-        None => true,
-        Some(token) => {
-            authorization::bearer(request.headers()).is_some_and(|presented| token.matches(&presented))
-        }
-    };
-    if allowed {
-        return next.run(request).await;
-    }
-    ApiError::invalid_token().into_response()
-}
-
-async fn require_loopback_host(State(port): State<Arc<AdminPort>>, request: Request, next: Next) -> Response {
-    if port.token.is_none() && !has_loopback_host(&request) {
-        return ApiError::refused(
-            StatusCode::FORBIDDEN,
-            "Without admin.token the admin port answers to loopback names and addresses only.",
-        )
-        .into_response();
-    }
-    next.run(request).await
-}
-
-fn has_loopback_host(request: &Request) -> bool {
-    let mut hosts = request.headers().get_all(http::header::HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
-    let Some(host) = host.to_str().ok().and_then(|host| host.parse::<http::uri::Authority>().ok()) else {
-        return false;
-    };
-    let host = host.host();
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
