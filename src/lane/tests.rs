@@ -7,5 +7,6 @@ mod pacing;
 mod pending;
 mod storm;
 mod trouble;
+mod view;
 mod waiting;
 mod world;

@@ -76,7 +76,9 @@ pub(super) async fn harden(mut response: Response) -> Response {
 }
 
 fn has_loopback_host(headers: &HeaderMap) -> bool {
-    let Some(host) = host(headers).and_then(|host| host.parse::<http::uri::Authority>().ok()) else {
+    // A name before an `@` is none of the host's.
+    let host = host(headers).filter(|host| !host.contains('@'));
+    let Some(host) = host.and_then(|host| host.parse::<http::uri::Authority>().ok()) else {
         return false;
     };
     let host = host.host();
