@@ -24,6 +24,9 @@ const LOOKS_WITH_TEXT: usize = 2_000;
 const STEP: usize = 500;
 const STEP_WITH_TEXT: usize = 100;
 
+/// A service that has no more rows than this is listed without a look at the others'.
+const FEW: i64 = 5000;
+
 /// A page ends early after this, on a slow disk for example.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -33,6 +36,16 @@ const MOST_READERS: i64 = 1000;
 /// Rows in the order in which they were stored, last first.
 pub(super) const NEWEST: &str =
     "SELECT row, service, stored_at FROM task WHERE row < ?1 ORDER BY row DESC LIMIT ?2";
+
+/// Whether a service has more rows than a few, which are quickly read and sorted.
+pub(super) const COUNT_OF_SERVICE: &str =
+    "SELECT COUNT(*) FROM (SELECT 1 FROM task WHERE service = ?1 LIMIT ?2)";
+
+/// The same of a service that has few.
+pub(super) const NEWEST_OF_FEW: &str = "
+    SELECT row, service, stored_at FROM task
+    WHERE row IN (SELECT row FROM task INDEXED BY task_by_id WHERE service = ?3 LIMIT ?4) AND row < ?1
+    ORDER BY row DESC LIMIT ?2";
 
 /// Rows of a service whose ids lie in a range, in the order of ids.
 pub(super) const BY_ID: &str = "
@@ -288,7 +301,7 @@ async fn look(
             Some(Cursor::Row(row)) => *row,
             _ => i64::MAX,
         };
-        return look_at_newest(conn, from, count).await;
+        return look_at_newest(conn, filter.service.as_ref(), from, count).await;
     };
     let (service, id, row) = match (cursor, &filter.service) {
         (Some(Cursor::Id { service, id, row }), _) => (service.clone(), id.clone(), *row),
@@ -307,9 +320,25 @@ async fn look(
     Ok(Looked { next, ..looked })
 }
 
-async fn look_at_newest(conn: &mut SqliteConnection, from: i64, count: usize) -> Result<Looked, sqlx::Error> {
-    let rows: Vec<(i64, String, i64)> =
-        sqlx::query_as(NEWEST).bind(from).bind(one_more(count)).fetch_all(conn).await?;
+async fn look_at_newest(
+    conn: &mut SqliteConnection,
+    service: Option<&Service>,
+    from: i64,
+    count: usize,
+) -> Result<Looked, sqlx::Error> {
+    let mut few = None;
+    if let Some(service) = service {
+        let count = sqlx::query_scalar(COUNT_OF_SERVICE).bind(service.as_str()).bind(FEW + 1);
+        let count: i64 = count.fetch_one(&mut *conn).await?;
+        few = (count <= FEW).then_some(service);
+    }
+    let rows = match few {
+        Some(service) => {
+            sqlx::query_as(NEWEST_OF_FEW).bind(from).bind(one_more(count)).bind(service.as_str()).bind(FEW)
+        }
+        None => sqlx::query_as(NEWEST).bind(from).bind(one_more(count)),
+    };
+    let rows: Vec<(i64, String, i64)> = rows.fetch_all(conn).await?;
     let row =
         |(row, service, stored_at)| Row { row, service: Some(service), stored_at, cursor: Cursor::Row(row) };
     Ok(Looked::new(rows.into_iter().map(row).collect(), count))

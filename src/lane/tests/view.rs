@@ -39,12 +39,17 @@ async fn a_lane_tells_what_it_wants_asks_and_remembers() {
 async fn a_halved_rate_and_a_pause_are_told() {
     let lab = Lab::new();
     lab.pending("a");
-    lab.next([Reply::Answer(answer_with_retry_after(429, "30"))]);
-    lab.begin(waiting(single("a"), 60.0));
+    lab.next([Reply::Answer(answer_with_retry_after(429, "7"))]);
+    lab.begin(single("a"));
     pass(1.0).await;
     let lane = &lab.lanes.view(10).0[0];
     assert!(lane.requests_per_second < 0.6, "{lane:?}");
-    assert!(lane.held > seconds(28.0) && lane.held <= seconds(30.0), "{lane:?}");
+    assert!(lane.held > seconds(5.0) && lane.held <= seconds(7.0), "{lane:?}");
+    assert_eq!(
+        (lane.wanted, lane.under_way, lane.callers),
+        (1, 0, 1),
+        "the call waits to be repeated: {lane:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
