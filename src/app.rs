@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
-use crate::config::Config;
+use crate::config::Loaded;
 use crate::edge::{self, EdgeCounts, EdgeLimits};
 use crate::observe::{History, Metrics, Present, Snapshot};
 use crate::retrieve::Retriever;
@@ -42,11 +42,14 @@ pub struct App {
 }
 
 impl App {
-    /// Opens both ports and the store, and builds everything between them.
+    /// Opens both ports and the store, and builds everything between them. The admin port tells where the
+    /// configuration's values come from, where that is known.
     ///
     /// # Errors
     /// One line that says what could not be done: a port that is taken, a store that cannot be opened.
-    pub async fn build(config: Config) -> anyhow::Result<Self> {
+    pub async fn build(loaded: impl Into<Loaded>) -> anyhow::Result<Self> {
+        let loaded = loaded.into();
+        let (values, config) = (loaded.values(), loaded.config);
         let client = listen(config.server.listen, "server.listen").await?;
         let admin = match config.admin.listen {
             Some(address) => Some(listen(address, "admin.listen").await?),
@@ -82,12 +85,14 @@ impl App {
         let counts = EdgeCounts { panics: metrics.panics.clone(), ..EdgeCounts::default() };
         let admin_port = Arc::new(AdminPort {
             token: config.admin.token.clone(),
+            sqlite_version: store.sqlite_version().await,
             store: store.clone(),
-            draining: draining.clone(),
             retriever: Arc::clone(&retriever),
-            connections: counts.connections.clone(),
+            values,
             started_at: clock::unix_now(),
             started: std::time::Instant::now(),
+            draining: draining.clone(),
+            connections: counts.connections.clone(),
             history: Mutex::new(History::new(Snapshot::of(&metrics, &Present::default()))),
             metrics,
         });

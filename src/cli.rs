@@ -117,14 +117,14 @@ fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment)
     };
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => {
-            let config = cli.settings.load(environment)?.config;
-            start_logging(&config, environment)?;
-            block_on(serve::serve(config))
+            let loaded = cli.settings.load(environment)?;
+            start_logging(&loaded.config, environment)?;
+            block_on(serve::serve(loaded))
         }
         Command::Demo => {
-            let config = demo::config(&cli.settings)?;
-            start_logging(&config, environment)?;
-            block_on(demo::demo(config))
+            let loaded = demo::config(&cli.settings)?;
+            start_logging(&loaded.config, environment)?;
+            block_on(demo::demo(loaded))
         }
         Command::Simulate => {
             let config = simulate::config(&cli.settings)?;

@@ -11,6 +11,7 @@ mod tests;
 mod value;
 
 pub use load::{ConfigError, Flag, Loaded, Origin, Sources};
+pub use show::ShownValue;
 
 use std::net::SocketAddr;
 use std::time::Duration;

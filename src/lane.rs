@@ -13,6 +13,7 @@
 //! - `reach`: whether the upstream can be reached, for all lanes
 //! - `turns`: the bucket of each token
 //! - `totals`: what all of it comes to at the moment, for metrics
+//! - `view`: what goes on, for people
 
 mod answer;
 mod caller;
@@ -25,6 +26,7 @@ mod tests;
 mod ticket;
 mod totals;
 mod turns;
+mod view;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,6 +43,7 @@ use tokio_util::task::TaskTracker;
 use self::reach::Reach;
 use self::state::State;
 use self::turns::{Turn, Turns};
+pub use self::view::{LaneView, PendingView};
 use crate::config::{TasksConfig, UpstreamConfig};
 use crate::observe::Metrics;
 use crate::task::{Digest, FinishedTask, Service, TaskId};
@@ -279,10 +282,10 @@ struct Lane<O> {
     state: Mutex<State>,
     /// Tells the driver that something changed.
     wake: Notify,
-    /// Callers that hold out here.
-    holding_out: AtomicUsize,
-    /// Callers that wait for an answer.
+    /// Callers that wait here.
     callers: AtomicUsize,
+    /// Those of them that hold out.
+    holding_out: AtomicUsize,
     used_at: Mutex<Instant>,
 }
 
@@ -404,8 +407,8 @@ impl<O: Outside> Shared<O> {
             shared: Arc::clone(self),
             state: Mutex::default(),
             wake: Notify::new(),
-            holding_out: AtomicUsize::new(0),
             callers: AtomicUsize::new(0),
+            holding_out: AtomicUsize::new(0),
             used_at: Mutex::new(now),
         });
         lanes.insert(key, Arc::clone(&lane));

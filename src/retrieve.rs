@@ -246,6 +246,20 @@ impl Retriever {
         self.store.forget(scope).await.map(|_| ())
     }
 
+    /// An operator has tasks forgotten, for all. Gives the number of texts removed.
+    ///
+    /// # Errors
+    /// If it could not be written; the tasks are hidden from now on all the same.
+    pub async fn forget_by_operator(&self, scope: Forget) -> Result<u64, StoreError> {
+        match &scope {
+            Forget::Task { service, id } | Forget::Confirmed { service, id, .. } => {
+                self.lanes.forget(service, id);
+            }
+            Forget::Service(_) | Forget::OlderThan(_) => self.lanes.forget_all(),
+        }
+        self.store.forget(scope).await
+    }
+
     async fn retrieve_one(&self, question: &Question, id: TaskId) -> Reply {
         let mut report = Report { asked: 1, ..Report::default() };
         let ids = [id];

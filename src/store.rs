@@ -15,6 +15,7 @@
 mod beside;
 mod error;
 mod hidden;
+mod listing;
 mod memory;
 mod open;
 mod state;
@@ -35,8 +36,9 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
-pub use beside::{Beside, DatedTask, Exported, Page, Seen, ServiceTotals, StoredText, Totals};
+pub use beside::{Beside, DatedTask, Exported, Page, ServiceTotals, Totals};
 pub use error::StoreError;
+pub use listing::{Cursor, Filter, Listed, Seen, StoredText};
 
 use crate::config::StoreConfig;
 use crate::observe::{FindTier, Metrics, StoreErrorKind, StoreStats};
@@ -53,6 +55,9 @@ const BESIDE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest a look-up waits for SQLite before it is a miss.
 const FIND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Listings and texts of an id that are read at a time: look-ups want readers too.
+const LISTINGS: usize = 2;
 
 /// The longest [`Store::keep`] takes: the busy time-out and 5 s.
 const KEEP_TIMEOUT: Duration = Duration::from_secs(7);
@@ -166,6 +171,7 @@ pub struct Store {
     shared: Arc<Shared>,
     jobs: mpsc::Sender<Job>,
     room: Arc<Semaphore>,
+    listings: Arc<Semaphore>,
     background: TaskTracker,
 }
 
@@ -197,7 +203,13 @@ impl Store {
         let background = TaskTracker::new();
         background.spawn(watch(Arc::clone(&shared), tokio::spawn(writer.run())));
         background.close();
-        Ok(Self { shared, jobs, room: Arc::new(Semaphore::new(QUEUE_KIB as usize)), background })
+        Ok(Self {
+            shared,
+            jobs,
+            room: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
+            listings: Arc::new(Semaphore::new(LISTINGS)),
+            background,
+        })
     }
 
     /// The database file.

@@ -6,11 +6,13 @@ pub mod clock;
 mod finality;
 mod id;
 mod look_up;
+mod summary;
 mod token;
 
 pub use finality::{Inspection, Standing, inspect};
 pub use id::{Service, TaskId};
 pub use look_up::Action;
+pub use summary::{LONGEST_SUMMARIZED, Link, LinkKind, Summary};
 pub use token::{Digest, DigestKey, Token};
 
 use bytes::Bytes;

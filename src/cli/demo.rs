@@ -10,7 +10,7 @@ use anyhow::Context;
 
 use super::settings::Settings;
 use super::{Failure, print, serve, signals};
-use crate::config::{Config, Flag};
+use crate::config::{Flag, Loaded};
 use crate::simulator::{Simulator, SimulatorConfig};
 
 /// Any token will do for the simulated upstream.
@@ -19,7 +19,7 @@ const TOKEN: &str = "demo-token";
 /// Long enough to paste a look-up before the first task is finished.
 const TASK_DURATION: Duration = Duration::from_secs(60);
 
-pub(super) fn config(settings: &Settings) -> Result<Config, Failure> {
+pub(super) fn config(settings: &Settings) -> Result<Loaded, Failure> {
     let client_listen = settings.listen.clone().unwrap_or_else(|| free(8080));
     let admin_listen = settings.admin_listen.clone().unwrap_or_else(|| {
         if client_listen.ends_with(":8081") { "127.0.0.1:0".to_owned() } else { free(8081) }
@@ -42,7 +42,7 @@ fn free(port: u16) -> String {
     }
 }
 
-pub(super) async fn demo(mut config: Config) -> Result<(), Failure> {
+pub(super) async fn demo(mut loaded: Loaded) -> Result<(), Failure> {
     let shutdown = signals::shutdown_token()?;
     let folder = TemporaryFolder::create()?;
     let simulator = Simulator::start(SimulatorConfig {
@@ -54,14 +54,16 @@ pub(super) async fn demo(mut config: Config) -> Result<(), Failure> {
     })
     .await
     .context("start the simulated upstream")?;
+    let config = &mut loaded.config;
     config.upstream.base_url = simulator.base_url().parse().context("the simulated upstream's address")?;
     config.store.url = format!("sqlite://{}", folder.0.join("refrain.db").display());
+    loaded.set_by("demo", &["upstream.base_url", "store.url"]);
 
     let finished: Vec<String> = (0..3).map(|_| simulator.create_finished("producer", TOKEN)).collect();
     let pending: Vec<String> = (0..2).map(|_| simulator.create_task("producer", TOKEN)).collect();
 
-    let store = config.store.url.clone();
-    let Some(app) = serve::start(config, &shutdown).await? else { return Ok(()) };
+    let store = loaded.config.store.url.clone();
+    let Some(app) = serve::start(loaded, &shutdown).await? else { return Ok(()) };
     print(&explanation(&Scene {
         client: app.client_address(),
         admin: app.admin_address(),

@@ -4,24 +4,24 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failure, signals};
 use crate::app::App;
-use crate::config::Config;
+use crate::config::Loaded;
 
-pub(super) async fn serve(config: Config) -> Result<(), Failure> {
+pub(super) async fn serve(loaded: Loaded) -> Result<(), Failure> {
     let shutdown = signals::shutdown_token()?;
-    let Some(app) = start(config, &shutdown).await? else { return Ok(()) };
+    let Some(app) = start(loaded, &shutdown).await? else { return Ok(()) };
     app.run(shutdown).await?;
     tracing::info!("ended");
     Ok(())
 }
 
 /// The app with both ports open, told in the log; `None` where a signal came first.
-pub(super) async fn start(config: Config, shutdown: &CancellationToken) -> Result<Option<App>, Failure> {
-    let upstream = config.upstream.base_url.clone();
-    let store = config.store.url.clone();
+pub(super) async fn start(loaded: Loaded, shutdown: &CancellationToken) -> Result<Option<App>, Failure> {
+    let upstream = loaded.config.upstream.base_url.clone();
+    let store = loaded.config.store.url.clone();
     let app = tokio::select! {
         biased;
         () = shutdown.cancelled() => return Ok(None),
-        app = App::build(config) => app?,
+        app = App::build(loaded) => app?,
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "refrain");
     tracing::info!(address = %app.client_address(), "client port");

@@ -90,7 +90,7 @@ impl Settings {
         command: &str,
         allowed: &[&str],
         extra: impl IntoIterator<Item = Flag>,
-    ) -> Result<Config, Failure> {
+    ) -> Result<Loaded, Failure> {
         let mut flags = self.flags();
         let config = self.config.as_ref().map(|_| "--config");
         if let Some(flag) =
@@ -100,7 +100,7 @@ impl Settings {
         }
         flags.extend(extra);
         let sources = Sources { flags, ..Sources::default() };
-        Ok(Config::load(&sources, read)?.config)
+        Ok(Config::load(&sources, read)?)
     }
 
     fn flags(&self) -> Vec<Flag> {

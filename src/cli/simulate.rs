@@ -16,7 +16,8 @@ pub(super) fn config(settings: &Settings) -> Result<Config, Failure> {
     let any_port = settings.listen.is_none().then(|| own("server.listen", "127.0.0.1:0"));
     // The simulator has no admin port to meet.
     let extra = any_port.into_iter().chain([own("admin.listen", "off")]);
-    settings.load_alone("simulate", &["--listen", "--log-format", "--log-filter"], extra)
+    let loaded = settings.load_alone("simulate", &["--listen", "--log-format", "--log-filter"], extra)?;
+    Ok(loaded.config)
 }
 
 fn own(key: &'static str, value: &str) -> Flag {

@@ -20,7 +20,7 @@ use clap::{Args, Subcommand};
 use super::Failure;
 use crate::config::Config;
 use crate::store::Beside;
-use crate::task::{Service, TaskId};
+use crate::task::{Service, TaskId, clock};
 
 /// What to do with the store.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
@@ -175,9 +175,5 @@ fn digits(text: &str) -> Result<String, &'static str> {
 }
 
 fn duration(text: &str) -> Result<Duration, &'static str> {
-    // Sums near 2^64 seconds make `humantime` panic.
-    let fits = text.len() <= 64 && !text.split(|c: char| !c.is_ascii_digit()).any(|run| run.len() > 10);
-    fits.then(|| humantime::parse_duration(text).ok())
-        .flatten()
-        .ok_or("a duration is written as 30d, 12h or 1h 30m")
+    clock::parse_duration(text).ok_or("a duration is written as 30d, 12h or 1h 30m")
 }

@@ -67,6 +67,20 @@ pub struct Loaded {
     pub(super) origins: Origins,
 }
 
+/// A configuration that nobody loaded: where its values come from is not known.
+impl From<Config> for Loaded {
+    fn from(config: Config) -> Self {
+        Self { config, origins: Origins::new() }
+    }
+}
+
+impl Loaded {
+    /// Notes that a command has set these keys itself.
+    pub fn set_by(&mut self, command: &'static str, keys: &[&'static str]) {
+        self.origins.extend(keys.iter().map(|key| (*key, Origin::Flag(command))));
+    }
+}
+
 /// The origins of the keys that somebody set.
 pub(super) type Origins = BTreeMap<&'static str, Origin>;
 

@@ -1,26 +1,64 @@
-//! The effective configuration as text: `refrain config` prints it.
+//! The effective configuration, secrets as `***`: as text for `refrain config`, as values for the admin port.
 
 use std::fmt::Write;
 
+use serde_json::Value;
+
 use super::keys::KEYS;
 use super::load::{Loaded, Origin};
+use super::value::Given;
+
+/// A value in force.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShownValue {
+    /// Section and key, `upstream.max_batch`.
+    pub key: &'static str,
+    /// As it would stand in the file; a secret as `***`, one that is not set as an empty string.
+    pub value: Value,
+    /// Where it comes from, as `refrain config` prints it.
+    pub source: String,
+}
 
 impl Loaded {
     /// The effective values as TOML, secrets as `***`, each with where it comes from beside it.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
         let mut section = "";
-        for key in &KEYS {
-            let Some(show) = key.show else { continue };
-            if key.section() != section {
+        for (key, value, origin) in self.shown() {
+            let (this, field) = key.split_once('.').unwrap_or(("", key));
+            if this != section {
                 let blank = if section.is_empty() { "" } else { "\n" };
-                section = key.section();
+                section = this;
                 writeln!(text, "{blank}[{section}]").expect("a String takes all");
             }
-            let assignment = format!("{} = {}", key.field(), show(&self.config));
-            let origin = self.origins.get(key.name).unwrap_or(&Origin::Default);
+            let assignment = format!("{field} = {value}");
             writeln!(text, "{assignment:<44} # {origin}").expect("a String takes all");
         }
         text
+    }
+
+    /// The effective values one by one, in the order in which they are explained.
+    pub fn values(&self) -> Vec<ShownValue> {
+        let shown = self.shown();
+        shown
+            .map(|(key, value, origin)| ShownValue { key, value: json(value), source: origin.to_string() })
+            .collect()
+    }
+
+    fn shown(&self) -> impl Iterator<Item = (&'static str, Given, &Origin)> {
+        KEYS.iter().filter_map(|key| {
+            let origin = self.origins.get(key.name).unwrap_or(&Origin::Default);
+            Some((key.name, key.show?(&self.config), origin))
+        })
+    }
+}
+
+fn json(value: Given) -> Value {
+    match value {
+        Given::Text(text) | Given::Other(text) => text.into(),
+        Given::Whole(number) => number.into(),
+        Given::Decimal(number) => number.into(),
+        Given::List(items) => items.into_iter().map(json).collect(),
+        Given::Table(entries) => entries.into_iter().map(|(key, value)| (key, json(value))).collect(),
     }
 }

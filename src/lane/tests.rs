@@ -8,5 +8,6 @@ mod pending;
 mod storm;
 mod totals;
 mod trouble;
+mod view;
 mod waiting;
 mod world;

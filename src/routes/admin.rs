@@ -3,30 +3,27 @@
 //! - `GET /healthz`: the process answers; no token
 //! - `GET /readyz`: 503 while draining and after a failed write until one succeeds, and says why; no token
 //! - `GET /metrics`: OpenMetrics or Prometheus text, as `accept` asks for; with `admin.token` where one is set
-//! - `GET /api/…`: JSON, as `docs/api.md` has it; likewise
+//! - `/api/…`: JSON, see [`api`]; with `admin.token` where one is set
 //!
-//! While no token is set, `Host` must be a loopback name or address, so that a web page cannot reach the port by a name
-//! of its own (DNS rebinding).
+//! Who may ask what stands in `guard`.
 
-mod api;
+pub mod api;
+mod guard;
 
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
-use http::header::CACHE_CONTROL;
 use http::{HeaderMap, StatusCode, header};
 use prometheus_client::metrics::gauge::Gauge;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::authorization;
 use crate::api_error::ApiError;
+use crate::config::ShownValue;
 use crate::observe::{self, Format, History, Metrics, Present, Snapshot};
 use crate::retrieve::Retriever;
 use crate::store::Store;
@@ -36,20 +33,24 @@ use crate::task::{Token, clock};
 pub struct AdminPort {
     /// `admin.token`
     pub token: Option<Token>,
-    /// For readiness.
+    /// What is stored, and readiness.
     pub store: Store,
+    /// The lanes, and what forgets in lanes and store alike.
+    pub retriever: Arc<Retriever>,
+    /// The configuration in force, secrets hidden.
+    pub values: Vec<ShownValue>,
+    /// When refrain was started, in seconds since the Unix epoch.
+    pub started_at: i64,
+    /// The same by the monotonic clock.
+    pub started: Instant,
+    /// Version of the SQLite library.
+    pub sqlite_version: Option<String>,
     /// Cancelled when the first signal came.
     pub draining: CancellationToken,
-    /// For the lanes at present.
-    pub retriever: Arc<Retriever>,
     /// What was counted.
     pub metrics: Arc<Metrics>,
     /// Connections open on the client port.
     pub connections: Gauge,
-    /// When refrain started, in seconds since the Unix epoch.
-    pub started_at: i64,
-    /// The same by the monotonic clock.
-    pub started: Instant,
     /// The last hour and day.
     pub history: Mutex<History>,
 }
@@ -64,17 +65,6 @@ impl AdminPort {
             connections: usize::try_from(self.connections.get()).unwrap_or(0),
             lanes: self.retriever.lanes().totals(),
             store: self.store.stats(),
-        }
-    }
-
-    /// The word for readiness, and why it is not `ready`.
-    fn readiness(&self) -> (&'static str, Option<&'static str>) {
-        if self.draining.is_cancelled() {
-            return ("draining", Some("refrain is shutting down"));
-        }
-        match self.store.readiness() {
-            Ok(()) => ("ready", None),
-            Err(reason) => ("degraded", Some(reason)),
         }
     }
 
@@ -96,19 +86,45 @@ impl AdminPort {
     }
 }
 
+impl AdminPort {
+    /// A word for whether refrain is ready, and why not where it is not.
+    pub fn readiness(&self) -> (&'static str, Option<&'static str>) {
+        if self.draining.is_cancelled() {
+            return ("draining", Some("refrain is shutting down"));
+        }
+        match self.store.readiness() {
+            Ok(()) => ("ready", None),
+            Err(reason) => ("degraded", Some(reason)),
+        }
+    }
+
+    /// Seconds since the start.
+    pub fn uptime_seconds(&self) -> f64 {
+        (self.started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0
+    }
+}
+
 /// The router of the admin port.
 pub fn router(port: Arc<AdminPort>) -> Router {
     let guarded = Router::new()
         .route("/metrics", get(metrics))
-        .merge(api::router())
-        .layer(middleware::from_fn_with_state(Arc::clone(&port), require_token));
+        .nest("/api", api::router())
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn_with_state(Arc::clone(&port), guard::require_token))
+        .layer(middleware::from_fn_with_state(Arc::clone(&port), guard::refuse_other_sites));
     Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        .method_not_allowed_fallback(method_not_allowed)
         .merge(guarded)
         .fallback(|| async { ApiError::refused(StatusCode::NOT_FOUND, "There is nothing here.") })
-        .layer(middleware::from_fn_with_state(Arc::clone(&port), require_loopback_host))
+        .layer(middleware::from_fn_with_state(Arc::clone(&port), guard::require_loopback_host))
+        .layer(middleware::map_response(guard::harden))
         .with_state(port)
+}
+
+async fn method_not_allowed() -> ApiError {
+    ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "This method is not for this path; see allow.")
 }
 
 async fn healthz() -> Response {
@@ -116,9 +132,10 @@ async fn healthz() -> Response {
 }
 
 async fn readyz(State(port): State<Arc<AdminPort>>) -> Response {
-    let (word, reason) = port.readiness();
-    let code = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    status(code, word, reason)
+    match port.readiness() {
+        (word, None) => status(StatusCode::OK, word, None),
+        (word, reason) => status(StatusCode::SERVICE_UNAVAILABLE, word, reason),
+    }
 }
 
 fn status(status: StatusCode, word: &str, reason: Option<&str>) -> Response {
@@ -126,7 +143,7 @@ fn status(status: StatusCode, word: &str, reason: Option<&str>) -> Response {
         Some(reason) => json!({"status": word, "reason": reason}),
         None => json!({"status": word}),
     };
-    (status, [(CACHE_CONTROL, "no-store")], Json(body)).into_response()
+    (status, Json(body)).into_response()
 }
 
 async fn metrics(State(port): State<Arc<AdminPort>>, headers: HeaderMap) -> Response {
@@ -140,39 +157,4 @@ async fn metrics(State(port): State<Arc<AdminPort>>, headers: HeaderMap) -> Resp
         }
         Err(_) => ApiError::internal().into_response(),
     }
-}
-
-async fn require_token(State(port): State<Arc<AdminPort>>, request: Request, next: Next) -> Response {
-    let allowed = match &port.token {
-        None => true,
-        Some(token) => {
-            authorization::bearer(request.headers()).is_some_and(|presented| token.matches(&presented))
-        }
-    };
-    if allowed {
-        return next.run(request).await;
-    }
-    ApiError::invalid_token().into_response()
-}
-
-async fn require_loopback_host(State(port): State<Arc<AdminPort>>, request: Request, next: Next) -> Response {
-    if port.token.is_none() && !has_loopback_host(&request) {
-        return ApiError::refused(
-            StatusCode::FORBIDDEN,
-            "Without admin.token the admin port answers to loopback names and addresses only.",
-        )
-        .into_response();
-    }
-    next.run(request).await
-}
-
-fn has_loopback_host(request: &Request) -> bool {
-    let mut hosts = request.headers().get_all(http::header::HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
-    let Some(host) = host.to_str().ok().and_then(|host| host.parse::<http::uri::Authority>().ok()) else {
-        return false;
-    };
-    let host = host.host();
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use sqlx::{Connection, SqliteConnection};
 
 pub use import::DatedTask;
-pub use read::{Exported, Page, Seen, ServiceTotals, StoredText, Totals};
+pub use read::{Exported, Page, ServiceTotals, Totals};
 
 use super::error::is_busy;
-use super::{Forget, StoreError, open, tasks};
+use super::{Forget, StoreError, listing, open, tasks};
 use crate::config::StoreConfig;
 use crate::task::{TaskId, clock};
 
@@ -88,7 +88,7 @@ impl Beside {
     pub async fn forget_ids(&mut self, ids: &[TaskId]) -> Result<Vec<u64>, StoreError> {
         let done = async {
             let mut tx = self.conn.begin_with("BEGIN IMMEDIATE").await?;
-            let services = read::services(&mut tx).await?;
+            let services = listing::services(&mut tx).await?;
             let mut removed = Vec::with_capacity(ids.len());
             for id in ids {
                 removed.push(tasks::forget_everywhere(&mut tx, &services, id).await?);

@@ -99,6 +99,9 @@ pub enum StoreError {
     /// The store takes no writes at the moment, or is closed.
     #[error("the task store takes no writes at the moment; see its earlier log lines")]
     Unavailable,
+    /// The store cannot be read at the moment, or is closed.
+    #[error("the task store cannot be read at the moment; see its earlier log lines")]
+    Unreadable,
     /// A statement failed.
     #[error("the task store failed")]
     Sqlx(#[source] sqlx::Error),

@@ -66,7 +66,7 @@ pub(super) fn hex_array<'a>(ids: impl Iterator<Item = &'a TaskId>) -> String {
     json
 }
 
-fn number_array(numbers: &[i64]) -> String {
+pub(super) fn number_array(numbers: &[i64]) -> String {
     let mut json = String::from("[");
     for number in numbers {
         if json.len() > 1 {

@@ -1,5 +1,7 @@
 //! The store's promises over real files.
 
+mod listing;
+
 use std::path::PathBuf;
 
 use sqlx::sqlite::SqliteConnectOptions;

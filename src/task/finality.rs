@@ -14,19 +14,19 @@ use super::TaskId;
 
 /// Words that end a task, under `state` or `status` anywhere in `response`, in any letter case: what the
 /// upstream's own public clients take for "done" or "failed". Any other word means "not yet".
-const TERMINAL_WORDS: [&str; 12] = [
-    "succeeded",
-    "succeed",
-    "success",
-    "completed",
-    "complete",
-    "finished",
-    "failed",
-    "failure",
-    "error",
-    "cancelled",
-    "canceled",
-    "rejected",
+const TERMINAL_WORDS: [(&str, bool); 12] = [
+    ("succeeded", true),
+    ("succeed", true),
+    ("success", true),
+    ("completed", true),
+    ("complete", true),
+    ("finished", true),
+    ("failed", false),
+    ("failure", false),
+    ("error", false),
+    ("cancelled", false),
+    ("canceled", false),
+    ("rejected", false),
 ];
 
 /// What an object that the upstream sent is to the id that was asked for.
@@ -229,7 +229,12 @@ fn all_words_are_terminal(json: &str) -> bool {
 }
 
 fn is_terminal(text: &str) -> bool {
-    TERMINAL_WORDS.iter().any(|word| word.eq_ignore_ascii_case(text))
+    succeeded(text).is_some()
+}
+
+/// Whether a status word means success or failure; `None` for one that is not terminal.
+pub(super) fn succeeded(text: &str) -> Option<bool> {
+    TERMINAL_WORDS.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|&(_, succeeded)| succeeded)
 }
 
 /// Where a string ends, its closing quote included; `at` is behind the opening one.
@@ -376,7 +381,7 @@ mod tests {
 
     #[test]
     fn every_terminal_word_ends_a_task_in_any_case() {
-        for word in TERMINAL_WORDS {
+        for (word, _) in TERMINAL_WORDS {
             for word in [word.to_owned(), word.to_uppercase()] {
                 let text = format!(r#"{{"id":"t1","finished_at":1,"response":{{"state":"{word}"}}}}"#);
                 assert_eq!(standing(&text), Some(Standing::Final), "{word}");

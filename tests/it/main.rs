@@ -5,6 +5,8 @@
 #![expect(unreachable_pub, reason = "a test binary has no other crate to reach")]
 
 mod access;
+mod admin;
+mod api;
 mod bytes;
 mod crash;
 mod look_ups;

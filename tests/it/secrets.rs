@@ -114,14 +114,12 @@ async fn send_everything(program: &Program, upstream: &Simulator, key: &str, tok
     bodies
 }
 
-async fn metrics(program: &Program, headers: &[(&str, &str)]) -> String {
+/// What the admin port tells under a path.
+async fn told(program: &Program, path: &str) -> String {
     let mut wire = Wire::connect(program.admin).await;
     let host = program.admin.to_string();
-    let mut head = format!("GET /metrics HTTP/1.1\r\nhost: {host}\r\n");
-    for (name, value) in headers {
-        head.extend([name, ": ", value, "\r\n"]);
-    }
-    wire.write(head + "\r\n").await;
+    wire.write(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer canary-admin\r\n\r\n"))
+        .await;
     let answer = wire.answer().await;
     assert_eq!(answer.status, 200, "{answer:?}");
     answer.text()
@@ -145,7 +143,25 @@ async fn check(settings: &[(&str, &str)], key: &str, token: &str) {
                 assert_not_in("an error", &body);
             }
         }
-        assert_not_in("metrics", &metrics(&program, &[("authorization", "Bearer canary-admin")]).await);
+        let pending = upstream.create_pending("producer", token);
+        let look_up = json!({"action": "retrieve", "id": pending}).to_string();
+        let bearer = format!("Bearer {key}");
+        let headers = [("authorization", bearer.as_str()), ("x-record-exempt", "canary-forwarded")];
+        let mut wire = Wire::connect(program.address).await;
+        wire.write(request("POST /producer/tasks", &headers, look_up)).await;
+        assert_eq!(wire.answer().await.status, 200);
+        for (path, holds) in [
+            ("/metrics", "refrain_requests_total"),
+            ("/api/version", "sqlite_version"),
+            ("/api/tasks", "stored_at"),
+            ("/api/lanes", "under_way"),
+            ("/api/pending", &pending),
+            ("/api/config", "\"***\""),
+        ] {
+            let answer = told(&program, path).await;
+            assert!(answer.contains(holds), "{path}: {answer}");
+            assert_not_in(path, &answer);
+        }
         assert_not_in_files(folder.path());
         program.signal("TERM");
         assert_eq!(program.wait().code(), Some(0), "{}", program.log());

@@ -2,13 +2,12 @@
 
 use bytesize::ByteSize;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::ListArguments;
 use super::output::{Out, age, printable, tell, time};
 use crate::cli::Failure;
-use crate::store::{Beside, Seen};
-use crate::task::clock;
+use crate::store::{Beside, Cursor, Filter, Seen};
+use crate::task::{Summary, clock};
 
 /// Characters of a title that a line has room for.
 const TITLE_LENGTH: usize = 48;
@@ -27,48 +26,60 @@ struct Line<'a> {
 pub(super) async fn list(store: &mut Beside, arguments: &ListArguments) -> Result<(), Failure> {
     let mut out = Out::new();
     let now = clock::unix_now();
-    let (mut left, mut cursor) = (arguments.limit, arguments.after);
+    let filter = Filter { service: arguments.service.clone(), ..Filter::default() };
+    let mut left = arguments.limit;
+    let mut cursor = arguments.after.map(Cursor::Row);
     let mut is_first = true;
-    while left > 0 {
-        let page = store.list(arguments.service.as_ref(), cursor, left).await?;
-        let Some(last) = page.last() else { return out.finish() };
-        cursor = Some(last.cursor);
+    loop {
+        let listed = store.list(&filter, cursor, left).await?;
+        cursor = listed.next;
+        let page = listed.tasks;
         left -= page.len() as u64;
         if arguments.json {
             for task in &page {
                 out.json(&json_line(task))?;
             }
-            continue;
-        }
-        let width = page.iter().map(|task| printable(task.id.as_str()).chars().count()).max().unwrap_or(0);
-        if is_first {
-            out.line(&line(
-                width,
-                ["ID", "SERVICE", "SIZE", "AGE", "STORED", "READERS", "TITLE"].map(str::to_owned),
-            ))?;
+        } else if !page.is_empty() {
+            table(&mut out, &page, is_first, now)?;
             is_first = false;
         }
-        for task in &page {
-            let title: String = title(task).unwrap_or_default().chars().take(TITLE_LENGTH).collect();
-            let cells = [
-                printable(task.id.as_str()),
-                task.service.to_string(),
-                ByteSize(task.size).to_string(),
-                age(task.stored_at, now),
-                time(task.stored_at),
-                task.readers.to_string(),
-                printable(&title),
-            ];
-            out.line(&line(width, cells))?;
+        if left == 0 || cursor.is_none() {
+            break;
         }
     }
     out.finish()?;
     // One more tells whether it is worth asking for.
-    if let Some(cursor) = cursor
-        && !arguments.json
-        && !store.list(arguments.service.as_ref(), Some(cursor), 1).await?.is_empty()
-    {
-        tell(&format!("there are more: --after {cursor}"));
+    let mut behind = cursor.clone().filter(|_| !arguments.json);
+    while behind.is_some() {
+        let listed = store.list(&filter, behind, 1).await?;
+        if let (Some(cursor), false) = (&cursor, listed.tasks.is_empty()) {
+            tell(&format!("there are more: --after {cursor}"));
+            break;
+        }
+        behind = listed.next;
+    }
+    Ok(())
+}
+
+/// The tasks as a table, each page with its own widths.
+fn table(out: &mut Out, page: &[Seen], with_head: bool, now: i64) -> Result<(), Failure> {
+    let width = page.iter().map(|task| printable(task.id.as_str()).chars().count()).max().unwrap_or(0);
+    if with_head {
+        let head = ["ID", "SERVICE", "SIZE", "AGE", "STORED", "READERS", "TITLE"];
+        out.line(&line(width, head.map(str::to_owned)))?;
+    }
+    for task in page {
+        let title: String = title(task).unwrap_or_default().chars().take(TITLE_LENGTH).collect();
+        let cells = [
+            printable(task.id.as_str()),
+            task.service.to_string(),
+            ByteSize(task.size).to_string(),
+            age(task.stored_at, now),
+            time(task.stored_at),
+            task.readers.to_string(),
+            printable(&title),
+        ];
+        out.line(&line(width, cells))?;
     }
     Ok(())
 }
@@ -87,19 +98,11 @@ fn json_line(task: &Seen) -> Line<'_> {
         stored_at: task.stored_at,
         readers: task.readers,
         title: title(task),
-        cursor: task.cursor,
+        cursor: task.row,
     }
 }
 
-/// The first title in the task's response. A large text is not read for it.
+/// The title, of a text that is not too long to be read for it.
 fn title(task: &Seen) -> Option<String> {
-    let text: Value = serde_json::from_slice(task.text.as_ref()?).ok()?;
-    let response = text.get("response")?;
-    let in_list = response.pointer("/data").and_then(Value::as_array);
-    let titles = in_list.into_iter().flatten().map(|item| item.get("title"));
-    titles
-        .chain([response.pointer("/data/title"), response.get("title")])
-        .flatten()
-        .find_map(Value::as_str)
-        .map(str::to_owned)
+    Summary::of(task.text.as_ref()?).title
 }

@@ -1,19 +1,14 @@
-//! Looking at a store page by page: listing, texts of one id, export, totals.
+//! Looking at a store page by page: listing, texts of an id, export, totals.
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-use sqlx::SqliteConnection;
-
 use super::{Beside, failed};
 use crate::store::StoreError;
+use crate::store::listing::{self, Cursor, Filter, Listed, StoredText, TextLimits, unsigned};
 use crate::store::tasks::checksum;
-use crate::task::{Digest, Service, TaskId};
+use crate::task::{Service, TaskId};
 
-/// Texts above this are not read for a listing.
-const LISTED_BYTES: i64 = 64 << 10;
-
-/// Rows that one page of a listing holds at most.
+/// Tasks that one page of a listing holds at most.
 const LIST_STEP: u64 = 100;
 
 /// Rows that one page of an export holds at most.
@@ -24,38 +19,6 @@ const EXPORT_BYTES: i64 = 8 << 20;
 
 /// Rows that one statement of [`Beside::totals`] adds up.
 const TOTALS_STEP: i64 = 2000;
-
-/// A task in a listing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// Where it stands in the listing, to go on from.
-    pub cursor: i64,
-    /// Its service.
-    pub service: Service,
-    /// Its id.
-    pub id: TaskId,
-    /// Bytes of its text.
-    pub size: u64,
-    /// When it was stored, in seconds since the Unix epoch.
-    pub stored_at: i64,
-    /// How many may read it.
-    pub readers: u64,
-    /// Its text, if that is at most 64 KiB.
-    pub text: Option<Bytes>,
-}
-
-/// One of the texts that are stored for an id.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredText {
-    /// Its service.
-    pub service: Service,
-    /// When it was stored, in seconds since the Unix epoch.
-    pub stored_at: i64,
-    /// Who may read it.
-    pub readers: Vec<Digest>,
-    /// The upstream's bytes; `None` if they are damaged.
-    pub text: Option<Bytes>,
-}
 
 /// A task to be exported.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,41 +73,18 @@ pub struct ServiceTotals {
 }
 
 impl Beside {
-    /// A page of stored tasks, last stored first: up to `limit` of them or 100, those after `cursor`. The last page
-    /// is empty.
+    /// A page of stored tasks, last stored first: up to `limit` of them or 100, those after `cursor`. It may be short,
+    /// and even empty, and have a next one.
     pub async fn list(
         &mut self,
-        service: Option<&Service>,
-        cursor: Option<i64>,
+        filter: &Filter,
+        cursor: Option<Cursor>,
         limit: u64,
-    ) -> Result<Vec<Seen>, StoreError> {
-        type Row = (i64, String, Vec<u8>, i64, i64, i64, Option<Vec<u8>>);
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT t.row, t.service, t.id, t.size, t.stored_at,
-                    (SELECT COUNT(*) FROM task_right r WHERE r.task = t.row),
-                    CASE WHEN t.size <= ?4 THEN t.body END
-             FROM task t WHERE t.row < ?1 AND (?2 IS NULL OR t.service = ?2)
-             ORDER BY t.row DESC LIMIT ?3",
-        )
-        .bind(cursor.unwrap_or(i64::MAX))
-        .bind(service.map(Service::as_str))
-        .bind(limit.min(LIST_STEP).cast_signed())
-        .bind(LISTED_BYTES)
-        .fetch_all(&mut self.conn)
-        .await
-        .map_err(|error| failed(&self.path, error))?;
-        let seen = rows.into_iter().filter_map(|(cursor, service, id, size, stored_at, readers, text)| {
-            Some(Seen {
-                cursor,
-                service: Service::parse(&service)?,
-                id: TaskId::parse(&String::from_utf8_lossy(&id))?,
-                size: unsigned(size),
-                stored_at,
-                readers: unsigned(readers),
-                text: text.map(Bytes::from),
-            })
-        });
-        Ok(seen.collect())
+    ) -> Result<Listed, StoreError> {
+        let limit = usize::try_from(limit.clamp(1, LIST_STEP)).unwrap_or(1);
+        listing::page(&mut self.conn, filter, cursor, limit, |_| true)
+            .await
+            .map_err(|error| failed(&self.path, error))
     }
 
     /// All texts stored for an id, of one service or of all.
@@ -157,34 +97,11 @@ impl Beside {
         let texts = async {
             let services = match service {
                 Some(service) => vec![service.clone()],
-                None => services(conn).await?,
+                None => listing::services(conn).await?,
             };
             let mut texts = Vec::new();
             for service in services {
-                let rows: Vec<(i64, i64, i64, Vec<u8>)> = sqlx::query_as(
-                    "SELECT row, checksum, stored_at, body FROM task WHERE service = ?1 AND id = ?2
-                     ORDER BY row",
-                )
-                .bind(service.as_str())
-                .bind(id.as_str().as_bytes())
-                .fetch_all(&mut *conn)
-                .await?;
-                for (row, sum, stored_at, text) in rows {
-                    let readers: Vec<Vec<u8>> = sqlx::query_scalar(
-                        "SELECT r.digest FROM task_right t CROSS JOIN reader r ON r.id = t.reader
-                         WHERE t.task = ?1 ORDER BY r.id",
-                    )
-                    .bind(row)
-                    .fetch_all(&mut *conn)
-                    .await?;
-                    let digests = readers.into_iter().filter_map(|digest| <[u8; 32]>::try_from(digest).ok());
-                    texts.push(StoredText {
-                        stored_at,
-                        readers: digests.map(Digest::from).collect(),
-                        text: (checksum(&service, id, &text) == sum).then(|| text.into()),
-                        service: service.clone(),
-                    });
-                }
+                texts.extend(listing::texts(conn, &service, id, TextLimits::NONE).await?);
             }
             Ok(texts)
         };
@@ -289,24 +206,6 @@ impl Beside {
     }
 }
 
-/// The services that have tasks: one step through the index for each.
-pub(super) async fn services(conn: &mut SqliteConnection) -> Result<Vec<Service>, sqlx::Error> {
-    let (mut services, mut last) = (Vec::new(), String::new());
-    loop {
-        let next: Option<String> = sqlx::query_scalar("SELECT MIN(service) FROM task WHERE service > ?1")
-            .bind(&last)
-            .fetch_one(&mut *conn)
-            .await?;
-        let Some(next) = next else { return Ok(services) };
-        services.extend(Service::parse(&next));
-        last = next;
-    }
-}
-
 fn parse_id(id: &[u8]) -> Option<TaskId> {
     TaskId::parse(std::str::from_utf8(id).ok()?)
-}
-
-fn unsigned(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or(0)
 }

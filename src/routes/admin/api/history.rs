@@ -2,24 +2,23 @@
 
 use std::sync::{Arc, PoisonError};
 
-use axum::extract::{RawQuery, State};
-use axum::response::{IntoResponse, Response};
+use axum::Json;
+use axum::extract::State;
+use http::Uri;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::AdminPort;
-use super::answer;
+use super::parameters::{Parameters, wrong};
 use crate::api_error::ApiError;
 use crate::observe::{History, Point};
 
-pub(super) async fn history(State(port): State<Arc<AdminPort>>, RawQuery(query): RawQuery) -> Response {
-    let (range, step) = match query.as_deref() {
-        None | Some("" | "range=1h") => ("1h", History::STEP),
-        Some("range=24h") => ("24h", History::LONG_STEP),
-        Some(_) => {
-            return ApiError::bad_request("The one parameter of /api/history is range, 1h or 24h.")
-                .into_response();
-        }
+pub(super) async fn history(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Value>, ApiError> {
+    let parameters = Parameters::read(&uri, &["range"])?;
+    let (range, step) = match parameters.text("range") {
+        None | Some("1h") => ("1h", History::STEP),
+        Some("24h") => ("24h", History::LONG_STEP),
+        Some(_) => return Err(wrong("range", "1h or 24h")),
     };
     let history = port.history.lock().unwrap_or_else(PoisonError::into_inner);
     let points: Vec<&Point> =
@@ -28,7 +27,7 @@ pub(super) async fn history(State(port): State<Arc<AdminPort>>, RawQuery(query):
         points.iter().map(|point| of(point)).collect()
     }
     let points = &points;
-    answer(json!({
+    Ok(Json(json!({
         "range": range,
         "step_seconds": step.as_secs(),
         "at": column(points, |point| point.at),
@@ -45,5 +44,5 @@ pub(super) async fn history(State(port): State<Arc<AdminPort>>, RawQuery(query):
         "wanted": column(points, |point| point.wanted),
         "remembered": column(points, |point| point.remembered),
         "store_tasks": column(points, |point| point.store_tasks),
-    }))
+    })))
 }

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
-use axum::response::Response;
+use http::Uri;
 use serde_json::{Map, Value, json};
 
 use super::super::AdminPort;
-use super::answer;
+use super::parameters::Parameters;
+use crate::api_error::ApiError;
 use crate::observe::{CallStatus, HistogramCounts, Label, Metrics, Present, RequestOutcome, Tally};
 
 /// Outcomes whose latency says something about refrain or the upstream.
@@ -19,12 +21,13 @@ const WITH_LATENCY: [RequestOutcome; 5] = [
     RequestOutcome::Bypass,
 ];
 
-pub(super) async fn stats(State(port): State<Arc<AdminPort>>) -> Response {
+pub(super) async fn stats(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Value>, ApiError> {
+    Parameters::none(&uri)?;
     let metrics = &port.metrics;
     let present = port.present();
-    answer(json!({
+    Ok(Json(json!({
         "started_at": port.started_at,
-        "uptime_seconds": port.started.elapsed().as_secs_f64(),
+        "uptime_seconds": port.uptime_seconds(),
         "ready": {"status": present.status, "reason": present.reason},
         "connections": present.connections,
         "requests": requests(metrics),
@@ -38,7 +41,7 @@ pub(super) async fn stats(State(port): State<Arc<AdminPort>>) -> Response {
         "upstream": upstream(metrics, &present),
         "lanes": lanes(&present),
         "store": store(metrics, &present),
-    }))
+    })))
 }
 
 fn requests(metrics: &Metrics) -> Value {
