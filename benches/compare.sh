@@ -25,6 +25,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
     apt-get update -qq >&2
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+    [ -z "$(trap -p EXIT)" ] || rm -f /usr/sbin/policy-rc.d
 fi
 
 # refrain as it ships: by itself, so that no feature of a dev-dependency gets into it.

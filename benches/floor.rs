@@ -6,7 +6,7 @@
 //!   in it replaced, `/bytes/N` gets N bytes, anything else `{}`
 //!
 //! Prints its address in one line and serves until it is killed. Connections are set up as refrain sets up its own:
-//! HTTP/1.1, keep-alive, no delay, the same runtime.
+//! HTTP/1.1, keep-alive, no delay, the same runtime; the allocator is the same too.
 
 #![expect(clippy::print_stdout, reason = "its address is told there")]
 
@@ -23,6 +23,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> anyhow::Result<()> {
     // `cargo bench` adds a flag of its own.

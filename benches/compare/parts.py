@@ -253,7 +253,7 @@ def sizes(bench):
          "p50 ms", "p99 ms"],
         [[f"{count:,}", f"{stored / MIB:,.0f}", f"{stored / count:,.0f}", tasks.size, f"{seconds:,.1f}",
           f"{count / seconds:,.0f}", spread((one.cpu_us for one in found[f"{count:,}"]), "%.1f"),
-          spread(report.ratios(found, f"{count:,}", least)),
+          "1" if f"{count:,}" == least else spread(report.ratios(found, f"{count:,}", least)),
           "%.2f" % median(one.p50_ms for one in found[f"{count:,}"]),
           "%.2f" % median(one.p99_ms for one in found[f"{count:,}"])] for count, seconds, stored in rows],
         left=0,
