@@ -20,6 +20,10 @@ test *arguments:
 storm *arguments:
     cargo bench --bench poll_storm -- {{arguments}}
 
+# Speed beside a bare hyper server, nginx and Varnish, in about 25 minutes; `--quick` for a few.
+bench *arguments:
+    benches/compare.sh {{arguments}}
+
 # Advisories, licences and bans of the dependencies; needs cargo-deny.
 audit:
     cargo deny check

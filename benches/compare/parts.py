@@ -1,0 +1,344 @@
+"""The work that is measured, a function a part. Each starts the servers it needs and ends them."""
+
+import contextlib
+import os
+import random
+import re
+import sys
+import time
+
+import load
+from contestants import Bare, Failed, Nginx, Refrain, Varnish
+from report import median, spread
+
+MIB = 1 << 20
+# With many tokens as good as no limit: the vendor's rate is not what is measured here.
+UNLIMITED = {"REFRAIN_UPSTREAM__REQUESTS_PER_SECOND": "1000", "REFRAIN_UPSTREAM__BURST": "1000"}
+TOKENS = 64
+NO_MEMORY = {"REFRAIN_STORE__MEMORY_BYTES": "0"}
+HOT = 1000
+# Ids of misses begin far above those of stored tasks, and no two parts share any.
+FRESH = 100_000_000
+
+
+class Bench:
+    """What the parts share: programs, the upstream, tasks, and stores that were filled once."""
+
+    def __init__(self, folder, refrain, floor, tasks, upstream, report, options):
+        self.folder, self.refrain_binary, self.floor_binary = folder, refrain, floor
+        self.tasks, self.upstream, self.report, self.options = tasks, upstream, report, options
+        self.stores, self.used, self.fresh = {}, 0, FRESH
+
+    def place(self):
+        self.used += 1
+        return os.path.join(self.folder, str(self.used))
+
+    def refrain(self, count=None, name="refrain", **settings):
+        """refrain on a store of `count` tasks, or on an empty one."""
+        store = self.store(count)[0] if count else None
+        return Refrain(self.place(), self.refrain_binary, self.upstream, store, name, **settings)
+
+    def store(self, count):
+        """A store of `count` tasks: path, seconds of its import."""
+        if count not in self.stores:
+            say(f"filling a store of {count:,} tasks")
+            folder = os.path.join(self.folder, f"store-{count}")
+            refrain = Refrain(folder, self.refrain_binary, self.upstream)
+            self.stores[count] = refrain.store, refrain.fill(self.tasks, count)
+        return self.stores[count]
+
+    def floor(self, answer, name="floor"):
+        """A floor that gives `answer`: header fields and body."""
+        headers, body = answer
+        lines = "".join(f"{field}: {value}\n" for field, value in headers.items())
+        floor = Bare(self.place(), self.floor_binary, "answer", lines.encode() + b"\n" + body)
+        floor.name = name
+        return floor
+
+    def others(self, long_keys=False):
+        return Nginx(self.place(), self.upstream, long_keys), Varnish(self.place(), self.upstream)
+
+    def new_ids(self, count):
+        """The first of so many numbers that nobody asked for yet."""
+        first, self.fresh = self.fresh, self.fresh + count
+        return first
+
+    def interleave(self, entries, rounds=None, seconds=None):
+        """Rounds of load, one server after the other in each. Rounds by name."""
+        rounds, seconds = rounds or self.options.rounds, seconds or self.options.seconds
+        found = {entry.name: [] for entry in entries}
+        for entry in entries:
+            entry.run(1, 0)
+        for number in range(1, rounds + 1):
+            for entry in entries:
+                found[entry.name].append(entry.run(seconds, number))
+            say(f"round {number} of {rounds}: " + ", ".join(
+                f"{name} {own[-1].cpu_us:.1f} µs" for name, own in found.items()))
+        return found
+
+
+class Entry:
+    """A server with its load. `question` gives what is asked before each round, and what has to come."""
+
+    def __init__(self, server, arguments, size, question, name=None, connections=load.CONNECTIONS, warm=None):
+        self.server, self.arguments, self.size, self.question = server, arguments, size, question
+        if isinstance(server, Bare):
+            # It knows one answer alone, which was compared when it was made.
+            self.question = None
+        self.name, self.connections, self.warm = name or server.name, connections, warm
+
+    def run(self, seconds, number):
+        if self.question:
+            self.server.expect(*self.question())
+        if self.warm:
+            self.warm()
+        return load.run(self.server, self.arguments, seconds, self.size, number, self.connections)
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def fill(server, questions):
+    """Asks everything once, so that it is stored, and once more to see that it is."""
+    for asked, expected in questions:
+        server.expect(asked, expected)
+        headers = server.expect(asked, expected)
+        if not ("HIT" in headers.get("x-cache", "") or " " in headers.get("x-varnish", "")):
+            raise Failed(f"{server.name} does not store: {dict(headers)}")
+
+
+def hit(bench):
+    """a hit on one task of 3 kB"""
+    tasks, big = bench.tasks, bench.options.big
+    single = lambda count: lambda: tasks.single(random.randrange(count))
+    with contextlib.ExitStack() as servers:
+        enter = servers.enter_context
+        refrain, large = enter(bench.refrain(HOT)), enter(bench.refrain(big, name=f"refrain, {big:,} stored"))
+        nginx, varnish = map(enter, bench.others())
+        for server in (refrain, nginx, varnish):
+            fill(server, map(tasks.single, range(HOT)))
+        fill(large, map(tasks.single, range(50)))
+        floor = enter(bench.floor((refrain.expect(*tasks.single(0)), tasks.body_of(0))))
+        hot = ["single", HOT, "random"]
+        # Of the large store, the same 1,000 over and over; then any, of which memory holds a part.
+        warm = lambda: load.run(large, hot, 1, tasks.size)
+        found = bench.interleave([
+            *(Entry(server, hot, tasks.size, single(HOT)) for server in (floor, refrain, nginx, varnish)),
+            Entry(large, hot, tasks.size, single(HOT), name=f"refrain, 1,000 of {big:,} stored", warm=warm),
+            Entry(large, ["single", big, "random"], tasks.size, single(big), name=f"refrain, any of {big:,} stored"),
+        ])
+    report = bench.report
+    report.heading(f"A hit on one task of {tasks.size:,} bytes, out of 1,000 stored")
+    report.servers(found, "floor", "nginx")
+    report.target("a hit, ÷ floor", median(report.ratios(found, "refrain", "floor")), 1.25, 1.15)
+    report.target("a hit, ÷ nginx", median(report.ratios(found, "refrain", "nginx")), 0.75)
+
+
+def batch(bench):
+    """fully stored batches of 50 and of 1,000"""
+    tasks, report = bench.tasks, bench.report
+    for size, many, connections in ((50, HOT // 50, load.CONNECTIONS), (1000, 1, 4)):
+        nth = lambda n, size=size: tasks.batch(range(n * size, (n + 1) * size))
+        question = lambda many=many, nth=nth: nth(random.randrange(many))
+        with contextlib.ExitStack() as servers:
+            enter = servers.enter_context
+            refrain, (nginx, varnish) = enter(bench.refrain(HOT)), map(enter, bench.others(size > 50))
+            for server in (refrain, nginx, varnish):
+                fill(server, map(nth, range(many)))
+            asked, answer = nth(0)
+            floor = enter(bench.floor((refrain.expect(asked, answer), answer)))
+            found = bench.interleave([
+                Entry(server, ["batch", HOT, size, many], len(answer), question, connections=connections)
+                for server in (floor, refrain, nginx, varnish)
+            ])
+        report.heading(f"A fully stored batch of {size:,}: an answer of {len(answer):,} bytes, {connections} connections")
+        report.servers(found, "floor", "nginx")
+        if size == 50:
+            report.target("a stored batch of 50, ÷ floor", median(report.ratios(found, "refrain", "floor")), 1.6)
+
+
+def cold(bench):
+    """hits that are in SQLite but not in memory"""
+    tasks, big = bench.tasks, bench.options.big
+    with contextlib.ExitStack() as servers:
+        enter = servers.enter_context
+        memory = enter(bench.refrain(HOT))
+        disk = enter(bench.refrain(big, **NO_MEMORY))
+        for server in (memory, disk):
+            fill(server, map(tasks.single, range(HOT)))
+        found = bench.interleave([
+            Entry(memory, ["single", HOT, "random"], tasks.size, lambda: tasks.single(random.randrange(HOT)),
+                  name="one from memory"),
+            Entry(disk, ["single", big, "random"], tasks.size, lambda: tasks.single(random.randrange(big)),
+                  name="one from SQLite"),
+            Entry(disk, ["scatter", big, 50, 2000], tasks.size * 50,
+                  lambda: tasks.batch(random.sample(range(big), 50)), name="50 from SQLite"),
+        ])
+    report = bench.report
+    report.heading(f"Out of SQLite: any of {big:,} tasks with `store.memory_bytes = 0`")
+    report.servers(found, "one from memory")
+    ratio = lambda name: median(report.ratios(found, name, "one from memory"))
+    report.target("one from SQLite, ÷ one from memory", ratio("one from SQLite"), 4, 2.5)
+    report.target("a batch of 50 from SQLite, ÷ one from memory", ratio("50 from SQLite"), 20, 10)
+
+
+class Misses(Entry):
+    """Every round asks for ids that were never asked for before, a fixed number of them."""
+
+    def __init__(self, bench, server, count):
+        super().__init__(server, None, bench.tasks.size, None)
+        self.bench, self.count = bench, count
+
+    def run(self, seconds, number):
+        count = self.count if number else self.count // 10
+        self.server.expect(*self.bench.tasks.single(self.bench.new_ids(1)))
+        arguments = ["single", count, "each", self.bench.new_ids(count)]
+        return load.run(self.server, arguments, 300, self.size, number, tokens=TOKENS)
+
+
+def miss(bench):
+    """misses through an upstream that answers at once"""
+    tasks = bench.tasks
+    with contextlib.ExitStack() as servers:
+        enter = servers.enter_context
+        refrain, (nginx, varnish) = enter(bench.refrain(**UNLIMITED)), map(enter, bench.others())
+        fill(refrain, [tasks.single(0)])
+        floor = enter(bench.floor((refrain.expect(*tasks.single(0)), tasks.body_of(0))))
+        entries = [Misses(bench, server, bench.options.misses) for server in (refrain, nginx, varnish)]
+        single = ["single", HOT, "random"]
+        entries.insert(0, Entry(floor, single, tasks.size, None))
+        found = bench.interleave(entries, seconds=2)
+    bench.report.heading("A miss through an upstream of 0 ms")
+    bench.report.servers(found, "floor", "nginx")
+
+
+def passing(bench):
+    """1 MB that passes through"""
+    path, body = f"/bytes/{MIB}", b"x" * MIB
+    with contextlib.ExitStack() as servers:
+        enter = servers.enter_context
+        refrain, (nginx, varnish) = enter(bench.refrain(**UNLIMITED)), map(enter, bench.others())
+        for server in (refrain, nginx, varnish):
+            status, headers, answer = server.ask("GET", path)
+            if status != 200 or answer != body:
+                raise Failed(f"{server.name} passes {path} on with status {status} or other bytes")
+        floor = enter(bench.floor(({"content-type": "application/json"}, body)))
+        found = bench.interleave([
+            Entry(server, ["get", path], MIB, None, connections=4) for server in (floor, refrain, nginx, varnish)
+        ])
+    bench.report.heading("1 MiB passed through (the floor answers it itself)")
+    bench.report.servers(found, "floor", "nginx")
+
+
+def sizes(bench):
+    """store size and look-up time by number of tasks"""
+    tasks, report, rows = bench.tasks, bench.report, []
+    for count in bench.options.sizes:
+        path, seconds = bench.store(count)
+        stored = sum(os.path.getsize(path + end) for end in ("", "-wal") if os.path.exists(path + end))
+        rows.append([count, seconds, stored])
+    with contextlib.ExitStack() as servers:
+        entries = []
+        for count in bench.options.sizes:
+            server = servers.enter_context(bench.refrain(count, f"{count:,}", **NO_MEMORY))
+            fill(server, map(tasks.single, range(50)))
+            entries.append(Entry(server, ["single", count, "random"], tasks.size,
+                                 lambda count=count: tasks.single(random.randrange(count))))
+        found = bench.interleave(entries)
+    report.heading("By number of stored tasks: size, import, look-up of any of them out of SQLite")
+    least = f"{bench.options.sizes[0]:,}"
+    report.table(
+        ["tasks", "store MiB", "bytes a task", "of them text", "import s", "tasks/s", "CPU µs a look-up", f"÷ {least}",
+         "p50 ms", "p99 ms"],
+        [[f"{count:,}", f"{stored / MIB:,.0f}", f"{stored / count:,.0f}", tasks.size, f"{seconds:,.1f}",
+          f"{count / seconds:,.0f}", spread((one.cpu_us for one in found[f"{count:,}"]), "%.1f"),
+          "1" if f"{count:,}" == least else spread(report.ratios(found, f"{count:,}", least)),
+          "%.2f" % median(one.p50_ms for one in found[f"{count:,}"]),
+          "%.2f" % median(one.p99_ms for one in found[f"{count:,}"])] for count, seconds, stored in rows],
+        left=0,
+    )
+    for count in bench.options.sizes[1:]:
+        if count <= 10**6:
+            ratio = median(report.ratios(found, f"{count:,}", least))
+            report.target(f"look-up at {count:,} tasks, ÷ at {least}", ratio, 1.3)
+
+
+def start(bench):
+    """time to start on an empty and on a large store"""
+    big = bench.options.big
+    taken, cpu = {0: [], big: []}, {0: [], big: []}
+    empty = bench.refrain()
+    bench.store(big)
+    for number in range(bench.options.rounds + 1):
+        for count in taken:
+            server = bench.refrain(big) if count else empty
+            began = time.monotonic()
+            with server:
+                seconds = time.monotonic() - began
+                # The first makes the empty store.
+                if number:
+                    taken[count].append(seconds * 1000)
+                    cpu[count].append(server.cpu_seconds() * 1000)
+    bench.report.heading("Start, until both ports are open and the store is")
+    bench.report.table(
+        ["tasks", "ms", "CPU ms"],
+        [[f"{count:,}", spread(taken[count], "%.0f"), spread(cpu[count], "%.0f")] for count in taken], left=0,
+    )
+    more = median(large - small for small, large in zip(taken[0], taken[big]))
+    bench.report.target(f"start on {big:,} tasks, more than on an empty store", more, 100, unit=" ms")
+
+
+def memory(bench):
+    """resident memory"""
+    big, tasks, rows = bench.options.big, bench.tasks, []
+    with bench.refrain() as idle:
+        time.sleep(1)
+        rows.append(["idle, empty store", *idle.resident_mib()])
+    with bench.refrain(big) as server:
+        time.sleep(1)
+        rows.append([f"idle, {big:,} stored", *server.resident_mib()])
+        fill(server, map(tasks.single, range(HOT)))
+        found = load.run(server, ["single", big, "each", 0], 3600, tasks.size)
+        rows.append([f"after {big:,} distinct hits ({found.rate:,.0f}/s)", *server.resident_mib()])
+        bench.report.target("resident memory after them, ≤ memory_bytes + 48 MiB", rows[-1][1], 64 + 48, unit=" MiB")
+        load.run(server, ["scatter", big, 50, 2000], bench.options.seconds, tasks.size * 50)
+        rows.append([f"after batches of 50 of them for {bench.options.seconds} s more", *server.resident_mib()])
+    bench.report.heading("Resident memory, with the default `store.memory_bytes = 64MiB`")
+    bench.report.table(["when", "MiB", "of it no file's"], [[what, f"{mib:.1f}", f"{own:.1f}"] for what, mib, own in rows])
+
+
+def burst(bench):
+    """commits: one after the other, and a burst of finished tasks"""
+    tasks, count, rows = bench.tasks, bench.options.burst, []
+    with bench.refrain(**UNLIMITED) as server:
+        fill(server, [tasks.single(0)])
+        for what, kind, items, connections in (
+            ("one after the other, 1 connection", ["single", count // 10, "each"], 1, 1),
+            ("one at a time, 16 connections", ["single", count // 2, "each"], 1, 16),
+            ("in batches of 50, 16 connections", ["batch", count, 50, 0, "each"], 50, 16),
+        ):
+            number = int(kind[1])
+            first = bench.new_ids(number + 1)
+            arguments = [*kind, first // items + 1]
+            bench.fresh += 2 * items * connections + items
+            found = load.run(server, arguments, 600, tasks.size * items, connections=connections, tokens=TOKENS)
+            rows.append([what, f"{number:,}", f"{found.seconds:.2f}", f"{number / found.seconds:,.0f}",
+                         f"{found.cpu_us / items:.1f}", f"{found.p50_ms:.2f}", f"{found.p99_ms:.2f}"])
+        errors = re.search(r'refrain_store_errors_total\{kind="write"\} (\d+)', metrics(server))
+        if errors and int(errors[1]):
+            raise Failed(f"{errors[1]} writes failed")
+    bench.report.heading("Finished tasks coming in, each on disk before it is answered")
+    bench.report.table(["how", "tasks", "s", "tasks/s", "CPU µs a task", "p50 ms", "p99 ms"], rows)
+
+
+def metrics(refrain):
+    client, refrain.port = refrain.port, refrain.admin
+    try:
+        return refrain.ask("GET", "/metrics")[2].decode()
+    finally:
+        refrain.port = client
+
+
+PARTS = {"hit": hit, "batch": batch, "cold": cold, "miss": miss, "pass": passing, "sizes": sizes, "start": start,
+         "memory": memory, "burst": burst}
