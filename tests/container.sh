@@ -21,27 +21,24 @@ export BUILDKIT_PROGRESS=plain
 
 say() { echo "$*"; }
 fail() {
-    echo "FAILED: $*"
+    failure="FAILED: $*"
     exit 1
 }
 
-[ -n "${REFRAIN_COMPOSE:-}" ] || {
+if [ -z "${REFRAIN_COMPOSE:-}" ]; then
     if docker compose version >/dev/null 2>&1; then REFRAIN_COMPOSE='docker compose'; else REFRAIN_COMPOSE=docker-compose; fi
-}
+fi
 compose() {
     # shellcheck disable=SC2086 # two words may be meant
     timeout "${limit:-120}" $REFRAIN_COMPOSE --project-name "$project" --profile simulated "$@" </dev/null
 }
 
-command -v docker >/dev/null || fail "there is no docker command"
-docker info >"$scratch/info" 2>&1 || fail "no Docker engine answers: $(tail -1 "$scratch/info")"
-compose version >/dev/null 2>&1 || fail "there is neither docker compose nor docker-compose"
-
 clean_up() {
     local code=$?
     trap - EXIT INT TERM HUP
     if [ "$code" -ne 0 ]; then
-        compose logs --no-color --tail 20 2>/dev/null || true
+        compose logs --no-color --tail 8 2>/dev/null || true
+        echo "${failure:-FAILED with exit code $code}"
     fi
     compose down --volumes --remove-orphans --rmi local --timeout 5 >/dev/null 2>&1 || true
     docker image rm "$project-rebuilt" >/dev/null 2>&1 || true
@@ -54,12 +51,16 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
+command -v docker >/dev/null || fail "there is no docker command"
+docker info >"$scratch/info" 2>&1 || fail "no Docker engine answers: $(tail -1 "$scratch/info")"
+compose version >/dev/null 2>&1 || fail "there is neither docker compose nor docker-compose"
+
 # A condition within so many seconds.
 within() { # SECONDS WHAT COMMAND…
-    local limit=$((SECONDS + $1)) what=$2
+    local deadline=$((SECONDS + $1)) what=$2
     shift 2
     until "$@"; do
-        [ "$SECONDS" -lt "$limit" ] || fail "not in time: $what"
+        [ "$SECONDS" -lt "$deadline" ] || fail "not in time: $what"
         sleep 0.5
     done
 }
@@ -154,13 +155,17 @@ compose restart refrain >/dev/null 2>&1 || fail "compose restart"
 within 60 "healthy after the restart" healthy
 look_up="{\"action\":\"retrieve\",\"id\":\"$id\"}"
 equal "the answer after a restart, with the upstream gone" HIT "$(ask app-token /producer/tasks "$look_up" | x_cache)"
+compose exec -T refrain refrain tasks backup /data/copy.db >/dev/null || fail "no backup inside the container"
+compose exec -T refrain cat /data/copy.db >"$scratch/copy.db"
+compose exec -T refrain rm /data/copy.db
+[ "$(head -c 15 "$scratch/copy.db" | tr -d '\0')" = "SQLite format 3" ] || fail "the backup is no database"
 compose start simulator >/dev/null 2>&1
-say "a hit after restart, with the upstream gone"
+say "a hit after restart, with the upstream gone; a backup comes out"
 
 # --- a stop lets work in hand finish
 
 # Work whose answer takes the simulated upstream 40 s, and a look-up that waits for a task of its own.
-ask paid-token /producer/audios '{"action":"generate","prompt":"work in hand"}' >"$scratch/paid" 2>&1 &
+ask paid-token /producer/audios '{"action":"generate","prompt":"work in hand"}' >"$scratch/paid" 2>"$scratch/paid.err" &
 paid=$!
 paid_since=$SECONDS
 start_one() {
@@ -169,7 +174,7 @@ start_one() {
 }
 within 20 "a task is started" start_one
 sleep 2
-ask wait-token /producer/tasks "{\"action\":\"retrieve\",\"id\":\"$waiting\"}" -H 'prefer: wait=60' >"$scratch/waits" 2>&1 &
+ask wait-token /producer/tasks "{\"action\":\"retrieve\",\"id\":\"$waiting\"}" -H 'prefer: wait=60' >"$scratch/waits" 2>"$scratch/waits.err" &
 waits=$!
 # About fifteen of its seconds are left, of server.shutdown_timeout's twenty-five.
 while [ $((SECONDS - paid_since)) -lt 25 ]; do sleep 0.5; done
@@ -181,8 +186,8 @@ took=$((SECONDS - start))
 equal "the exit code" 0 "$(inspect "$refrain" '{{.State.ExitCode}}')"
 equal "killed for memory" false "$(inspect "$refrain" '{{.State.OOMKilled}}')"
 [ "$took" -lt 30 ] || fail "the stop took $took s"
-wait "$paid" || fail "the work in hand was cut: $(cat "$scratch/paid")"
-wait "$waits" || fail "the waiting look-up was cut: $(cat "$scratch/waits")"
+wait "$paid" || fail "the work in hand was cut: $(cat "$scratch/paid" "$scratch/paid.err")"
+wait "$waits" || fail "the waiting look-up was cut: $(cat "$scratch/waits" "$scratch/waits.err")"
 for name in paid waits; do
     head -1 "$scratch/$name" | grep -q '^HTTP/1.1 200' || fail "$name: $(head -1 "$scratch/$name")"
 done
