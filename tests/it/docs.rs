@@ -13,12 +13,12 @@ fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![Path::new(ROOT).join(folder)];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
+        for entry in fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
             if path.is_dir() {
                 folders.push(path);
             } else if extension.is_empty() || path.extension().is_some_and(|found| found == extension) {
-                found.push(path.strip_prefix(ROOT).unwrap().to_owned());
+                found.push(path.strip_prefix(ROOT).expect("below the root").to_owned());
             }
         }
     }
@@ -139,8 +139,10 @@ fn every_page_of_the_documentation_is_linked_from_the_readme() {
 
 /// The tests of this very program, as it lists them.
 fn tests_of_it() -> Vec<String> {
-    let listed = Command::new(std::env::current_exe().unwrap()).args(["--list", "--format=terse"]).output();
-    let listed = String::from_utf8(listed.unwrap().stdout).unwrap();
+    let listed = Command::new(std::env::current_exe().expect("its own path"))
+        .args(["--list", "--format=terse"])
+        .output();
+    let listed = String::from_utf8(listed.expect("the list").stdout).expect("UTF-8");
     listed.lines().filter_map(|line| Some(line.strip_suffix(": test")?.to_owned())).collect()
 }
 
@@ -171,8 +173,8 @@ fn tests_of_the_library() -> Vec<String> {
 /// The parts of `tests/extended`.
 fn extended_parts() -> Vec<String> {
     let script = read("tests/extended");
-    let (_, rest) = script.split_once("\nparts=(").unwrap();
-    rest.split_once(')').unwrap().0.split_whitespace().map(ToOwned::to_owned).collect()
+    let (_, rest) = script.split_once("\nparts=(").expect("the parts");
+    rest.split_once(')').expect("their end").0.split_whitespace().map(ToOwned::to_owned).collect()
 }
 
 /// What is wrong with a command that runs tests: the filters that match none. `None` for any other command.
