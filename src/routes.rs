@@ -15,6 +15,7 @@ pub mod admin;
 mod answer_body;
 mod authorization;
 mod cors;
+mod dashboard;
 pub mod passthrough;
 mod request_log;
 pub mod soundness;

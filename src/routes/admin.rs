@@ -3,6 +3,7 @@
 //! - `GET /healthz`: the process answers; no token
 //! - `GET /readyz`: 503 while draining and after a failed write until one succeeds, and says why; no token
 //! - `GET /metrics`: Prometheus text; with `admin.token` where one is set
+//! - `GET /` and `/assets/…`: the dashboard's shell, without data; no token
 //!
 //! While no token is set, `Host` must be a loopback name or address, so that a web page cannot reach the port by a name
 //! of its own (DNS rebinding).
@@ -21,7 +22,7 @@ use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::authorization;
+use super::{authorization, dashboard};
 use crate::api_error::ApiError;
 use crate::store::Store;
 use crate::task::Token;
@@ -49,6 +50,7 @@ pub fn router(port: AdminPort) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .merge(guarded)
+        .merge(dashboard::router())
         .fallback(|| async { ApiError::refused(StatusCode::NOT_FOUND, "There is nothing here.") })
         .layer(middleware::from_fn_with_state(Arc::clone(&port), require_loopback_host))
         .with_state(port)

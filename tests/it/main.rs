@@ -7,6 +7,7 @@
 mod access;
 mod bytes;
 mod crash;
+mod dashboard;
 mod look_ups;
 mod mix_ups;
 mod operations;
