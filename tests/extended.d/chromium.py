@@ -45,6 +45,8 @@ class Chromium:
         os.close(to_browser)
         os.close(from_browser)
         self.answers, self.pages, self.number = {}, {}, 0
+        # How often a request was cut because an interface of the machine came or went, a container's for instance.
+        self.network_changes = 0
         loop = asyncio.get_running_loop()
         self.stream = asyncio.StreamReader(limit=1 << 28)
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(self.stream), os.fdopen(self.reading, "rb"))
@@ -109,6 +111,8 @@ class Page:
         self.errors, self.requests, self.loaded = [], [], asyncio.Event()
 
     def heard(self, method, event):
+        if method == "Network.loadingFailed" and event["errorText"] == "net::ERR_NETWORK_CHANGED":
+            self.browser.network_changes += 1
         if method == "Log.entryAdded" and event["entry"]["level"] in ("error", "warning"):
             self.errors.append(f"{event['entry']['text']} {event['entry'].get('url', '')}")
         elif method == "Runtime.exceptionThrown":
