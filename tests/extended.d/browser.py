@@ -14,7 +14,7 @@ HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
     "javascript:alert(1)",
-    "\u202egnp.exe " + "a" * 300,
+    "\u202egnp.exe " + "a" * 150,
     "</bdi></td><iframe src=https://evil.example/></iframe>",
     "{{constructor.constructor('alert(1)')()}}",
 ]
@@ -178,7 +178,8 @@ async def hostile(browser):
         await looked_up(proxy, ["worse", odd])
         asking = asyncio.create_task(keep_asking(proxy, "worse"))
         await page.until(f"{SHOWN} && {TITLES}.length === {len(HOSTILE) + 1}")
-        check(set(await page.js(TITLES)) == set(HOSTILE), "titles are text")
+        titles = set(await page.js(TITLES))
+        check(titles == set(HOSTILE), "titles are text; differ:", titles ^ set(HOSTILE))
         await page.until("document.querySelectorAll('#pending .title').length === 1")
         rows = await page.js("document.querySelectorAll('#tasks tbody tr').length")
         for n in range(rows):

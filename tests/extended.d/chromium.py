@@ -21,6 +21,10 @@ OPTIONS = (
 )
 
 
+class ScriptError(AssertionError):
+    """The expression threw."""
+
+
 class Chromium:
     async def __aenter__(self):
         self.profile = tempfile.TemporaryDirectory(prefix="refrain-chromium-", ignore_cleanup_errors=True)
@@ -154,15 +158,18 @@ class Page:
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
         )
         if "exceptionDetails" in answer:
-            raise AssertionError(f"{expression}: {answer['exceptionDetails'].get('exception', {}).get('description')}")
+            raise ScriptError(f"{expression}: {answer['exceptionDetails'].get('exception', {}).get('description')}")
         return answer["result"].get("value")
 
     async def until(self, expression, within=20):
         """Waits until the expression is true, and gives its value."""
-        deadline = time.monotonic() + within
-        while not (value := await self.js(expression)):
+        deadline, value = time.monotonic() + within, None
+        while not value:
             if time.monotonic() > deadline:
                 raise AssertionError(f"never: {expression}; errors: {self.errors}; text: {(await self.text('body'))[:1500]}")
+            # Between two pages there is nothing to ask.
+            with contextlib.suppress(ScriptError):
+                value = await self.js(expression)
             await asyncio.sleep(0.05)
         return value
 
