@@ -400,6 +400,7 @@ async def cors(browser):
         # What passes through can be read too, and the upstream's own CORS fields do not stand beside ours.
         passed = await fetch({"action": "else", "id": ids[0]}, {"x-anything": "1"})
         check(passed.get("status") == 200 and passed["headers"]["cache-status"] == "refrain; fwd=bypass", passed)
+        check(passed["headers"].get("x-upstream") == "1", "the upstream's own fields can be read:", passed)
         check(page.errors and all("status of 4" in error or "status of 504" in error for error in page.errors), page.errors)
         await page.close()
 
