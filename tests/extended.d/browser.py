@@ -22,6 +22,10 @@ LINKS = [
     "javascript:alert(1)", "data:text/html,<script>alert(1)</script>", "//evil.example/a.mp3", "https://cdn.example.com/a.m4a",
     "vbscript:x", " javascript:alert(1)", "http://cdn.example.com/\"onmouseover=alert(1)",
 ]
+SONGS = [
+    "Harbour lights", "Night bus", "Paper boats", "Wintergreen", "Glass mountain", "Copper wire", "Lanterns on the hill", "Small hours",
+    "Two rooms and a view of the sea", "The river keeps its own time", "A slow train to nowhere in particular",
+]
 # How dark and bright letters and what is behind them are (WCAG 2.2, 1.4.3), of all text that shows.
 CONTRAST = """(() => {
   const light = c => { const [r, g, b] = c.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
@@ -424,7 +428,6 @@ async def cors(browser):
 async def screenshots(folder):
     """Some traffic, and pictures of it."""
     os.makedirs(folder, exist_ok=True)
-    words = "Harbour lights,Night bus,Paper boats,Wintergreen,Glass mountain,Copper wire,Lanterns on the hill,Small hours,Two rooms and a view,The river keeps its own time".split(",")
     settings = {"REFRAIN_UPSTREAM__REQUESTS_PER_SECOND": "5", "REFRAIN_UPSTREAM__BURST": "2", "REFRAIN_TASKS__SERVICES": '["*"]',
                 "REFRAIN_UPSTREAM__MAX_RETRIES": "4", "REFRAIN_SERVER__LISTEN": f"127.0.0.1:{free_port()}"}
     async with Chromium() as browser, running(0.06, **settings) as (upstream, proxy):
@@ -439,26 +442,40 @@ async def screenshots(folder):
             await page.close()
 
         await shot("empty")
-        for n in range(24):
-            upstream.works[f"{random.Random(n).getrandbits(64):016x}-{n:04x}"] = (words[n % 10], time.time(), 8 + n * n * 0.4)
-        ids = list(upstream.works)
-        upstream.tasks["failed-1"] = song("failed-1", "Refused", success=False, error={"message": "the prompt was refused"})
-        asking = [
-            asyncio.create_task(keep_asking(proxy, *ids[::2], token="one")),
-            asyncio.create_task(keep_asking(proxy, *ids[1::2], "failed-1", token="two", every=0.8)),
-        ]
+        upstream.tasks["failed-1"] = song("failed-1", "Small hours", success=False, error={"message": "the prompt was refused"})
+        await looked_up(proxy, ["failed-1"], "one")
+        upstream.refused_share = 0.02
+        studios = [asyncio.create_task(studio(proxy, upstream, *team)) for team in (("one", 3), ("two", 8), ("three", 15))]
         await asyncio.sleep(float(os.environ.get("REFRAIN_SCREENSHOT_SECONDS", "45")))
         await shot("light")
         await shot("dark", dark=True)
         await shot("phone", width=375, height=800)
         await shot("detail", full=False, detail=True)
         await shot("phone-detail", full=False, detail=True, width=375, height=800)
-        asking += [asyncio.create_task(keep_asking(proxy, *ids, token=f"team-{n}")) for n in range(8)]
-        upstream.refused[ids[-1]] = (b"429 Too Many Requests\r\nretry-after: 1", b'{"success":false,"error":{"code":"too_many_requests","message":"slow down"}}')
-        await asyncio.sleep(12)
+        studios += [asyncio.create_task(studio(proxy, upstream, f"team-{n}", 0.7)) for n in range(8)]
+        await asyncio.sleep(15)
         await shot("busy")
-        for task in asking:
+        for task in studios:
             task.cancel()
+
+
+async def studio(proxy, upstream, token, every):
+    """A team that starts a song now and then, and whose clients ask for it until it is finished and some times more."""
+    async def follow(task_id):
+        client, left = proxy.client(), 25
+        while left:
+            reply = await client.retrieve(token, task_id)
+            left -= reply.cache == "HIT"
+            await asyncio.sleep((1 if left == 25 else 3) * (0.5 + random.random()))
+        client.close()
+
+    async with asyncio.TaskGroup() as group:
+        while True:
+            task_id = f"{random.getrandbits(32):08x}-{random.getrandbits(16):04x}-4{random.getrandbits(12):03x}-{random.getrandbits(48):012x}"
+            upstream.works[task_id] = (random.choice(SONGS), time.time(), 8 + random.random() * 50)
+            for _ in range(3):
+                group.create_task(follow(task_id))
+            await asyncio.sleep(every * (0.3 + random.random() * 1.4))
 
 
 PARTS = [figures, search, forget, hostile, token, keyboard, widths, themes, outage, cors]

@@ -23,7 +23,10 @@ def links_of(links):
 
 
 class Songs(Upstream):
-    """Finished tasks by id in `tasks`, pending ones in `works`; an id in `refused` gets that status and body."""
+    """Finished tasks by id in `tasks`, pending ones in `works`; an id in `refused` gets that status and body, and such a
+    share of all calls `429`."""
+
+    refused_share = 0
 
     def __init__(self, delay=0):
         self.tasks, self.works, self.refused, self.delay = {}, {}, {}, delay
@@ -53,6 +56,8 @@ class Songs(Upstream):
             return b"200 OK\r\naccess-control-allow-origin: https://other.example\r\nx-upstream: 1", b"{}"
         ids = asked.get("ids") or [asked["id"]]
         self.calls.append(time.monotonic())
+        if random.random() < self.refused_share:
+            return b"429 Too Many Requests", b'{"success":false,"error":{"code":"too_many_requests","message":"slow down"}}'
         for task_id in ids:
             if refusal := self.refused.get(task_id):
                 return refusal

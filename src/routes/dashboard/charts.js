@@ -158,7 +158,8 @@ class Chart {
     const { at, range, step_seconds: step } = this.history;
     const end = at.at(-1) ?? Math.floor(Date.now() / 1000);
     const known = Math.max(at.length, LEAST_STEPS) * step;
-    return [end - Math.min(known, RANGES[range]), end];
+    // Half a step more, so that the last bar is whole.
+    return [end - Math.min(known, RANGES[range]), end + step / 2];
   }
 }
 

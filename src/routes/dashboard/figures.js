@@ -36,7 +36,8 @@ export function showStats(stats) {
   const asked = ids.hit + ids.pending + ids.fetched + ids.failed;
   const rate = asked > 0 ? ids.hit / asked : null;
   say($("rate"), format.percent(rate), `${format.exactly(ids.hit)} of ${format.exactly(asked)} ids`);
-  say($("rate-note"), asked > 0 ? `${format.count(ids.hit)} of ${format.count(asked)} ids` : "none asked for yet");
+  const whilePending = ids.pending > 0 ? `and ${format.percent(ids.pending / asked)} while pending` : `${format.count(ids.hit)} of ${format.count(asked)} ids`;
+  say($("rate-note"), asked > 0 ? whilePending : "none asked for yet", `${format.exactly(ids.pending)} of ${format.exactly(asked)} ids`);
   figure("absorbed", format.count(limits.absorbed), limits.absorbed, limits.met > 0 ? `of ${format.count(limits.met)} met` : "none met");
   figure("passed", format.count(limits.passed_on), limits.passed_on, limits.passed_on === 0 ? "none, as it should be" : "see the lanes below");
   $("passed").classList.toggle("bad", limits.passed_on > 0);
