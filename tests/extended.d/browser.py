@@ -5,8 +5,6 @@
     browser.py --screenshots DIR    pictures to look at, light, dark, phone, empty, busy and detail; no tests
 """
 
-import random
-
 from chromium import Chromium
 from songs import *
 
@@ -21,10 +19,6 @@ HOSTILE = [
 LINKS = [
     "javascript:alert(1)", "data:text/html,<script>alert(1)</script>", "//evil.example/a.mp3", "https://cdn.example.com/a.m4a",
     "vbscript:x", " javascript:alert(1)", "http://cdn.example.com/\"onmouseover=alert(1)",
-]
-SONGS = [
-    "Harbour lights", "Night bus", "Paper boats", "Wintergreen", "Glass mountain", "Copper wire", "Lanterns on the hill", "Small hours",
-    "Two rooms and a view of the sea", "The river keeps its own time", "A slow train to nowhere in particular",
 ]
 # How dark and bright letters and what is behind them are (WCAG 2.2, 1.4.3), of all text that shows.
 CONTRAST = """(() => {
@@ -457,25 +451,6 @@ async def screenshots(folder):
         await shot("busy")
         for task in studios:
             task.cancel()
-
-
-async def studio(proxy, upstream, token, every):
-    """A team that starts a song now and then, and whose clients ask for it until it is finished and some times more."""
-    async def follow(task_id):
-        client, left = proxy.client(), 25
-        while left:
-            reply = await client.retrieve(token, task_id)
-            left -= reply.cache == "HIT"
-            await asyncio.sleep((1 if left == 25 else 3) * (0.5 + random.random()))
-        client.close()
-
-    async with asyncio.TaskGroup() as group:
-        while True:
-            task_id = f"{random.getrandbits(32):08x}-{random.getrandbits(16):04x}-4{random.getrandbits(12):03x}-{random.getrandbits(48):012x}"
-            upstream.works[task_id] = (random.choice(SONGS), time.time(), 8 + random.random() * 50)
-            for _ in range(3):
-                group.create_task(follow(task_id))
-            await asyncio.sleep(every * (0.3 + random.random() * 1.4))
 
 
 PARTS = [figures, search, forget, hostile, token, keyboard, widths, themes, outage, cors]

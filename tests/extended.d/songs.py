@@ -7,6 +7,11 @@ import socket
 
 from support import *
 
+SONGS = [
+    "Harbour lights", "Night bus", "Paper boats", "Wintergreen", "Glass mountain", "Copper wire", "Lanterns on the hill", "Small hours",
+    "Two rooms and a view of the sea", "The river keeps its own time", "A slow train to nowhere in particular",
+]
+
 
 def song(task_id, title, at=None, links=(), **response):
     """A finished task's text."""
@@ -127,3 +132,22 @@ async def site():
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     yield "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
     server.close()
+
+
+async def studio(proxy, upstream, token, every):
+    """A team that starts a song now and then, and whose clients ask for it until it is finished and some times more."""
+    async def follow(task_id):
+        client, left = proxy.client(), 25
+        while left:
+            reply = await client.retrieve(token, task_id)
+            left -= reply.cache == "HIT"
+            await asyncio.sleep((1 if left == 25 else 3) * (0.5 + random.random()))
+        client.close()
+
+    async with asyncio.TaskGroup() as group:
+        while True:
+            task_id = f"{random.getrandbits(32):08x}-{random.getrandbits(16):04x}-4{random.getrandbits(12):03x}-{random.getrandbits(48):012x}"
+            upstream.works[task_id] = (random.choice(SONGS), time.time(), 8 + random.random() * 50)
+            for _ in range(3):
+                group.create_task(follow(task_id))
+            await asyncio.sleep(every * (0.3 + random.random() * 1.4))
