@@ -15,6 +15,7 @@ pub mod admin;
 mod answer_body;
 mod authorization;
 mod cors;
+mod dashboard;
 pub mod passthrough;
 mod request_log;
 pub mod soundness;
@@ -112,7 +113,7 @@ impl Service<Request<Body>> for ClientService {
 
 type Answering = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Infallible>> + Send>>;
 
-/// What stands behind [`soundness`] and [`cors`].
+/// What stands behind [`cors`].
 #[derive(Clone)]
 struct Handlers(Arc<ClientPort>);
 
@@ -127,7 +128,11 @@ impl Service<Request<Body>> for Handlers {
 
     fn call(&mut self, request: Request<Body>) -> Answering {
         let port = Arc::clone(&self.0);
-        Box::pin(async move { Ok(handle(&port, request).await) })
+        Box::pin(async move {
+            let mut response = handle(&port, request).await;
+            cors::drop_upstreams(response.headers_mut());
+            Ok(response)
+        })
     }
 }
 

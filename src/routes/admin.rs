@@ -4,6 +4,7 @@
 //! - `GET /readyz`: 503 while draining and after a failed write until one succeeds, and says why; no token
 //! - `GET /metrics`: OpenMetrics or Prometheus text, as `accept` asks for; with `admin.token` where one is set
 //! - `/api/…`: JSON, see [`api`]; with `admin.token` where one is set
+//! - `GET /` and `/assets/…`: the dashboard's shell, without data; no token
 //!
 //! Who may ask what stands in `guard`.
 
@@ -22,6 +23,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::dashboard;
 use crate::api_error::ApiError;
 use crate::config::ShownValue;
 use crate::observe::{self, Format, History, Metrics, Present, Snapshot};
@@ -117,6 +119,7 @@ pub fn router(port: Arc<AdminPort>) -> Router {
         .route("/readyz", get(readyz))
         .method_not_allowed_fallback(method_not_allowed)
         .merge(guarded)
+        .merge(dashboard::router())
         .fallback(|| async { ApiError::refused(StatusCode::NOT_FOUND, "There is nothing here.") })
         .layer(middleware::from_fn_with_state(Arc::clone(&port), guard::require_loopback_host))
         .layer(middleware::map_response(guard::harden))

@@ -9,6 +9,7 @@ mod admin;
 mod api;
 mod bytes;
 mod crash;
+mod dashboard;
 mod docs;
 mod look_ups;
 mod metrics;

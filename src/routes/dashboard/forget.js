@@ -1,0 +1,56 @@
+// Forgetting, which always asks first.
+
+import { remove } from "./api.js";
+import { $, closeByBackdrop, say, toast } from "./page.js";
+
+const UNITS = { d: "day", h: "hour", m: "minute" };
+
+let proceed = () => {};
+
+/** Asks, does it, and says how many texts went; whether it was done. */
+export function confirmed(title, text, act) {
+  const dialog = $("confirm");
+  say($("confirm-title"), title);
+  say($("confirm-text"), text);
+  say($("confirm-error"), "");
+  $("confirm-yes").disabled = false;
+  dialog.showModal();
+  $("confirm-no").focus();
+  return new Promise((resolve) => {
+    let done = false;
+    dialog.addEventListener("close", () => resolve(done), { once: true });
+    proceed = async () => {
+      $("confirm-yes").disabled = true;
+      try {
+        const { forgotten } = await act();
+        done = true;
+        toast(forgotten === 1 ? "One text was forgotten." : `${forgotten} texts were forgotten.`);
+        dialog.close();
+      } catch (error) {
+        say($("confirm-error"), error.status === 404 ? "It was not stored any more." : error.message);
+        $("confirm-yes").disabled = false;
+      }
+    };
+  });
+}
+
+/** Wires the dialog and the forms; `forgotten` is called after tasks were forgotten. */
+export function wireForget(forgotten) {
+  closeByBackdrop($("confirm"));
+  $("confirm-no").addEventListener("click", () => $("confirm").close());
+  $("confirm-yes").addEventListener("click", () => proceed());
+  $("forget-service").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const service = $("service").value.trim();
+    const text = `Every stored task of “${service}” is removed, for all tokens. What clients ask for next goes upstream again.`;
+    if (await confirmed("Forget a whole service?", text, () => remove("api/tasks", { service }))) forgotten();
+  });
+  $("forget-older").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const number = $("older").valueAsNumber;
+    const unit = event.target.elements.unit.value;
+    const span = `${number} ${UNITS[unit]}${number === 1 ? "" : "s"}`;
+    const text = `Every task stored longer than ${span} ago is removed, for all tokens. What clients ask for next goes upstream again.`;
+    if (await confirmed("Forget old tasks?", text, () => remove("api/tasks", { older_than: `${number}${unit}` }))) forgotten();
+  });
+}

@@ -1,0 +1,150 @@
+// Tables whose rows are kept by key, so that focus, selection and scroll outlive a refresh.
+
+import { age, make, outwardLink, say } from "./page.js";
+import * as format from "./format.js";
+
+/**
+ * A table with its header in the page. A column is `[fill, update]`: `fill(cell, item)` when the row is made,
+ * `update(cell, item)` each time; either may be missing.
+ */
+export class Table {
+  constructor(table, key, columns) {
+    this.body = table.tBodies[0];
+    this.labels = [...table.tHead.rows[0].cells].map((cell) => [cell.textContent, cell.className]);
+    this.key = key;
+    this.columns = columns;
+    this.rows = new Map();
+  }
+
+  show(items) {
+    const wanted = new Map();
+    for (const item of items) {
+      let key = this.key(item);
+      // Lanes of one token may differ in forwarded headers alone.
+      while (wanted.has(key)) key += "'";
+      wanted.set(key, item);
+    }
+    for (const [key, row] of this.rows) {
+      if (wanted.has(key)) continue;
+      row.remove();
+      this.rows.delete(key);
+    }
+    let place = this.body.firstElementChild;
+    for (const [key, item] of wanted) {
+      let row = this.rows.get(key);
+      if (!row) {
+        row = this.made(item);
+        this.rows.set(key, row);
+      }
+      this.columns.forEach(([, update], n) => update?.(row.cells[n], item));
+      if (row === place) place = place.nextElementSibling;
+      else this.body.insertBefore(row, place);
+    }
+    this.body.parentElement.classList.toggle("empty", wanted.size === 0);
+  }
+
+  made(item) {
+    const row = document.createElement("tr");
+    row.setAttribute("role", "row");
+    this.columns.forEach(([fill], n) => {
+      const cell = row.insertCell();
+      const [label, className] = this.labels[n];
+      cell.setAttribute("role", "cell");
+      cell.dataset.label = label;
+      cell.className = className;
+      fill?.(cell, item);
+    });
+    return row;
+  }
+}
+
+const number = (pick) => [null, (cell, item) => say(cell, format.count(pick(item)), format.exactly(pick(item)))];
+const text = (pick) => [(cell, item) => cell.append(make("bdi", pick(item) ?? "–"))];
+
+function named(title, item) {
+  const id = make("bdi", item.id, "id");
+  id.title = item.id;
+  return [title, id];
+}
+
+/** Finished tasks; `open` is called with the one whose title was pressed. */
+export const finishedTable = (element, open) =>
+  new Table(element, (task) => JSON.stringify([task.service, task.id, task.stored_at]), [
+    [
+      (cell, task) => {
+        const title = make("button", "", "title");
+        title.type = "button";
+        title.append(make("bdi", task.title || "Untitled"));
+        title.addEventListener("click", () => open(task));
+        cell.append(...named(title, task));
+        if (task.succeeded === false) cell.append(make("span", task.error ? `Failed: ${task.error}` : "Failed", "tag bad"));
+      },
+    ],
+    [
+      (cell, task) => {
+        cell.append(make("bdi", task.service));
+        if (task.type) cell.append(make("bdi", task.type, "under"));
+      },
+    ],
+    [(cell, task) => cell.append(age(task.stored_at))],
+    [(cell, task) => say(cell, format.bytes(task.text_bytes), format.exactly(task.text_bytes, "bytes"))],
+    [(cell, task) => cell.append(links(task.links))],
+  ]);
+
+/** Links to what a task made. */
+export function links(list) {
+  const span = make("span", "", "links");
+  for (const { kind, url } of list ?? []) {
+    const link = outwardLink(kind, url);
+    if (link) span.append(link);
+  }
+  if (!span.hasChildNodes()) span.textContent = "–";
+  return span;
+}
+
+/** Tasks that are not finished. */
+export const pendingTable = (element) =>
+  new Table(element, (task) => JSON.stringify([task.service, task.id, task.token]), [
+    [(cell, task) => cell.append(...named(make("bdi", task.title || "Untitled", "title"), task))],
+    text((task) => task.service),
+    [
+      (cell) => {
+        const bar = make("progress");
+        bar.max = 1;
+        bar.setAttribute("aria-label", "Progress");
+        cell.append(bar, make("span", "", "under"));
+      },
+      (cell, task) => {
+        const [bar, state] = cell.children;
+        const known = typeof task.progress === "number";
+        bar.hidden = !known;
+        if (known && bar.value !== task.progress) bar.value = task.progress;
+        const words = [known ? format.percent(task.progress) : "", task.state ?? (known ? "" : "not said")];
+        say(state, words.filter(Boolean).join(" · "));
+      },
+    ],
+    [(cell, task) => cell.append(age(task.created_at, "for"))],
+    [null, (cell, task) => say(cell, format.ago(task.seen_seconds_ago), format.exactly(task.seen_seconds_ago, "s ago"))],
+    number((task) => task.callers),
+  ]);
+
+/** Lanes. */
+export const lanesTable = (element) =>
+  new Table(element, (lane) => JSON.stringify([lane.service, lane.token]), [
+    text((lane) => lane.service),
+    [(cell, lane) => cell.append(make("code", lane.token ?? "–"))],
+    number((lane) => lane.wanted),
+    number((lane) => lane.under_way),
+    number((lane) => lane.callers),
+    number((lane) => lane.remembered),
+    [null, (cell, lane) => say(cell, format.seconds(lane.oldest_wanted_seconds), format.exactly(lane.oldest_wanted_seconds, "s"))],
+    [
+      null,
+      (cell, lane) => {
+        const held = lane.held_seconds > 0;
+        cell.classList.toggle("held", held);
+        const rate = `${Number(lane.requests_per_second?.toPrecision(2))}\u00a0/s`;
+        say(cell, held ? `paused ${format.seconds(lane.held_seconds)}` : rate, `${format.exactly(lane.requests_per_second)} calls a second`);
+      },
+    ],
+  ]);

@@ -1,0 +1,483 @@
+"""The dashboard and CORS in a real browser: the real program, an upstream that counts, and headless Chromium.
+
+    browser.py                      the tests
+    browser.py part…                some of them: figures, search, …
+    browser.py --screenshots DIR    pictures to look at, light, dark, phone, empty, busy and detail; no tests
+"""
+
+from chromium import Chromium
+from songs import *
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "javascript:alert(1)",
+    "\u202egnp.exe " + "a" * 150,
+    "</bdi></td><iframe src=https://evil.example/></iframe>",
+    "{{constructor.constructor('alert(1)')()}}",
+]
+LINKS = [
+    "javascript:alert(1)", "data:text/html,<script>alert(1)</script>", "//evil.example/a.mp3", "https://cdn.example.com/a.m4a",
+    "vbscript:x", " javascript:alert(1)", "http://cdn.example.com/\"onmouseover=alert(1)",
+]
+# How dark and bright letters and what is behind them are (WCAG 2.2, 1.4.3), of all text that shows.
+CONTRAST = """(() => {
+  const light = c => { const [r, g, b] = c.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const parts = text => text.match(/[\\d.]+/g).map(Number);
+  const behind = e => { for (; e; e = e.parentElement) { const c = parts(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] === 1) return c.slice(0, 3); } return [255, 255, 255]; };
+  const poor = [];
+  for (const e of document.querySelectorAll('body *')) {
+    const style = getComputedStyle(e);
+    if (!e.checkVisibility({visibilityProperty: true, opacityProperty: true}) || e.disabled) continue;
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+    const pair = [light(parts(style.color).slice(0, 3)), light(behind(e))].sort((a, b) => b - a);
+    const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
+    if (ratio < 4.5) poor.push(`${e.tagName}.${e.className}#${e.id} ${ratio.toFixed(2)} ${e.textContent.trim().slice(0, 30)}`);
+  }
+  return poor;
+})()"""
+
+
+@contextlib.asynccontextmanager
+async def dashboard(browser, proxy, expected=(), **options):
+    """The dashboard in a tab. In the end nothing went wrong on it, and it asked nobody but the admin port."""
+    page = await browser.page(proxy.home, **options)
+    yield page
+    errors = [error for error in page.errors if not any(re.search(words, error) for words in expected)]
+    check(not errors, "errors on the page:", errors)
+    foreign = [url for url in page.requests if not url.startswith((proxy.home, "data:"))]
+    check(not foreign and page.requests, "requests to others:", foreign)
+    await page.close()
+
+
+SHOWN = "!document.getElementById('content').hidden"
+TITLES = "[...document.querySelectorAll('#tasks .title')].map(e => e.textContent)"
+
+
+async def search_for(page, term):
+    await page.js("document.getElementById('term').value = ''")
+    await page.js("document.getElementById('term').focus()")
+    await page.type(term)
+    await page.press("Enter")
+
+
+async def figures(browser):
+    port = free_port()
+    async with running(REFRAIN_SERVER__LISTEN=f"127.0.0.1:{port}") as (upstream, proxy), dashboard(browser, proxy) as page:
+        await page.until("!document.getElementById('welcome').hidden")
+        check(f"http://127.0.0.1:{port}/producer/tasks" in await page.text("#welcome-curl"), "a line to paste")
+        check(await page.text("#saved") == "0", "nothing is saved yet")
+        ids = upstream.finished("song", [f"Song {n}" for n in range(12)])
+        replies = await looked_up(proxy, ids * 3)
+        check([reply.cache for reply in replies] == ["MISS"] * 12 + ["HIT"] * 24, "misses, then hits")
+        await page.until("document.getElementById('saved').textContent === '24'")
+        await page.until("document.getElementById('welcome').hidden")
+        calls = str(len(upstream.calls))
+        for figure, value in (("calls", calls), ("stored", "12"), ("rate", "66.7\xa0%"), ("passed", "0"), ("absorbed", "0")):
+            check(await page.text(f"#{figure}") == value, figure, await page.text(f"#{figure}"), "is not", value)
+        await page.until("document.getElementById('status-word').textContent === 'Ready'")
+        await page.until("document.querySelector('#chart-calls .plot').ariaLabel.includes('Saved: 24')", within=40)
+        check(await page.js("document.querySelectorAll('.plot canvas').length") == 4, "four charts")
+        await page.click("#range label:nth-of-type(2)")
+        await page.until("document.querySelector('#chart-calls .unit').textContent.includes('5\xa0min')")
+        check(await page.js("document.querySelector('#tasks tbody').rows.length") == 10, "the latest ten")
+        await page.click("#tasks-more")
+        await page.until("document.querySelector('#tasks tbody').rows.length === 12")
+
+
+async def search(browser):
+    async with running() as (upstream, proxy), dashboard(browser, proxy) as page:
+        await looked_up(proxy, upstream.finished("alpha", ["Harbour lights", "Night bus"]))
+        await looked_up(proxy, upstream.finished("beta", ["Paper boats"]))
+        await page.until(f"{SHOWN} && {TITLES}.length === 3")
+        for term, titles in (("alpha-1", ["Night bus"]), ("BOATS", ["Paper boats"]), ("beta", ["Paper boats"]), ("ha", ["Harbour lights"])):
+            await search_for(page, term)
+            await page.until(f"JSON.stringify({TITLES}) === {json.dumps(json.dumps(titles, separators=(',', ':')))}")
+        await search_for(page, "nowhere")
+        await page.until("document.getElementById('tasks-none').textContent.includes('nowhere')")
+        await search_for(page, "")
+        await page.until(f"{TITLES}.length === 3")
+        # The search, its focus and what is selected outlive a refresh.
+        await search_for(page, "bus")
+        await page.until(f"{TITLES}.length === 1")
+        await page.js("document.getElementById('term').select()")
+        page.requests.clear()
+        await eventually("two more refreshes", refreshed(page, 2))
+        state = await page.js(
+            f"[document.activeElement.id, getSelection().toString(), {TITLES}.length]"
+        )
+        check(state == ["term", "bus", 1], "kept over a refresh:", state)
+
+
+def refreshed(page, times):
+    async def so():
+        return sum("/api/stats" in url for url in page.requests) >= times
+    return so
+
+
+async def forget(browser):
+    async with running(REFRAIN_TASKS__SERVICES='["producer","suno"]') as (upstream, proxy), dashboard(browser, proxy) as page:
+        ids = upstream.finished("song", ["Harbour lights", "Night bus", "Paper boats"])
+        await looked_up(proxy, ids)
+        client = proxy.client()
+        await client.post("t", {"action": "retrieve", "id": ids[0]}, path="/suno/tasks")
+        await page.until(f"{SHOWN} && {TITLES}.length === 4")
+        await search_for(page, "Night bus")
+        await page.until(f"{TITLES}.length === 1")
+        await page.click("#tasks button.title")
+        await page.until("!document.getElementById('detail-known').hidden")
+        shown = await page.js("document.getElementById('detail-json').textContent")
+        check(json.loads(shown) == json.loads(upstream.tasks[ids[1]]), "the text, pretty")
+        await page.click("#detail-form label:nth-of-type(2)")
+        await page.until(f"document.getElementById('detail-json').textContent === {json.dumps(upstream.tasks[ids[1]].decode())}")
+
+        await page.click("#detail-forget")
+        await page.until("document.getElementById('confirm').open")
+        check(await page.js("document.activeElement.id") == "confirm-no", "the safe answer has the focus")
+        await page.click("#confirm-no")
+        await page.until("!document.getElementById('confirm').open")
+        check((await client.retrieve("t", ids[1])).cache == "HIT", "kept")
+
+        await page.click("#detail-forget")
+        await page.click("#confirm-yes")
+        await page.until("!document.getElementById('detail').open")
+        await page.until(f"{TITLES}.length === 0")
+        before = len(upstream.calls)
+        check((await client.retrieve("t", ids[1])).cache == "MISS", "forgotten")
+        check(len(upstream.calls) == before + 1, "the next look-up goes upstream, once")
+        check((await client.retrieve("t", ids[0])).cache == "HIT", "others stay")
+
+        await search_for(page, "")
+        await page.until(f"{TITLES}.length === 4")
+        await page.js("document.getElementById('service').focus()")
+        await page.type("suno")
+        await page.press("Enter")
+        await page.until("document.getElementById('confirm').open")
+        check("suno" in await page.text("#confirm-text"), "says what goes")
+        await page.click("#confirm-yes")
+        await page.until(f"{TITLES}.length === 3")
+        check((await client.retrieve("t", ids[2])).cache == "HIT", "the other service stays")
+        check((await client.post("t", {"action": "retrieve", "id": ids[0]}, path="/suno/tasks")).cache == "MISS", "gone")
+        # What was just stored is not older than a minute.
+        await page.js("document.getElementById('forget-older').elements.unit.value = 'm'")
+        await page.click("#forget-older button")
+        await page.click("#confirm-yes")
+        await page.until("document.getElementById('toast').textContent.startsWith('0 texts')")
+        client.close()
+
+
+async def hostile(browser):
+    async with running() as (upstream, proxy), dashboard(browser, proxy) as page:
+        ids = upstream.finished("bad", HOSTILE, LINKS)
+        await looked_up(proxy, ids)
+        upstream.works["worse"] = (HOSTILE[0], time.time(), 600)
+        odd = '<img src=x onerror="alert(2)">'
+        upstream.tasks[odd] = song(odd, HOSTILE[1], error={"message": HOSTILE[0]}, success=False)
+        await looked_up(proxy, ["worse", odd])
+        asking = asyncio.create_task(keep_asking(proxy, "worse"))
+        await page.until(f"{SHOWN} && {TITLES}.length === {len(HOSTILE) + 1}")
+        titles = set(await page.js(TITLES))
+        check(titles == set(HOSTILE), "titles are text; differ:", titles ^ set(HOSTILE))
+        await page.until("document.querySelectorAll('#pending .title').length === 1")
+        rows = await page.js("document.querySelectorAll('#tasks tbody tr').length")
+        for n in range(rows):
+            await page.js(f"document.querySelectorAll('#tasks button.title')[{n}].click()")
+            await page.until("!document.getElementById('detail-known').hidden")
+            await page.press("Escape")
+            await page.until("!document.getElementById('detail').open")
+        elements = await page.js("['script', 'img', 'iframe', 'style', 'object'].map(tag => document.getElementsByTagName(tag).length)")
+        check(elements == [3, 1, 0, 0, 0], "elements that a task made:", elements)
+        links = await page.js(
+            "[...document.querySelectorAll('.links a')].map(a => [a.protocol, a.rel, a.target, a.referrerPolicy, a.host, a.attributes.length])"
+        )
+        check(links, "some links are sound")
+        for protocol, *rest in links:
+            check(protocol in ("http:", "https:"), protocol)
+            check(rest == ["noopener noreferrer", "_blank", "no-referrer", "cdn.example.com", 6], rest)
+        asking.cancel()
+    async with running() as (_, proxy):
+        # What the checks above look for is seen when it is there.
+        page = await browser.page(proxy.home)
+        await page.until(SHOWN)
+        await page.js("document.body.insertAdjacentHTML('beforeend', '<img src=http://evil.example/x.png onerror=alert(1)>')")
+        await page.js("const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.body.append(s)")
+        await eventually("violations are seen", lambda: seen(page))
+        check(await page.js("window.ran") is None, "an inline script does not run")
+        await page.close()
+
+
+async def seen(page):
+    return sum("Content Security Policy" in error for error in page.errors) >= 2
+
+
+async def token(browser):
+    secret = "correct-horse.battery~staple"
+    async with running(REFRAIN_ADMIN__TOKEN=secret) as (upstream, proxy):
+        async with dashboard(browser, proxy, [r"status of 401"]) as page:
+            await page.until("!document.getElementById('locked').hidden")
+            check(await page.js("document.getElementById('content').hidden"), "nothing shows without the token")
+            check(await page.js("document.activeElement.id") == "token", "the field has the focus")
+            await page.type("wrong")
+            await page.press("Enter")
+            await page.until("document.getElementById('token-error').textContent.includes('not the token')")
+            await page.type(secret)
+            await page.press("Enter")
+            await page.until(f"{SHOWN} && document.getElementById('locked').hidden")
+            await looked_up(proxy, upstream.finished("song", ["Night bus"]))
+            await page.until(f"{TITLES}.length === 1")
+            kept = await page.js("[location.href, JSON.stringify(localStorage), document.cookie]")
+            check(secret not in "".join(kept), "kept for the tab alone:", kept)
+            await page.click("#forget-token")
+            await page.until("!document.getElementById('locked').hidden")
+            check(await page.js("sessionStorage.length") == 0 and await page.js(TITLES) == [], "the token and what it showed are gone")
+            check(not any(secret in url for url in page.requests), "never in an address")
+
+
+async def keyboard(browser):
+    async with running() as (upstream, proxy), dashboard(browser, proxy) as page:
+        await looked_up(proxy, upstream.finished("song", ["Harbour lights", "Night bus", "Paper boats"]))
+        await page.until(f"{SHOWN} && {TITLES}.length === 3")
+        unmarked = []
+
+        async def tab_to(what, most=60):
+            for _ in range(most):
+                await page.press("Tab")
+                # A radio button's mark is drawn on the words beside it.
+                if not await page.js(
+                    "(e => e === document.body || getComputedStyle(e.matches('.switch input') ? e.nextSibling : e).outlineStyle !== 'none')(document.activeElement)"
+                ):
+                    unmarked.append(await page.js("document.activeElement.outerHTML.slice(0, 80)"))
+                if await page.js(f"document.activeElement.matches({json.dumps(what)})"):
+                    return
+            raise AssertionError(f"never reached by Tab: {what}")
+
+        await tab_to(".skip", 1)
+        await page.press("Enter")
+        await tab_to(".figure button", 1)
+        check(await page.js("document.getElementById('saved-definition').checkVisibility({visibilityProperty: true})"), "the definition shows on focus")
+        await page.press("Escape")
+        check(not await page.js("document.getElementById('saved-definition').checkVisibility({visibilityProperty: true})"), "and goes on Escape")
+        await tab_to("#range input")
+        await page.press("ArrowRight")
+        await page.until("document.querySelector('#range [value=\"24h\"]').checked")
+        await tab_to("#term")
+        await page.type("night")
+        await page.press("Enter")
+        await page.until(f"{TITLES}.length === 1")
+        await tab_to("#tasks button.title", 3)
+        await page.press("Enter")
+        await page.until("!document.getElementById('detail-known').hidden")
+        for _ in range(20):
+            await page.press("Tab")
+            check(await page.js("document.activeElement === document.body || !!document.activeElement.closest('#detail')"), "the focus left the dialog")
+        await page.press("Escape")
+        await page.until("!document.getElementById('detail').open")
+        check(await page.js("document.activeElement.matches('#tasks button.title')"), "the focus is back where it was")
+        await tab_to("#service")
+        await tab_to("body > footer a", 20)
+        check(not unmarked, "focus without a mark:", unmarked)
+
+
+async def widths(browser):
+    async with running() as (upstream, proxy), dashboard(browser, proxy) as page:
+        await looked_up(proxy, upstream.finished("bad" + "x" * 90, HOSTILE, LINKS))
+        upstream.works["worse" * 20] = ("w" * 300, time.time(), 600)
+        asking = asyncio.create_task(keep_asking(proxy, "worse" * 20))
+        await page.until(f"{SHOWN} && {TITLES}.length === {len(HOSTILE)}")
+        await page.until("document.querySelectorAll('#pending .title').length === 1")
+        await page.until("document.querySelectorAll('#lanes tbody tr').length === 1")
+        for width in (320, 360, 375, 600, 768, 1024, 1280, 1920):
+            await page.resize(width, 800)
+            for shown in ("", "document.querySelector('#tasks button.title').click()", "document.getElementById('detail-forget').click()"):
+                await page.js(shown or "0")
+                await page.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+                wide = await page.js("[document.scrollingElement.scrollWidth, innerWidth]")
+                check(wide[0] <= width, "wider than the window:", wide, "at", width, shown)
+            await page.press("Escape")
+            await page.press("Escape")
+            await page.until("!document.querySelector('dialog[open]')")
+        asking.cancel()
+
+
+async def themes(browser):
+    async with running() as (upstream, proxy), dashboard(browser, proxy) as page:
+        ids = upstream.finished("song", ["Harbour lights"], ["https://cdn.example.com/a.jpg"])
+        upstream.tasks["failed"] = song("failed", "Night bus", success=False, error={"message": "refused"})
+        upstream.works["work"] = ("Paper boats", time.time(), 600)
+        asking = asyncio.create_task(keep_asking(proxy, "work"))
+        await looked_up(proxy, [*ids, "failed"] * 3)
+        await page.until(f"{SHOWN} && {TITLES}.length === 2")
+        await page.until("document.querySelectorAll('#pending .title').length === 1")
+        await page.until("document.querySelectorAll('.plot canvas').length === 4")
+        papers = []
+        for name in ("light", "dark"):
+            await page.scheme(name, reduced=True)
+            papers.append(await page.js("getComputedStyle(document.body).backgroundColor"))
+            check((poor := await page.js(CONTRAST)) == [], name, "is hard to read:", poor)
+            await page.js("document.querySelector('#tasks button.title').click()")
+            await page.until("!document.getElementById('detail-known').hidden")
+            check((poor := await page.js(CONTRAST)) == [], name, "is hard to read:", poor)
+            await page.press("Escape")
+            check(await page.js("getComputedStyle(document.getElementById('toast')).transitionDuration") == "0s", "no motion")
+            drawn = "[...document.querySelectorAll('.plot canvas')].every(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v))"
+            check(await page.js(drawn), "charts are drawn")
+        check(papers[0] != papers[1], "light and dark differ:", papers)
+        await page.click("#theme")
+        check(await page.js("getComputedStyle(document.body).backgroundColor") == papers[0], "the switch wins over the system")
+        await page.open(proxy.home)
+        check(await page.js("getComputedStyle(document.body).backgroundColor") == papers[0], "and is remembered")
+        asking.cancel()
+
+
+async def outage(browser):
+    ports = {"REFRAIN_SERVER__LISTEN": f"127.0.0.1:{free_port()}", "REFRAIN_ADMIN__LISTEN": f"127.0.0.1:{free_port()}"}
+    async with running(**ports) as (upstream, proxy), dashboard(browser, proxy, [r"ERR_CONNECTION|ERR_EMPTY|ERR_NETWORK"]) as page:
+        await looked_up(proxy, upstream.finished("song", [f"Song {n}" for n in range(10)]))
+        await page.until(f"{SHOWN} && {TITLES}.length === 10")
+        check(await proxy.stop() == 0, "a clean end")
+        await page.until("document.getElementById('status').dataset.state === 'unreachable'")
+        check("does not answer" in await page.text("#notice"), "says so")
+        check(len(await page.js(TITLES)) == 10, "what was known stays")
+        await proxy.reading
+        await proxy.start()
+        await page.until("document.getElementById('status').dataset.state === 'ready'")
+        check(await page.js("document.getElementById('notice').hidden"), "the notice went")
+        # While nobody looks nothing is asked; then at once.
+        await page.js("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+        await page.js("document.dispatchEvent(new Event('visibilitychange'))")
+        await page.until("new Promise(done => setTimeout(() => done(1), 1000))")
+        page.requests.clear()
+        await asyncio.sleep(11)
+        check(page.requests == [], "asked while hidden:", page.requests)
+        await page.js("delete document.hidden")
+        await page.js("document.dispatchEvent(new Event('visibilitychange'))")
+        await eventually("it asks again", refreshed(page, 1), within=4)
+
+
+LOOK_UP = """(async (proxy, body, more = {}, path = '/producer/tasks') => {
+  try {
+    const answer = await fetch(proxy + path, {method: 'POST', cache: 'no-store', credentials: 'omit', body: JSON.stringify(body),
+      headers: {authorization: 'Bearer t', 'content-type': 'application/json', ...more}});
+    return {status: answer.status, body: await answer.text(), headers: Object.fromEntries(answer.headers)};
+  } catch (error) { return {refused: String(error)}; }
+})"""
+
+
+async def cors(browser):
+    async with site() as app, site() as stranger, running(REFRAIN_SERVER__CORS_ORIGINS=json.dumps([app])) as (upstream, proxy):
+        ids = upstream.finished("song", ["Harbour lights", "Night bus"])
+        home = json.dumps(f"http://127.0.0.1:{proxy.port}")
+        page = await browser.page(app)
+
+        async def fetch(body, *more, at=page):
+            return await at.js(f"{LOOK_UP}({', '.join([home, json.dumps(body), *map(json.dumps, more)])})")
+
+        one = {"action": "retrieve", "id": ids[0]}
+        miss, hit = await fetch(one), await fetch(one)
+        for answer, word in ((miss, "MISS"), (hit, "HIT")):
+            check(answer.get("status") == 200 and answer["body"].encode() == upstream.tasks[ids[0]], answer)
+            check(answer["headers"]["x-cache"] == word, "the page reads x-cache:", answer["headers"])
+            check(answer["headers"]["cache-status"].startswith("refrain"), "and cache-status:", answer["headers"])
+            check("x-request-id" in answer["headers"], "and x-request-id")
+        check("age" in hit["headers"], "and age:", hit["headers"])
+        check(len(upstream.calls) == 1, "one call, the preflights are answered here:", len(upstream.calls))
+        waited = await fetch({"action": "retrieve_batch", "ids": ids}, {"prefer": "wait=1", "x-record-exempt": "1"})
+        check(waited["headers"].get("preference-applied") and waited["status"] == 200, waited)
+
+        # Errors can be read as well: the upstream's, and those of refrain.
+        for status, code in ((401, "invalid_token"), (404, "not_found"), (429, "too_many_requests")):
+            body = b'{"success":false,"error":{"code":"%s","message":"no"}}' % code.encode()
+            upstream.refused[f"r{status}"] = (b"%d No\r\nretry-after: 7" % status, body)
+            answer = await fetch({"action": "retrieve", "id": f"r{status}"})
+            check(answer.get("status") == status and code in answer["body"], answer)
+            check(status != 429 or answer["headers"]["retry-after"], "retry-after is readable:", answer)
+        own = await fetch({"action": "retrieve_batch", "ids": [f"n{n}" for n in range(10_001)]})
+        check(own.get("status") == 400 and "bad_request" in own["body"], own)
+        gone = await fetch(one | {"id": "none"}, {"cache-control": "only-if-cached"})
+        check(gone.get("status") == 504, gone)
+        # What passes through can be read too, and the upstream's own CORS fields do not stand beside ours.
+        passed = await fetch({"action": "else", "id": ids[0]}, {"x-anything": "1"})
+        check(passed.get("status") == 200 and passed["headers"]["cache-status"] == "refrain; fwd=bypass", passed)
+        check(passed["headers"].get("x-upstream") == "1", "the upstream's own fields can be read:", passed)
+        check(page.errors and all("status of 4" in error or "status of 504" in error for error in page.errors), page.errors)
+        await page.close()
+
+        other = await browser.page(stranger)
+        calls = len(upstream.calls)
+        refused = await fetch(one, at=other)
+        check("refused" in refused, "a page that is not listed:", refused)
+        check(len(upstream.calls) == calls and any("CORS" in error for error in other.errors), other.errors)
+        await other.close()
+    async with site() as app, running(REFRAIN_SERVER__CORS_ORIGINS='["*"]', REFRAIN_UPSTREAM__TOKEN="team", REFRAIN_ACCESS__MODE="shared",
+                                      REFRAIN_ACCESS__CLIENTS='[{name = "app", key = "t"}]') as (upstream, proxy):
+        upstream.finished("song", ["Harbour lights"])
+        home, page = json.dumps(f"http://127.0.0.1:{proxy.port}"), await browser.page(app)
+        fine = await page.js(f"{LOOK_UP}({home}, {{action: 'retrieve', id: 'song-0'}})")
+        check(fine.get("status") == 200 and fine["headers"]["x-cache"] == "MISS", fine)
+        unknown = await page.js(f"{LOOK_UP}({home}, {{action: 'retrieve', id: 'song-0'}}, {{authorization: 'Bearer u'}})")
+        check(unknown.get("status") == 401 and "invalid_token" in unknown["body"], unknown)
+        await page.close()
+
+
+async def screenshots(folder):
+    """Some traffic, and pictures of it."""
+    os.makedirs(folder, exist_ok=True)
+    settings = {"REFRAIN_UPSTREAM__REQUESTS_PER_SECOND": "5", "REFRAIN_UPSTREAM__BURST": "2", "REFRAIN_TASKS__SERVICES": '["*"]',
+                "REFRAIN_UPSTREAM__MAX_RETRIES": "4", "REFRAIN_SERVER__LISTEN": f"127.0.0.1:{free_port()}"}
+    async with Chromium() as browser, running(0.06, **settings) as (upstream, proxy):
+        async def shot(name, full=True, detail=False, **options):
+            page = await browser.page(proxy.home, **options)
+            await page.until(f"{SHOWN} && !!document.querySelector('.plot canvas')")
+            if detail:
+                await page.js("document.querySelector('#tasks button.title').click()")
+                await page.until("!document.getElementById('detail-known').hidden")
+            await page.js("new Promise(done => setTimeout(done, 400))")
+            await page.screenshot(os.path.join(folder, f"{name}.png"), full)
+            await page.close()
+
+        await shot("empty")
+        upstream.tasks["failed-1"] = song("failed-1", "Small hours", success=False, error={"message": "the prompt was refused"})
+        await looked_up(proxy, ["failed-1"], "one")
+        upstream.refused_share = 0.02
+        studios = [asyncio.create_task(studio(proxy, upstream, *team)) for team in (("one", 3), ("two", 8), ("three", 15))]
+        await asyncio.sleep(float(os.environ.get("REFRAIN_SCREENSHOT_SECONDS", "45")))
+        await shot("light")
+        await shot("dark", dark=True)
+        await shot("phone", width=375, height=800)
+        await shot("detail", full=False, detail=True)
+        await shot("phone-detail", full=False, detail=True, width=375, height=800)
+        studios += [asyncio.create_task(studio(proxy, upstream, f"team-{n}", 0.7)) for n in range(8)]
+        await asyncio.sleep(15)
+        await shot("busy")
+        for task in studios:
+            task.cancel()
+
+
+PARTS = [figures, search, forget, hostile, token, keyboard, widths, themes, outage, cors]
+
+
+async def tests(names):
+    async with Chromium() as browser:
+        for one in PARTS:
+            if names and one.__name__ not in names:
+                continue
+            start = time.monotonic()
+            for attempt in range(4):
+                changes = browser.network_changes
+                try:
+                    await one(browser)
+                    break
+                except Exception as error:
+                    # The browser's doing, not the page's: then the part says nothing and is run again.
+                    if browser.network_changes > changes and attempt < 3:
+                        print(f"{one.__name__}: again, the machine's network changed", flush=True)
+                        continue
+                    print(f"{one.__name__}: failed: {error}", flush=True)
+                    raise
+            print(f"{one.__name__}: fine, {time.monotonic() - start:.0f} s", flush=True)
+
+
+if "--screenshots" in sys.argv:
+    asyncio.run(screenshots(sys.argv[sys.argv.index("--screenshots") + 1]))
+else:
+    asyncio.run(tests(sys.argv[1:]))

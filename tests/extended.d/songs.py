@@ -1,0 +1,153 @@
+"""What the browser's tests stand on: an upstream with songs that can be named, the program before it, its clients, and a
+page of another origin.
+"""
+
+import random
+import socket
+
+from support import *
+
+SONGS = [
+    "Harbour lights", "Night bus", "Paper boats", "Wintergreen", "Glass mountain", "Copper wire", "Lanterns on the hill", "Small hours",
+    "Two rooms and a view of the sea", "The river keeps its own time", "A slow train to nowhere in particular",
+]
+
+
+def song(task_id, title, at=None, links=(), **response):
+    """A finished task's text."""
+    at = at or time.time()
+    data = [{"id": task_id, "title": title, "state": "succeeded", "progress": "100%", **links_of(links)}]
+    body = {"_id": "x", "id": task_id, "type": "audios", "created_at": at - 40.25, "request": {"prompt": title},
+            "response": {"success": True, "data": data, **response}, "finished_at": at}
+    return json.dumps(body).encode()
+
+
+def links_of(links):
+    names = ["image_url", "audio_url", "video_url"]
+    return {names[n] if n < 3 else f"extra{n}_url": link for n, link in enumerate(links)}
+
+
+class Songs(Upstream):
+    """Finished tasks by id in `tasks`, pending ones in `works`; an id in `refused` gets that status and body, and such a
+    share of all calls `429`."""
+
+    refused_share = 0
+
+    def __init__(self, delay=0):
+        self.tasks, self.works, self.refused, self.delay = {}, {}, {}, delay
+
+    def finished(self, name, titles, links=()):
+        """Adds tasks with these titles; their ids."""
+        ids = [f"{name}-{n}" for n in range(len(titles))]
+        self.tasks.update((task_id, song(task_id, title, links=links)) for task_id, title in zip(ids, titles))
+        return ids
+
+    async def serve(self, reader, writer):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head, body = await read_message(reader)
+                await asyncio.sleep(self.delay * (0.6 + random.random() ** 4 * 3))
+                status, answer = self.answer(head, body)
+                writer.write(
+                    b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(answer)) + answer
+                )
+                await writer.drain()
+        writer.close()
+
+    def answer(self, head, body):
+        asked = json.loads(body)
+        if not asked["action"].startswith("retrieve"):
+            # As an upstream does that has a list of its own.
+            return b"200 OK\r\naccess-control-allow-origin: https://other.example\r\nx-upstream: 1", b"{}"
+        ids = asked.get("ids") or [asked["id"]]
+        self.calls.append(time.monotonic())
+        if random.random() < self.refused_share:
+            return b"429 Too Many Requests", b'{"success":false,"error":{"code":"too_many_requests","message":"slow down"}}'
+        for task_id in ids:
+            if refusal := self.refused.get(task_id):
+                return refusal
+        texts = [text for task_id in ids if (text := self.tasks.get(task_id) or self.work(task_id))]
+        if "ids" in asked:
+            return b"200 OK", b'{"items":[%s],"count":%d}' % (b",".join(texts), len(texts))
+        return b"200 OK", texts[0] if texts else b"{}"
+
+    def work(self, task_id):
+        if task_id not in self.works:
+            return None
+        title, begun, takes = self.works[task_id]
+        share = (time.time() - begun) / takes
+        if share >= 1:
+            links = [f"https://cdn.example.com/{task_id}.{kind}" for kind in ("jpg", "m4a")]
+            self.tasks[task_id] = song(task_id, title, links=links)
+            return self.tasks[task_id]
+        data = [{"id": task_id, "title": title, "state": "processing", "progress": f"{share:.0%}"}]
+        return json.dumps({"id": task_id, "type": "audios", "created_at": begun, "response": {"data": data}}).encode()
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextlib.asynccontextmanager
+async def running(delay=0, **settings):
+    """An upstream and the program before it, in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="refrain-browser-") as folder:
+        async with Songs(delay) as upstream, Proxy(folder, upstream, **settings) as proxy:
+            proxy.home = f"http://127.0.0.1:{proxy.admin}/"
+            yield upstream, proxy
+
+
+async def looked_up(proxy, ids, token="t"):
+    client = proxy.client()
+    replies = [await client.retrieve(token, task_id) for task_id in ids]
+    client.close()
+    return replies
+
+
+async def keep_asking(proxy, *ids, token="t", every=0.3, headers=()):
+    """Clients that poll a task until they are told to stop."""
+    async def one(task_id):
+        client = proxy.client()
+        while True:
+            await client.retrieve(token, task_id, headers)
+            await asyncio.sleep(every * (0.5 + random.random()))
+
+    await asyncio.gather(*(one(task_id) for task_id in ids))
+
+
+@contextlib.asynccontextmanager
+async def site():
+    """A page of another origin; its address."""
+    page = b"<!doctype html><meta charset=utf-8><link rel=icon href=data:,><title>an app</title>"
+
+    async def serve(reader, writer):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await read_message(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(page) + page)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+    server.close()
+
+
+async def studio(proxy, upstream, token, every):
+    """A team that starts a song now and then, and whose clients ask for it until it is finished and some times more."""
+    async def follow(task_id):
+        client, left = proxy.client(), 25
+        while left:
+            reply = await client.retrieve(token, task_id)
+            left -= reply.cache == "HIT"
+            await asyncio.sleep((1 if left == 25 else 3) * (0.5 + random.random()))
+        client.close()
+
+    async with asyncio.TaskGroup() as group:
+        while True:
+            task_id = f"{random.getrandbits(32):08x}-{random.getrandbits(16):04x}-4{random.getrandbits(12):03x}-{random.getrandbits(48):012x}"
+            upstream.works[task_id] = (random.choice(SONGS), time.time(), 8 + random.random() * 50)
+            for _ in range(3):
+                group.create_task(follow(task_id))
+            await asyncio.sleep(every * (0.3 + random.random() * 1.4))
