@@ -137,10 +137,8 @@ async fn every_documented_endpoint_answers_with_what_its_example_has() {
         let example = serde_json::from_str(example).unwrap_or_else(|error| panic!("{path}: {error}"));
         examples.insert(path.split('?').next().expect("a path").to_owned(), example);
     }
-    let endpoints: Vec<&str> = page
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `GET ")?.split('`').next())
-        .collect();
+    let endpoints: Vec<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("| `GET ")?.split('`').next()).collect();
     assert!(endpoints.len() >= 6, "{endpoints:?}");
 
     let app =
