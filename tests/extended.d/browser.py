@@ -279,13 +279,17 @@ async def keyboard(browser):
 
 
 async def widths(browser):
-    async with running() as (upstream, proxy), dashboard(browser, proxy) as page:
+    long = "s" * 64
+    async with running(REFRAIN_TASKS__SERVICES=json.dumps(["producer", long])) as (upstream, proxy), dashboard(browser, proxy) as page:
         await looked_up(proxy, upstream.finished("bad" + "x" * 90, HOSTILE, LINKS))
+        client = proxy.client()
+        await client.post("t", {"action": "retrieve", "id": "bad" + "x" * 90 + "-0"}, path=f"/{long}/tasks")
+        client.close()
         upstream.works["worse" * 20] = ("w" * 300, time.time(), 600)
         asking = asyncio.create_task(keep_asking(proxy, "worse" * 20))
-        await page.until(f"{SHOWN} && {TITLES}.length === {len(HOSTILE)}")
+        await page.until(f"{SHOWN} && {TITLES}.length === {len(HOSTILE) + 1}")
         await page.until("document.querySelectorAll('#pending .title').length === 1")
-        await page.until("document.querySelectorAll('#lanes tbody tr').length === 1")
+        await page.until("document.querySelectorAll('#lanes tbody tr').length > 0")
         for width in (320, 360, 375, 600, 768, 1024, 1280, 1920):
             await page.resize(width, 800)
             for shown in ("", "document.querySelector('#tasks button.title').click()", "document.getElementById('detail-forget').click()"):
@@ -293,6 +297,8 @@ async def widths(browser):
                 await page.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
                 wide = await page.js("[document.scrollingElement.scrollWidth, innerWidth]")
                 check(wide[0] <= width, "wider than the window:", wide, "at", width, shown)
+                cut = await page.js("[...document.querySelectorAll('.card, dialog .body')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.className)")
+                check(not cut, "wider than the box:", cut, "at", width, shown)
             await page.press("Escape")
             await page.press("Escape")
             await page.until("!document.querySelector('dialog[open]')")
