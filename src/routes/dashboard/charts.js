@@ -137,7 +137,7 @@ class Chart {
     return {
       width: this.plot.clientWidth,
       height: HEIGHT,
-      padding: [8, 10, 0, 0],
+      padding: [8, 20, 0, 0],
       legend: { show: false },
       cursor: { y: false, sync: { key: "refrain" }, drag: { x: false, y: false }, points: { size: 7 } },
       scales: {
