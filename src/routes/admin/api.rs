@@ -1,10 +1,10 @@
 //! The JSON API of the admin port, `docs/api.md`: what runs, what is stored, what goes on.
 //!
 //! - `GET /api/version`
-//! - `GET /api/stats`, `GET /api/history`: [`stats`], [`history`]
-//! - `GET /api/tasks`, `GET` and `DELETE /api/tasks/{service}/{id}`, `DELETE /api/tasks`: [`tasks`]
-//! - `GET /api/lanes`, `GET /api/pending`: [`lanes`]
-//! - `GET /api/config`: [`config`]
+//! - `GET /api/stats`, `GET /api/history`: `stats`, `history`
+//! - `GET /api/tasks`, `GET` and `DELETE /api/tasks/{service}/{id}`, `DELETE /api/tasks`: `tasks`
+//! - `GET /api/lanes`, `GET /api/pending`: `lanes`
+//! - `GET /api/config`: `config`
 //!
 //! A parameter that is not known is refused by its name: a filter that nobody reads would tell of too much, or forget it.
 
