@@ -223,10 +223,10 @@ impl Store {
     }
 
     /// What is stored of `ids` and may be shown to `reader`, in the order of `ids`, which are distinct. Memory
-    /// first, the rest in one statement. A failing store is a miss; it takes at most 5 s to find out.
+    /// first, the rest some dozens a statement. A failing store is a miss; it takes at most 5 s to find out.
     ///
     /// # Errors
-    /// If the texts are longer than `max_bytes` together; no more than that is read.
+    /// If the texts are longer than `max_bytes` together; at most one statement more than that is read.
     pub async fn find(
         &self,
         reader: &Digest,

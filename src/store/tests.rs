@@ -659,19 +659,53 @@ async fn acceptances_are_seen_at_once_and_after_a_restart() {
     assert_eq!(store.acceptance(&reader(B)).await, None, "a right is no acceptance");
 }
 
+/// Most texts are read together; each is its own all the same, whatever stands beside it.
+#[tokio::test]
+async fn texts_read_together_are_told_apart() {
+    let disk = Disk::without_memory();
+    let store = disk.open().await;
+    // Short and long, of any bytes that a text may have; some belong to another reader, some are damaged below.
+    let text = |n: usize| match n % 7 {
+        0 => "x".repeat(70_000 + n),
+        1 => format!("{n};1,2,3\u{0}ä\u{1f3b5}"),
+        2 => format!("number {n} to be damaged"),
+        _ => n.to_string(),
+    };
+    for n in 0..300 {
+        let by = if n % 5 == 4 { B } else { A };
+        assert!(keep(&store, by, &n.to_string(), &text(n)).await);
+    }
+    store.close().await;
+    overwrite(&disk, b"number 72 to be damaged", b"number 72 to bE");
+    overwrite(&disk, b"number 205 to be damaged", b"number 205 to bE");
+
+    let store = disk.open().await;
+    let ids: Vec<TaskId> = (0..320).map(|n| id(&n.to_string())).collect();
+    let found = store.find(&reader(A), &service(), &ids, u64::MAX).await.unwrap();
+    for (n, task) in found.into_iter().enumerate() {
+        let expected = (n < 300 && n % 5 != 4 && n != 72 && n != 205).then(|| text(n));
+        let task = task.map(|task| String::from_utf8(task.text.to_vec()).unwrap());
+        assert!(task == expected, "{n}: {task:?}");
+    }
+    assert_eq!(disk.errors("checksum"), 2, "the damaged ones and no neighbour of theirs");
+    store.close().await;
+}
+
 #[tokio::test]
 async fn ids_drive_the_query() {
     let disk = Disk::new();
     disk.open().await.close().await;
     let mut conn = disk.connect().await;
-    let sql = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", tasks::FIND));
-    let plan: Vec<(i64, i64, i64, String)> =
-        sqlx::query_as(sql).bind("[]").bind("").bind(&A[..]).fetch_all(&mut conn).await.unwrap();
-    let steps: Vec<&str> = plan.iter().map(|step| step.3.as_str()).collect();
-    assert!(steps[0].starts_with("SCAN j VIRTUAL TABLE"), "{steps:?}");
-    assert_eq!(steps[1], "SEARCH t USING INDEX task_by_id (service=? AND id=?)", "{steps:?}");
-    assert!(steps[2].starts_with("SEARCH r USING PRIMARY KEY (reader=? AND task=?)"), "{steps:?}");
-    assert!(steps.iter().skip(1).all(|step| !step.starts_with("SCAN ")), "{steps:?}");
+    for sql in [tasks::FIND, tasks::FIND_JOINED] {
+        let sql = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
+        let plan: Vec<(i64, i64, i64, String)> =
+            sqlx::query_as(sql).bind("[]").bind("").bind(&A[..]).fetch_all(&mut conn).await.unwrap();
+        let steps: Vec<&str> = plan.iter().map(|step| step.3.as_str()).collect();
+        assert!(steps[0].starts_with("SCAN j VIRTUAL TABLE"), "{steps:?}");
+        assert_eq!(steps[1], "SEARCH t USING INDEX task_by_id (service=? AND id=?)", "{steps:?}");
+        assert!(steps[2].starts_with("SEARCH r USING PRIMARY KEY (reader=? AND task=?)"), "{steps:?}");
+        assert!(steps.iter().skip(1).all(|step| !step.starts_with("SCAN ")), "{steps:?}");
+    }
 
     // WAL with two connections can corrupt before 3.51.3 (https://www.sqlite.org/releaselog/3_51_3.html).
     let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut conn).await.unwrap();
