@@ -28,14 +28,21 @@ fail() {
 if [ -z "${REFRAIN_COMPOSE:-}" ]; then
     if docker compose version >/dev/null 2>&1; then REFRAIN_COMPOSE='docker compose'; else REFRAIN_COMPOSE=docker-compose; fi
 fi
+# Runs a command for at most so many seconds. In the background, since bash heeds a signal only while it waits.
+bounded() { # SECONDS COMMAND…
+    timeout "$@" </dev/null &
+    child=$!
+    wait "$child"
+}
 compose() {
     # shellcheck disable=SC2086 # two words may be meant
-    timeout "${limit:-120}" $REFRAIN_COMPOSE --project-name "$project" --profile simulated "$@" </dev/null
+    bounded "${limit:-120}" $REFRAIN_COMPOSE --project-name "$project" --profile simulated "$@"
 }
 
 clean_up() {
     local code=$?
     trap - EXIT INT TERM HUP
+    if kill "${child:-}" 2>/dev/null; then wait "$child" || true; fi
     if [ "$code" -ne 0 ]; then
         compose logs --no-color --tail 8 2>/dev/null || true
         echo "${failure:-FAILED with exit code $code}"
@@ -209,10 +216,11 @@ mkdir "$copy"
 tar --exclude=./target --exclude=./.git --create . | tar --extract --directory "$copy"
 echo '// changed' >>"$copy/src/main.rs"
 start=$SECONDS
-timeout 1800 docker build --tag "$project-rebuilt" "$copy" 2>&1 | sed 's/\x1b\[[0-9;]*m//g' >"$scratch/rebuild.log" || {
-    tail -20 "$scratch/rebuild.log"
+bounded 1800 docker build --tag "$project-rebuilt" "$copy" >"$scratch/rebuild.raw" 2>&1 || {
+    tail -20 "$scratch/rebuild.raw"
     fail "the second build"
 }
+sed 's/\x1b\[[0-9;]*m//g' "$scratch/rebuild.raw" >"$scratch/rebuild.log"
 rebuilt_stage=$(awk '/^Step [0-9]+\/[0-9]+ : FROM / && seen++ { print last; exit } /^ ---> [0-9a-f]+$/ { last = $2 }' "$scratch/rebuild.log")
 compiled=$(sed -n 's/.*Compiling \([^ ]* v[^ ]*\).*/\1/p' "$scratch/rebuild.log" | sort -u)
 case $compiled in
