@@ -39,8 +39,11 @@ compose() {
     bounded "${limit:-120}" $REFRAIN_COMPOSE --project-name "$project" --profile simulated "$@"
 }
 
+# A signal may come while a command's output goes elsewhere.
+exec 9>&1
 clean_up() {
     local code=$?
+    exec >&9
     trap - EXIT INT TERM HUP
     if kill "${child:-}" 2>/dev/null; then wait "$child" || true; fi
     if [ "$code" -ne 0 ]; then
