@@ -44,14 +44,9 @@ impl ApiError {
         Self::new(status, "bad_request", "http_request_denied", message)
     }
 
-    /// 401 `invalid_token`: not a client's key.
-    pub fn invalid_token() -> Self {
-        Self::new(
-            StatusCode::UNAUTHORIZED,
-            "invalid_token",
-            "http_request_denied",
-            "This key is not known here.",
-        )
+    /// 401 `invalid_token`: not a client's key, not the admin's token; `message` says which is asked for.
+    pub fn invalid_token(message: &'static str) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_token", "http_request_denied", message)
     }
 
     /// 429 `too_many_requests`, with the seconds after which another try makes sense.

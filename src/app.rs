@@ -23,9 +23,6 @@ use crate::upstream;
 /// Before the end of `shutdown_timeout`, whoever still waits gets an answer; so much earlier.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
-/// Places on the admin port: few, and apart from the client port's, so that it stays reachable.
-const ADMIN_CONNECTIONS: usize = 16;
-
 /// The proxy, built but not yet running.
 pub struct App {
     client: TcpListener,
@@ -138,7 +135,7 @@ impl App {
                     tracing::error!("the history panicked; its charts stand still until the next start");
                 }
             });
-            let limits = EdgeLimits { max_connections: ADMIN_CONNECTIONS, ..EdgeLimits::default() };
+            let limits = EdgeLimits::of_admin_port();
             let counts = EdgeCounts { panics: self.counts.panics.clone(), ..EdgeCounts::default() };
             tokio::spawn(edge::serve(
                 listener,

@@ -48,6 +48,8 @@ pub struct EdgeLimits {
     pub write_idle: Duration,
     /// Connections at once; further ones wait in the listener's backlog.
     pub max_connections: usize,
+    /// Once fewer places than this are free, a connection is closed after its answer, so that others get their turn.
+    pub spare_places: usize,
     /// While draining: how long a connection without a request may stay.
     pub drain_idle: Duration,
 }
@@ -62,7 +64,23 @@ impl Default for EdgeLimits {
             body_idle: Duration::from_secs(30),
             write_idle: Duration::from_secs(60),
             max_connections: connections_for(descriptor_limit()),
+            spare_places: 0,
             drain_idle: Duration::from_secs(1),
+        }
+    }
+}
+
+impl EdgeLimits {
+    /// For a port that few ask, and that must answer them however many keep their connections: 16 to 64 places by the
+    /// descriptor limit, half of which are not kept, and 10 s for idle ones.
+    pub fn of_admin_port() -> Self {
+        let limits = Self::default();
+        let places = (limits.max_connections / 8).clamp(16, 64);
+        Self {
+            header_timeout: Duration::from_secs(10),
+            max_connections: places,
+            spare_places: places / 2,
+            ..limits
         }
     }
 }
@@ -142,7 +160,8 @@ pub async fn serve<S, B>(
     let stop_guard = stop.clone().drop_guard();
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     let connections = TaskTracker::new();
-    let shared = connection::Shared::new(limits, counts.panics, stop, drain.clone(), cut.clone());
+    let shared =
+        connection::Shared::new(limits, Arc::clone(&slots), counts.panics, stop, drain.clone(), cut.clone());
     let open = |stream: TcpStream, slot: OwnedSemaphorePermit| {
         let connection = connection::run(stream, service.clone(), shared.clone());
         let is_open = Open::new(&counts.connections);

@@ -144,7 +144,7 @@ async fn handle(port: &ClientPort, request: Request<Body>) -> Response<AnswerBod
         Some(Ok(caller)) => Some(caller),
         None if !port.access.is_shared() => None,
         Some(Err(_)) | None => {
-            let response = ApiError::invalid_token().into_response();
+            let response = ApiError::invalid_token("This key is not known here.").into_response();
             log.finish(&response, Outcome::Refused);
             return response.map(AnswerBody::from);
         }

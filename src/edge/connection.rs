@@ -18,6 +18,7 @@ use prometheus_client::metrics::counter::Counter;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
 
@@ -39,6 +40,8 @@ const LINGER: Duration = Duration::from_secs(2);
 pub(super) struct Shared {
     http: http1::Builder,
     limits: Arc<EdgeLimits>,
+    /// Places for connections.
+    slots: Arc<Semaphore>,
     panics: Counter,
     /// Cancelled once either of the other two is: the one that a connection watches while it is in use.
     stop: CancellationToken,
@@ -49,6 +52,7 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(
         limits: EdgeLimits,
+        slots: Arc<Semaphore>,
         panics: Counter,
         stop: CancellationToken,
         drain: CancellationToken,
@@ -67,7 +71,7 @@ impl Shared {
         if limits.max_header_fields != 100 {
             http.max_headers(limits.max_header_fields);
         }
-        Self { http, limits: Arc::new(limits), panics, stop, drain, cut }
+        Self { http, limits: Arc::new(limits), slots, panics, stop, drain, cut }
     }
 }
 
@@ -212,6 +216,7 @@ where
         let request = request.map(|body| Body::new(RequestBody::new(body, limit)));
         let service = self.service.clone();
         let (panics, drain) = (self.shared.panics.clone(), self.shared.drain.clone());
+        let (slots, spare_places) = (Arc::clone(&self.shared.slots), self.shared.limits.spare_places);
         Box::pin(async move {
             let mut answering = pin!(service.oneshot(request));
             let caught = poll_fn(|cx| {
@@ -231,7 +236,7 @@ where
                     ApiError::internal().close().into_response().map(B::from)
                 }
             };
-            if drain.is_cancelled() {
+            if drain.is_cancelled() || slots.available_permits() + 1 < spare_places {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(response.map(|body| HeldBody::new(body, in_hand)))

@@ -97,6 +97,24 @@ async fn slow_heads_and_idle_connections_end_at_the_limit() {
 }
 
 #[tokio::test]
+async fn where_places_are_scarce_nobody_keeps_one() {
+    let limits = EdgeLimits { max_connections: 4, spare_places: 2, ..limits() };
+    let edge = Edge::spawn(limits, hello).await;
+    let mut kept = Vec::new();
+    for n in 0..10 {
+        let mut peer = Peer::connect(edge.address).await;
+        peer.write(GET).await;
+        let (head, body) = peer.response().await;
+        assert_eq!((field(&head, "connection"), body.as_str()), ((n > 1).then_some("close"), "hello"), "{n}");
+        kept.push(peer);
+    }
+    for peer in &mut kept[..2] {
+        peer.write(GET).await;
+        assert_eq!(peer.response().await.1, "hello", "it is still open");
+    }
+}
+
+#[tokio::test]
 async fn heads_have_a_largest_size() {
     let edge = Edge::spawn(limits(), hello).await;
     let fields = |count: usize| (0..count).map(|n| format!("x-{n}: 1\r\n")).collect::<String>();

@@ -3,8 +3,9 @@
 from support import *
 
 
-async def degraded_and_healed(proxy, upstream, name, fault):
-    """Load, the fault in its middle, load again."""
+async def degraded_and_healed(proxy, upstream, name, fault, may_fit=0.0):
+    """Load, the fault in its middle, load again. A share of the answers may be stored all the same: where a disk is full,
+    the blocks that the write-ahead log has already take a small write now and then."""
     seen, during, after = [], [], []
     await load(proxy, name + "-before", 4, seen, lambda: len(seen) >= 40)
     check(all(stored for *_, stored in seen), "stored before the fault")
@@ -25,10 +26,12 @@ async def degraded_and_healed(proxy, upstream, name, fault):
         await load(proxy, name + "-during", 8, during, lambda: time.monotonic() > start + 6)
         attempts = await proxy.store_errors() - errors_before
         answers = len(during) - count
-        check(2 <= attempts <= 10, "attempts in 6 s:", attempts)
+        check(2 <= attempts <= (16 if may_fit else 10), "attempts in 6 s:", attempts)
         check(answers > 100, "answers in 6 s:", answers)
-        check(not any(stored for *_, stored in during[count:]), "nothing counts as stored meanwhile")
-        check(await proxy.readiness() == 503, "still not ready")
+        stored = sum(stored for *_, stored in during[count:])
+        check(stored <= may_fit * answers, "counts as stored meanwhile:", stored, "of", answers)
+        # A write that fits after all is a success, until the next.
+        await eventually("still not ready", refuses, 10 if may_fit else 1)
         await all_hits(proxy, seen)
         check(time.monotonic() < deadline + 60, "in time")
 
@@ -56,7 +59,7 @@ async def on_a_small_disk(folder, upstream):
     await command("mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", mount)
     try:
         async with Proxy(mount, upstream, REFRAIN_STORE__MEMORY_BYTES="0") as proxy:
-            kept = await degraded_and_healed(proxy, upstream, "tmpfs", full_until_grown(mount))
+            kept = await degraded_and_healed(proxy, upstream, "tmpfs", full_until_grown(mount), may_fit=0.1)
             check(await proxy.stop() == 0, "a clean end")
         sound(proxy.path)
         async with Proxy(mount, upstream) as proxy:

@@ -32,7 +32,7 @@ pub(super) async fn require_token(
     if allowed {
         return next.run(request).await;
     }
-    ApiError::invalid_token().into_response()
+    ApiError::invalid_token("The admin port asks for admin.token, as authorization: Bearer.").into_response()
 }
 
 /// 403 for a `Host` that is not this machine, while no token is set.
