@@ -21,6 +21,7 @@ let range = "1h";
 // By the clock that is never set back, in milliseconds.
 let historyAt = -Infinity;
 let heardAt = null;
+let hasShown = false;
 let isLocked = false;
 let isAsking = false;
 let timer;
@@ -62,6 +63,7 @@ const left = (shown, leftOut) => (leftOut > 0 ? `${shown} shown, ${format.count(
 async function attempt(part, place) {
   try {
     await part();
+    hasShown = true;
     if (place) say($(place), "");
     return true;
   } catch (error) {
@@ -100,15 +102,18 @@ async function refresh() {
   }
 }
 
-/** Asks for the token; what was shown goes. */
+/** Asks for the token. What was shown goes, also what the script remembers of it: where there is any, the page begins anew. */
 function lock() {
   if (isLocked) return;
   isLocked = true;
   const wasWrong = hasToken();
   useToken(null);
   for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
-  for (const table of document.querySelectorAll("tbody")) table.replaceChildren();
   $("content").hidden = true;
+  if (hasShown) {
+    location.reload();
+    return;
+  }
   $("forget-token").hidden = true;
   $("locked").hidden = false;
   say($("about"), "");
