@@ -85,6 +85,47 @@ async def figures(browser):
         await page.until("document.querySelector('#tasks tbody').rows.length === 12")
 
 
+IDS = "[...document.querySelectorAll('#tasks .id')].map(e => e.textContent)"
+
+
+async def listing(browser):
+    async with running() as (upstream, proxy), dashboard(browser, proxy) as page:
+        client, admin = proxy.client(), Client(proxy.admin)
+
+        async def stored():
+            """Every id, the last stored first."""
+            return [task["id"] for task in json.loads((await admin.send("GET", "/api/tasks?limit=200")).body)["tasks"]]
+
+        async def show_more(rows):
+            await page.click("#tasks-more")
+            await page.until(f"{IDS}.length === {rows}")
+
+        # A batch is stored at once, within one second.
+        await client.batch("t", upstream.finished("old", [f"Old {n}" for n in range(35)]))
+        ids = await stored()
+        await page.until(f"{IDS}.length === 10")
+        await show_more(20)
+        check(await page.js("new Set([...document.querySelectorAll('#tasks time')].map(e => e.dataset.at)).size") == 1, "all of one second")
+        page.requests.clear()
+        await eventually("two more refreshes", refreshed(page, 2))
+        check(await page.js(IDS) == ids[:20], "kept over a refresh:", await page.js(IDS))
+        await show_more(30)
+        await show_more(35)
+        check(await page.js(IDS) == ids, "each once, none left out:", await page.js(IDS))
+        # Few new ones come above what is shown; where more came than a page holds, it begins anew.
+        await client.batch("t", upstream.finished("few", [f"Few {n}" for n in range(3)]))
+        await page.until(f"{IDS}.length === 38")
+        check(await page.js(IDS) == await stored(), "new ones above:", await page.js(IDS))
+        await client.batch("t", upstream.finished("new", [f"New {n}" for n in range(15)]))
+        ids = await stored()
+        await page.until(f"{IDS}.length === 10")
+        for rows in (20, 30, 40, 50, 53):
+            await show_more(rows)
+        check(await page.js(IDS) == ids and len(ids) == 53, "no gap:", await page.js(IDS))
+        client.close()
+        admin.close()
+
+
 async def search(browser):
     async with running() as (upstream, proxy), dashboard(browser, proxy) as page:
         await looked_up(proxy, upstream.finished("alpha", ["Harbour lights", "Night bus"]))
@@ -166,6 +207,75 @@ async def forget(browser):
         client.close()
 
 
+# Holds the next request of this method until `letGo()`.
+HOLD = """((method) => {
+  const real = window.fetch, held = new Promise(done => window.letGo = done);
+  window.fetch = async (path, options) => {
+    if (options.method !== method || !path.includes('song-0')) return real(path, options);
+    window.fetch = real;
+    await held;
+    return real(path, options);
+  };
+})"""
+
+
+async def late(browser):
+    async with running() as (upstream, proxy), dashboard(browser, proxy, [r"status of 404"]) as page:
+        await looked_up(proxy, upstream.finished("song", ["Harbour lights", "Night bus", "Paper boats"]))
+        await page.until(f"{SHOWN} && {TITLES}.length === 3")
+
+        async def open_detail(title):
+            await page.js(f"[...document.querySelectorAll('#tasks button.title')].find(e => e.textContent === '{title}').click()")
+
+        async def known(title):
+            await page.until(f"!document.getElementById('detail-known').hidden && document.getElementById('detail-title').textContent === '{title}'")
+
+        # Forgetting goes on when its dialogs are closed; what was opened meanwhile stays.
+        await open_detail("Harbour lights")
+        await known("Harbour lights")
+        await page.js(f"{HOLD}('DELETE')")
+        await page.click("#detail-forget")
+        await page.click("#confirm-yes")
+        await page.until("document.getElementById('confirm-yes').disabled")
+        await page.press("Escape")
+        await page.until("!document.getElementById('confirm').open")
+        await page.press("Escape")
+        await page.until("!document.getElementById('detail').open")
+        await open_detail("Night bus")
+        await known("Night bus")
+        await page.click("#detail-forget")
+        await page.until("document.getElementById('confirm').open")
+        await page.js("letGo()")
+        await page.until("document.getElementById('toast').textContent.startsWith('One text')")
+        await page.until(f"{TITLES}.length === 2")
+        check(await page.js("['confirm', 'detail'].every(id => document.getElementById(id).open)"), "the next question was closed")
+        check(not await page.js("document.getElementById('confirm-yes').disabled"), "and can be answered")
+        await page.click("#confirm-no")
+        await page.press("Escape")
+        await page.until("!document.querySelector('dialog[open]')")
+
+        # What comes of a task that is not looked at any more is not told at another.
+        await looked_up(proxy, ["song-0"])
+        await page.until(f"{TITLES}.length === 3")
+        admin = Client(proxy.admin)
+        await page.js(f"{HOLD}('GET')")
+        await open_detail("Harbour lights")
+        await page.press("Escape")
+        await page.until("!document.getElementById('detail').open")
+        await admin.send("DELETE", "/api/tasks/producer/song-0")
+        admin.close()
+        await open_detail("Night bus")
+        await known("Night bus")
+        await page.js("letGo()")
+        await eventually("the late answer came", lambda: heard(page, "status of 404"))
+        await page.js("new Promise(done => setTimeout(done, 200))")
+        check(await page.text("#detail-error") == "", "another task's error:", await page.text("#detail-error"))
+
+
+async def heard(page, words):
+    return any(words in error for error in page.errors)
+
+
 async def hostile(browser):
     async with running() as (upstream, proxy), dashboard(browser, proxy) as page:
         ids = upstream.finished("bad", HOSTILE, LINKS)
@@ -212,8 +322,9 @@ async def seen(page):
 
 async def token(browser):
     secret = "correct-horse.battery~staple"
-    async with running(REFRAIN_ADMIN__TOKEN=secret) as (upstream, proxy):
-        async with dashboard(browser, proxy, [r"status of 401"]) as page:
+    ports = {"REFRAIN_SERVER__LISTEN": f"127.0.0.1:{free_port()}", "REFRAIN_ADMIN__LISTEN": f"127.0.0.1:{free_port()}"}
+    async with running(REFRAIN_ADMIN__TOKEN=secret, **ports) as (upstream, proxy):
+        async with dashboard(browser, proxy, [r"status of 401|ERR_CONNECTION|ERR_EMPTY|ERR_NETWORK"]) as page:
             await page.until("!document.getElementById('locked').hidden")
             check(await page.js("document.getElementById('content').hidden"), "nothing shows without the token")
             check(await page.js("document.activeElement.id") == "token", "the field has the focus")
@@ -227,6 +338,21 @@ async def token(browser):
             await page.until(f"{TITLES}.length === 1")
             kept = await page.js("[location.href, JSON.stringify(localStorage), document.cookie]")
             check(secret not in "".join(kept), "kept for the tab alone:", kept)
+            # Another token holds from now on: what was shown is not only hidden.
+            await search_for(page, "song-0")
+            await page.js("document.querySelector('#tasks button.title').click()")
+            await page.until("!document.getElementById('detail-known').hidden")
+            await proxy.stop()
+            await proxy.reading
+            secret = proxy.environment["REFRAIN_ADMIN__TOKEN"] = "another-horse.battery~staple"
+            await proxy.start()
+            await page.until("!document.getElementById('locked').hidden")
+            left = await page.js("document.documentElement.outerHTML + [...document.querySelectorAll('input, select')].map(e => e.value)")
+            check("Night bus" not in left and "song-0" not in left, "still in the page:", left)
+            check(await page.js("document.getElementById('saved').textContent + document.getElementById('detail-json').textContent") == "–", "figures and text are gone")
+            await page.type(secret)
+            await page.press("Enter")
+            await page.until(f"{TITLES}.length === 1")
             await page.click("#forget-token")
             await page.until("!document.getElementById('locked').hidden")
             check(await page.js("sessionStorage.length") == 0 and await page.js(TITLES) == [], "the token and what it showed are gone")
@@ -459,7 +585,7 @@ async def screenshots(folder):
             task.cancel()
 
 
-PARTS = [figures, search, forget, hostile, token, keyboard, widths, themes, outage, cors]
+PARTS = [figures, listing, search, forget, late, hostile, token, keyboard, widths, themes, outage, cors]
 
 
 async def tests(names):
