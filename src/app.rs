@@ -131,9 +131,9 @@ impl App {
         let admin = self.admin.map(|listener| {
             let (port, end) = (Arc::clone(&self.admin_port), admin_end.clone());
             let panics = self.counts.panics.clone();
-            let recording = tokio::spawn(async move { port.record_history(&end).await });
+            let recording = tokio::spawn(port.record_history(end));
             tokio::spawn(async move {
-                if recording.await.is_err() {
+                if !matches!(recording.await, Ok(Ok(()))) {
                     panics.inc();
                     tracing::error!("the history panicked; its charts stand still until the next start");
                 }

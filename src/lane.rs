@@ -369,11 +369,6 @@ impl<O: Outside> Lanes<O> {
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
     }
-
-    /// Lanes and token buckets at present.
-    pub fn counts(&self) -> (usize, usize) {
-        (self.shared.lanes.lock().unwrap_or_else(PoisonError::into_inner).len(), self.shared.turns.len())
-    }
 }
 
 impl Answer {

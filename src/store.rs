@@ -14,6 +14,7 @@
 
 mod beside;
 mod error;
+mod find;
 mod hidden;
 mod listing;
 mod memory;
@@ -248,7 +249,7 @@ impl Store {
         let hour = shared.totals.hour();
         let generation = shared.memory.generation();
         let (asked, mut on_disk) = (missing.len() as u64, 0);
-        let reading = tasks::find(
+        let reading = find::find(
             &readers,
             reader,
             service,

@@ -13,6 +13,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# What is tested are the files that stand here, whatever the caller's shell says.
+unset COMPOSE_FILE COMPOSE_PROFILES COMPOSE_PROJECT_NAME
 project=refrain-test-$$-$RANDOM
 scratch=$(mktemp -d)
 # The published port is on loopback; 0 takes a free one.
@@ -30,13 +32,13 @@ if [ -z "${REFRAIN_COMPOSE:-}" ]; then
 fi
 # Runs a command for at most so many seconds. In the background, since bash heeds a signal only while it waits.
 bounded() { # SECONDS COMMAND…
-    timeout "$@" </dev/null &
+    timeout --foreground "$@" </dev/null &
     child=$!
     wait "$child"
 }
 compose() {
     # shellcheck disable=SC2086 # two words may be meant
-    bounded "${limit:-120}" $REFRAIN_COMPOSE --project-name "$project" --profile simulated "$@"
+    bounded "${limit:-120}" $REFRAIN_COMPOSE --file docker-compose.yml --project-name "$project" --profile simulated "$@"
 }
 
 # A signal may come while a command's output goes elsewhere.
@@ -152,8 +154,11 @@ printf 'GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n' >&3
 read -r -t 20 -u 3 answer || fail "no answer on the published port"
 exec 3>&-
 case $answer in HTTP/1.1*) ;; *) fail "the published port answers: $answer" ;; esac
-reaches_admin() { compose exec -T app curl -sS --max-time 5 http://refrain:8081/healthz >/dev/null 2>&1; }
-reaches_admin && fail "the admin port can be reached from another container"
+reaches() { compose exec -T app curl -sS --max-time 5 --output /dev/null "http://refrain:$1/healthz" 2>/dev/null; }
+reaches 8080 || fail "the app cannot reach the client port"
+code=0
+reaches 8081 || code=$?
+equal "curl's word on the admin port (7: refused)" 7 "$code"
 say "published on loopback alone; the admin port is out of the app's reach"
 
 # --- a restart keeps the tasks
@@ -183,7 +188,6 @@ start_one() {
     [ -n "$waiting" ]
 }
 within 20 "a task is started" start_one
-sleep 2
 ask wait-token /producer/tasks "{\"action\":\"retrieve\",\"id\":\"$waiting\"}" -H 'prefer: wait=60' >"$scratch/waits" 2>"$scratch/waits.err" &
 waits=$!
 # About fifteen of its seconds are left, of server.shutdown_timeout's twenty-five.
@@ -195,7 +199,6 @@ compose stop refrain >/dev/null 2>&1 || fail "compose stop"
 took=$((SECONDS - start))
 equal "the exit code" 0 "$(inspect "$refrain" '{{.State.ExitCode}}')"
 equal "killed for memory" false "$(inspect "$refrain" '{{.State.OOMKilled}}')"
-[ "$took" -lt 30 ] || fail "the stop took $took s"
 wait "$paid" || fail "the work in hand was cut: $(cat "$scratch/paid" "$scratch/paid.err")"
 wait "$waits" || fail "the waiting look-up was cut: $(cat "$scratch/waits" "$scratch/waits.err")"
 for name in paid waits; do

@@ -382,7 +382,8 @@ fn origin(text: &str) -> Option<String> {
     let uri = Uri::from_str(text).ok()?;
     let parsed =
         uri.authority().filter(|parsed| parsed.as_str() == authority && !parsed.host().is_empty())?;
-    if authority.contains('@') || !port_is_sound(parsed) {
+    // No browser sends a pattern as its origin, and none is understood here.
+    if authority.contains(['@', '*']) || !port_is_sound(parsed) {
         return None;
     }
     let (scheme, authority) = (scheme.to_ascii_lowercase(), authority.to_ascii_lowercase());

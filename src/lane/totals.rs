@@ -1,7 +1,9 @@
 //! What all lanes come to at this moment: read for `/metrics` and the admin port's API when somebody looks, never kept up
 //! on the way of a look-up.
 
+use std::sync::Weak;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -11,57 +13,75 @@ use super::{Lanes, Outside};
 use crate::observe::LaneTotals;
 use crate::task::TaskId;
 
+/// What one lane comes to.
+#[derive(Default)]
+pub(super) struct Counts {
+    /// Ids that wait for their turn.
+    pub(super) wanted: usize,
+    /// Ids in a call.
+    pub(super) under_way: usize,
+    /// Pending answers in memory.
+    pub(super) remembered: usize,
+    /// Their bytes.
+    pub(super) remembered_bytes: usize,
+    /// Since when the id that has waited longest has waited for its turn.
+    pub(super) oldest_wanted: Option<Instant>,
+}
+
+impl Counts {
+    /// Ids that are put together into a call to be sent again, or in halves, wait for their turn like any other.
+    pub(super) fn of(state: &State, now: Instant) -> Self {
+        let mut counts = Self::default();
+        let older = |oldest: Option<Instant>, since| Some(oldest.map_or(since, |oldest| oldest.min(since)));
+        for entry in state.entries.values() {
+            match entry.stage {
+                Stage::Wanted { since } if entry.is_wanted(now) => {
+                    counts.wanted += 1;
+                    counts.oldest_wanted = older(counts.oldest_wanted, since);
+                }
+                Stage::Taken => counts.under_way += 1,
+                Stage::Wanted { .. } | Stage::Idle => {}
+            }
+            if entry.pending.is_some() {
+                counts.remembered += 1;
+                counts.remembered_bytes += entry.remembered_bytes();
+            }
+        }
+        for call in &state.prepared {
+            counts.wanted += call.ids.len();
+            counts.under_way = counts.under_way.saturating_sub(call.ids.len());
+            counts.oldest_wanted = older(counts.oldest_wanted, call.taken_at);
+        }
+        counts
+    }
+}
+
 impl<O: Outside> Lanes<O> {
     /// All lanes together. Each is locked for as long as it takes to walk its ids.
     pub fn totals(&self) -> LaneTotals {
         let now = Instant::now();
-        let lanes = self.shared.lanes();
+        let lanes = self.weak();
         let mut totals = LaneTotals {
             lanes: lanes.len(),
             tokens: self.shared.turns.len(),
             is_upstream_down: self.shared.reach.is_known_down(),
             ..LaneTotals::default()
         };
-        for lane in lanes {
+        for lane in lanes.iter().filter_map(Weak::upgrade) {
+            let counts = Counts::of(&lane.lock(), now);
             totals.callers += lane.callers.load(Ordering::Relaxed);
-            lane.lock().add_to(now, &mut totals);
+            totals.wanted += counts.wanted;
+            totals.under_way += counts.under_way;
+            totals.remembered += counts.remembered;
+            totals.remembered_bytes += counts.remembered_bytes;
+            let waited = counts.oldest_wanted.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+            totals.oldest_wanted = totals.oldest_wanted.max(waited);
         }
         totals
     }
 }
 
 impl State {
-    /// Ids that are put together into a call to be sent again, or in halves, wait for their turn like any other.
-    fn add_to(&self, now: Instant, totals: &mut LaneTotals) {
-        let (mut wanted, mut taken, mut oldest) = (0, 0_usize, None::<Instant>);
-        let mut waits_since =
-            |since: Instant| oldest = Some(oldest.map_or(since, |oldest| oldest.min(since)));
-        for entry in self.entries.values() {
-            match entry.stage {
-                Stage::Wanted { since } if entry.is_wanted(now) => {
-                    wanted += 1;
-                    waits_since(since);
-                }
-                Stage::Taken => taken += 1,
-                Stage::Wanted { .. } | Stage::Idle => {}
-            }
-            if entry.pending.is_some() {
-                totals.remembered += 1;
-                totals.remembered_bytes += entry.remembered_bytes();
-            }
-        }
-        let mut prepared = 0;
-        for call in &self.prepared {
-            prepared += call.ids.len();
-            waits_since(call.taken_at);
-        }
-        totals.wanted += wanted + prepared;
-        totals.under_way += taken.saturating_sub(prepared);
-        if let Some(oldest) = oldest {
-            totals.oldest_wanted = totals.oldest_wanted.max(now.saturating_duration_since(oldest));
-        }
-    }
-
     /// Whether anybody waits for one of these ids.
     pub(super) fn is_awaited(&self, ids: &[TaskId]) -> bool {
         ids.iter().any(|id| self.entries.get(id).is_some_and(|entry| !entry.waiters.is_empty()))

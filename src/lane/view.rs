@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::entry::{Entry, Snapshot, Stage};
-use super::state::State;
+use super::totals::Counts;
 use super::{Lane, Lanes, Outside};
 use crate::task::{Digest, Service, TaskId};
 
@@ -93,7 +93,7 @@ impl<O: Outside> Lanes<O> {
     }
 
     /// All lanes, none of them held: one that is held counts as busy.
-    fn weak(&self) -> Vec<Weak<Lane<O>>> {
+    pub(super) fn weak(&self) -> Vec<Weak<Lane<O>>> {
         let lanes = self.shared.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         lanes.values().map(std::sync::Arc::downgrade).collect()
     }
@@ -106,7 +106,7 @@ impl<O> Lane<O> {
             if state.is_empty() {
                 return None;
             }
-            Counts::of(&state)
+            Counts::of(&state, now)
         };
         Some(LaneView {
             service: self.key.service.clone(),
@@ -144,39 +144,6 @@ impl<O> Lane<O> {
             wanted: entry.stage != Stage::Idle,
         }));
         left_out
-    }
-}
-
-#[derive(Default)]
-struct Counts {
-    wanted: usize,
-    under_way: usize,
-    remembered: usize,
-    oldest_wanted: Option<Instant>,
-}
-
-impl Counts {
-    fn of(state: &State) -> Self {
-        let mut counts = Self::default();
-        let older = |oldest: Option<Instant>, since| Some(oldest.map_or(since, |oldest| oldest.min(since)));
-        for entry in state.entries.values() {
-            counts.remembered += usize::from(entry.pending.is_some());
-            match entry.stage {
-                Stage::Idle => {}
-                Stage::Taken => counts.under_way += 1,
-                Stage::Wanted { since } => {
-                    counts.wanted += 1;
-                    counts.oldest_wanted = older(counts.oldest_wanted, since);
-                }
-            }
-        }
-        // Put together already, and still waiting.
-        for call in &state.prepared {
-            counts.wanted += call.ids.len();
-            counts.under_way = counts.under_way.saturating_sub(call.ids.len());
-            counts.oldest_wanted = older(counts.oldest_wanted, call.taken_at);
-        }
-        counts
     }
 }
 

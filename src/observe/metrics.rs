@@ -16,6 +16,7 @@
 //! Calls for look-ups that are still waiting are made before these count, and a call that is tried again counts each
 //! time, so the difference may fall for a while. A counter never does: it shows the most that was saved so far.
 
+use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -32,6 +33,9 @@ use super::labels::{
 
 /// How often a client without `prefer: wait` asks: the vendor's SDK polls every 3 s.
 const POLL_INTERVAL: Duration = Duration::from_secs(3);
+
+/// The label of every service that is not listed.
+const OTHER: &str = "other";
 
 /// One counter for each word of a closed set.
 #[derive(Debug)]
@@ -128,7 +132,9 @@ impl Default for Metrics {
 impl Metrics {
     /// Nothing counted yet. `services` are those of `tasks.services`, none where it is `["*"]`.
     pub fn new<'a>(services: impl IntoIterator<Item = &'a str>) -> Self {
-        let services: Box<[Box<str>]> = services.into_iter().chain(["other"]).map(Box::from).collect();
+        // Each once: a series must not stand there twice. One that is called `other` shares the place of the rest.
+        let named: BTreeSet<&str> = services.into_iter().filter(|name| *name != OTHER).collect();
+        let services: Box<[Box<str>]> = named.into_iter().chain([OTHER]).map(Box::from).collect();
         let cells = services.len() * RequestAction::ALL.len() * RequestOutcome::ALL.len();
         Self {
             requests: (0..cells).map(|_| AtomicU64::new(0)).collect(),
@@ -313,6 +319,8 @@ mod tests {
             ["producer", "suno", "luma"].map(|name| metrics.service_name(metrics.service(name))).into();
         assert_eq!(names, ["producer", "suno", "other"]);
         assert_eq!(metrics.called_services().count(), 2);
+        let repeated = Metrics::new(["producer", "other", "producer"]);
+        assert_eq!(repeated.services().count(), 2);
         let all = Metrics::default();
         assert_eq!(all.service_name(all.service("producer")), "other");
         assert_eq!(all.called_services().count(), 1);

@@ -58,7 +58,7 @@ pub struct AdminPort {
 }
 
 impl AdminPort {
-    /// What is so at this moment.
+    /// What is so at this moment. Many lanes take a while: see [`beside`].
     fn present(&self) -> Present {
         let (status, reason) = self.readiness();
         Present {
@@ -77,18 +77,20 @@ impl AdminPort {
     }
 
     /// Keeps the history up, until `end`.
-    pub async fn record_history(&self, end: &CancellationToken) {
+    ///
+    /// # Errors
+    /// If it panicked.
+    pub async fn record_history(self: Arc<Self>, end: CancellationToken) -> Result<(), ApiError> {
         let mut steps = tokio::time::interval(History::STEP);
         steps.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // The first tick is at once, and ends no step.
         steps.tick().await;
         while end.run_until_cancelled(steps.tick()).await.is_some() {
-            self.end_step();
+            beside(&self, Self::end_step).await?;
         }
+        Ok(())
     }
-}
 
-impl AdminPort {
     /// A word for whether refrain is ready, and why not where it is not.
     pub fn readiness(&self) -> (&'static str, Option<&'static str>) {
         if self.draining.is_cancelled() {
@@ -104,6 +106,15 @@ impl AdminPort {
     pub fn uptime_seconds(&self) -> f64 {
         (self.started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0
     }
+}
+
+/// On a thread that no client waits for.
+async fn beside<T: Send + 'static>(
+    port: &Arc<AdminPort>,
+    look: impl FnOnce(&AdminPort) -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let port = Arc::clone(port);
+    tokio::task::spawn_blocking(move || look(&port)).await.map_err(|_| ApiError::internal())
 }
 
 /// The router of the admin port.
@@ -149,15 +160,13 @@ fn status(status: StatusCode, word: &str, reason: Option<&str>) -> Response {
     (status, Json(body)).into_response()
 }
 
-async fn metrics(State(port): State<Arc<AdminPort>>, headers: HeaderMap) -> Response {
+async fn metrics(State(port): State<Arc<AdminPort>>, headers: HeaderMap) -> Result<Response, ApiError> {
     let accept: Vec<&str> =
         headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     let format = Format::of(&accept.join(","));
-    match observe::expose(format, &port.metrics, port.present(), port.started_at) {
-        Ok(text) => {
-            let headers = [(header::CONTENT_TYPE, format.content_type()), (header::VARY, "accept")];
-            (headers, text).into_response()
-        }
-        Err(_) => ApiError::internal().into_response(),
-    }
+    let text =
+        beside(&port, move |port| observe::expose(format, &port.metrics, port.present(), port.started_at));
+    let text = text.await?.map_err(|_| ApiError::internal())?;
+    let headers = [(header::CONTENT_TYPE, format.content_type()), (header::VARY, "accept")];
+    Ok((headers, text).into_response())
 }

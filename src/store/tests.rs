@@ -696,7 +696,7 @@ async fn ids_drive_the_query() {
     let disk = Disk::new();
     disk.open().await.close().await;
     let mut conn = disk.connect().await;
-    for sql in [tasks::FIND, tasks::FIND_JOINED] {
+    for sql in [find::FIND, find::FIND_JOINED] {
         let sql = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
         let plan: Vec<(i64, i64, i64, String)> =
             sqlx::query_as(sql).bind("[]").bind("").bind(&A[..]).fetch_all(&mut conn).await.unwrap();

@@ -200,7 +200,6 @@ async fn the_history_has_a_step_every_ten_seconds() {
     let (upstream, _folder, program, http) = start().await;
     let history = json(&program, "/api/history").await;
     assert_eq!((&history["range"], &history["step_seconds"]), (&json!("1h"), &json!(10)));
-    assert_eq!(history["at"], json!([]), "empty after a start");
     let day = json(&program, "/api/history?range=24h").await;
     assert_eq!((&day["range"], &day["step_seconds"]), (&json!("24h"), &json!(300)));
     let wrong = format!("http://{}/api/history?range=1w", program.admin);
@@ -212,15 +211,19 @@ async fn the_history_has_a_step_every_ten_seconds() {
     for _ in 0..3 {
         http.retrieve("t", DOCUMENTED_ID).await.unwrap();
     }
-    eventually("a step", async || json(&program, "/api/history").await["at"] != json!([])).await;
+    // On a busy machine they may fall into two steps.
+    let sum = |history: &Value, name: &str| {
+        history[name].as_array().into_iter().flatten().filter_map(Value::as_u64).sum::<u64>()
+    };
+    eventually("steps", async || sum(&json(&program, "/api/history").await, "look_ups") == 3).await;
     let history = json(&program, "/api/history?range=1h").await;
-    assert_eq!(history["look_ups"][0], 3);
-    assert_eq!(
-        (&history["ids_hit"][0], &history["calls"][0], &history["calls_saved"][0]),
-        (&json!(2), &json!(1), &json!(2))
-    );
-    assert_eq!(history["store_tasks"][0], 1);
-    assert!(history["upstream_p99_seconds"][0].is_f64(), "{history}");
+    for (name, expected) in [("ids_hit", 2), ("calls", 1), ("calls_saved", 2)] {
+        assert_eq!(sum(&history, name), expected, "{name}: {history}");
+    }
+    let last = |name: &str| history[name].as_array().and_then(|column| column.last()).cloned();
+    assert_eq!(last("store_tasks"), Some(json!(1)));
+    let latencies = history["upstream_p99_seconds"].as_array().unwrap();
+    assert!(latencies.iter().any(Value::is_f64), "{history}");
     let steps = history["at"].as_array().unwrap().len();
     let columns = history.as_object().unwrap().iter().filter(|(_, column)| column.is_array());
     assert!(

@@ -20,7 +20,7 @@ async fn a_panic_in_the_call_is_an_answer_and_the_lane_goes_on() {
     assert!(is_finished(&lab.ask_one("b").await));
     lab.sweep();
     pass(10.0).await;
-    assert_eq!(lab.lanes.counts(), (0, 0));
+    assert_eq!(lab.counts(), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -201,10 +201,10 @@ async fn idle_lanes_and_buckets_are_forgotten() {
         lab.lanes.passed_through(&asker.key().token);
         lab.ask_as(&asker, single("a")).await;
     }
-    assert_eq!(lab.lanes.counts(), (200, 200));
+    assert_eq!(lab.counts(), (200, 200));
     lab.sweep();
     pass(60.0).await;
-    assert_eq!(lab.lanes.counts(), (0, 0));
+    assert_eq!(lab.counts(), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -215,16 +215,16 @@ async fn a_hundred_thousand_tokens_have_a_bound() {
         digest[..4].copy_from_slice(&token.to_be_bytes());
         lab.lanes.passed_through(&Digest::from(digest));
     }
-    let (_, buckets) = lab.lanes.counts();
+    let (_, buckets) = lab.counts();
     assert!((80_000..=100_000).contains(&buckets), "{buckets}");
     for token in 0..12_000_u32 {
         lab.ask_as(&asker(&format!("token{token}")), single("a")).await;
     }
-    let (lanes, buckets) = lab.lanes.counts();
+    let (lanes, buckets) = lab.counts();
     assert!(lanes <= 10_000 && buckets <= 100_000, "{lanes} {buckets}");
     lab.sweep();
     pass(100.0).await;
-    assert_eq!(lab.lanes.counts(), (0, 0));
+    assert_eq!(lab.counts(), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -236,7 +236,7 @@ async fn more_busy_lanes_than_there_is_room_for_are_refused() {
         callers.push(lab.begin_as(&asker(&format!("token{token}")), single("a")));
     }
     pass(0.1).await;
-    assert_eq!(lab.lanes.counts().0, 10_000);
+    assert_eq!(lab.counts().0, 10_000);
     let outcome = only(lab.ask_as(&asker("extra"), single("a")).await);
     assert!(matches!(failure(&outcome), Failure::QueueFull { retry_after } if !retry_after.is_zero()));
     // Whoever has a lane is served, within the bound of calls under way.

@@ -275,7 +275,7 @@ async fn entries_do_not_outlive_their_use() {
     }
     // Each of 150 is asked alone, for its caller is owed the upstream's own word.
     pass(300.0).await;
-    assert_eq!(lab.lanes.counts(), (0, 0));
+    assert_eq!(lab.counts(), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]

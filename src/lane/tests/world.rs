@@ -381,6 +381,12 @@ impl Deref for Lab {
 }
 
 impl Lab {
+    /// Lanes and token buckets.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let totals = self.lanes.totals();
+        (totals.lanes, totals.tokens)
+    }
+
     pub(super) fn new() -> Self {
         Self::with(|_, _| {})
     }

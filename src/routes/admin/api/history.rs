@@ -20,11 +20,16 @@ pub(super) async fn history(State(port): State<Arc<AdminPort>>, uri: Uri) -> Res
         Some("24h") => ("24h", History::LONG_STEP),
         Some(_) => return Err(wrong("range", "1h or 24h")),
     };
-    let history = port.history.lock().unwrap_or_else(PoisonError::into_inner);
-    let points: Vec<&Point> =
-        if step == History::STEP { history.hour().collect() } else { history.day().collect() };
-    fn column<T: Serialize>(points: &[&Point], of: impl Fn(&Point) -> T) -> Vec<T> {
-        points.iter().map(|point| of(point)).collect()
+    let points: Vec<Point> = {
+        let history = port.history.lock().unwrap_or_else(PoisonError::into_inner);
+        if step == History::STEP {
+            history.hour().cloned().collect()
+        } else {
+            history.day().cloned().collect()
+        }
+    };
+    fn column<T: Serialize>(points: &[Point], of: impl Fn(&Point) -> T) -> Vec<T> {
+        points.iter().map(of).collect()
     }
     let points = &points;
     Ok(Json(json!({

@@ -7,6 +7,7 @@ use axum::extract::State;
 use http::Uri;
 use serde::Serialize;
 
+use super::super::beside;
 use super::{AdminPort, Parameters};
 use crate::api_error::ApiError;
 use crate::lane::{LaneView, PendingView};
@@ -94,26 +95,18 @@ impl From<PendingView> for PendingBody {
 
 pub(super) async fn lanes(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Lanes>, ApiError> {
     Parameters::none(&uri)?;
-    beside(port, |port| {
+    let lanes = beside(&port, |port| {
         let (lanes, lanes_left_out) = port.retriever.lanes().view(MOST);
         Lanes { lanes: lanes.into_iter().map(LaneBody::from).collect(), lanes_left_out }
-    })
-    .await
+    });
+    Ok(Json(lanes.await?))
 }
 
 pub(super) async fn pending(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Pending>, ApiError> {
     Parameters::none(&uri)?;
-    beside(port, |port| {
+    let pending = beside(&port, |port| {
         let (pending, pending_left_out) = port.retriever.lanes().pending(MOST);
         Pending { pending: pending.into_iter().map(PendingBody::from).collect(), pending_left_out }
-    })
-    .await
-}
-
-/// On a thread that no client waits for: many lanes take a while.
-async fn beside<T: Send + 'static>(
-    port: Arc<AdminPort>,
-    view: impl FnOnce(&AdminPort) -> T + Send + 'static,
-) -> Result<Json<T>, ApiError> {
-    tokio::task::spawn_blocking(move || Json(view(&port))).await.map_err(|_| ApiError::internal())
+    });
+    Ok(Json(pending.await?))
 }

@@ -7,7 +7,7 @@ use axum::extract::State;
 use http::Uri;
 use serde_json::{Map, Value, json};
 
-use super::super::AdminPort;
+use super::super::{AdminPort, beside};
 use super::parameters::Parameters;
 use crate::api_error::ApiError;
 use crate::observe::{CallStatus, HistogramCounts, Label, Metrics, Present, RequestOutcome, Tally};
@@ -24,7 +24,7 @@ const WITH_LATENCY: [RequestOutcome; 5] = [
 pub(super) async fn stats(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Value>, ApiError> {
     Parameters::none(&uri)?;
     let metrics = &port.metrics;
-    let present = port.present();
+    let present = beside(&port, AdminPort::present).await?;
     Ok(Json(json!({
         "started_at": port.started_at,
         "uptime_seconds": port.uptime_seconds(),

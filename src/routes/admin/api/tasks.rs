@@ -171,7 +171,7 @@ pub(super) async fn forget_one(
 ) -> Result<Json<Forgotten>, ApiError> {
     Parameters::none(&uri)?;
     let (service, id) = named(path)?;
-    forget(&port, Forget::Task { service, id }).await
+    forget(port, Forget::Task { service, id }).await
 }
 
 pub(super) async fn forget_many(
@@ -186,11 +186,13 @@ pub(super) async fn forget_many(
         (None, Some(age)) => Forget::OlderThan(age),
         _ => return Err(ApiError::bad_request("It takes exactly one of service and older_than.")),
     };
-    forget(&port, scope).await
+    forget(port, scope).await
 }
 
-async fn forget(port: &AdminPort, scope: Forget) -> Result<Json<Forgotten>, ApiError> {
-    match port.retriever.forget_by_operator(scope).await {
+/// In a task of its own: what an operator asked to be forgotten is, whether somebody still waits for the answer or not.
+async fn forget(port: Arc<AdminPort>, scope: Forget) -> Result<Json<Forgotten>, ApiError> {
+    let forgetting = tokio::spawn(async move { port.retriever.forget_by_operator(scope).await });
+    match forgetting.await.map_err(|_| ApiError::internal())? {
         Ok(forgotten) => Ok(Json(Forgotten { forgotten })),
         Err(error) => {
             tracing::warn!(%error, "forget tasks");

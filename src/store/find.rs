@@ -1,0 +1,183 @@
+//! What a reader may read of some ids: as few rows as can be, each text verified. Called with the readers' pool; no policy
+//! about failures here.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use sqlx::Row;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+
+use super::state::Damage;
+use super::tasks::{checksum, hex_array, mark};
+use crate::task::{Digest, Service, TaskId};
+
+/// Ids that one statement of [`find`] asks for.
+const FIND_STEP: usize = 64;
+
+/// A longer text does not come with others, in bytes: what one statement brings is bounded.
+const JOINED_BYTES: i64 = 64 << 10;
+
+/// All ids as one JSON array of hex strings. `CROSS JOIN` keeps the order of the loops: ids outermost, never a
+/// scan of `task` (<https://www.sqlite.org/optoverview.html#manual_control_of_query_plans_using_cross_join>).
+pub(super) const FIND: &str = "
+    SELECT j.key, t.row, t.checksum, t.stored_at, t.used_hour, r.mark, t.body
+    FROM json_each(?1) j
+    CROSS JOIN task t ON t.service = ?2 AND t.id = unhex(j.value)
+    CROSS JOIN task_right r ON r.reader = (SELECT id FROM reader WHERE digest = ?3) AND r.task = t.row";
+
+/// What [`FIND`] finds, as one row: numbers of each task, and the texts one after the other. Each row that comes from SQLite's
+/// thread costs two changes of thread, several times what reading it does. `format` takes anything for a number, so
+/// that a damaged row cannot make its text come without its numbers.
+pub(super) const FIND_JOINED: &str = "
+    SELECT group_concat(format('%d,%d,%d,%d,%d,%d,%d', j.key, t.row, t.checksum, t.stored_at, t.used_hour, r.mark,
+                               iif(t.size <= ?4, length(t.body), -1)), ';'),
+           group_concat(iif(t.size <= ?4, t.body, NULL), '')
+    FROM json_each(?1) j
+    CROSS JOIN task t ON t.service = ?2 AND t.id = unhex(j.value)
+    CROSS JOIN task_right r ON r.reader = (SELECT id FROM reader WHERE digest = ?3) AND r.task = t.row";
+
+/// A verified row.
+pub(super) struct Found {
+    /// Place in the list of ids.
+    pub(super) index: usize,
+    pub(super) row: i64,
+    pub(super) stored_at: i64,
+    pub(super) used_hour: i64,
+    pub(super) text: Bytes,
+}
+
+/// Reads what `reader` may read of `ids`, some of them a statement, and hands each verified row to `found`, each bad one to
+/// `damaged`. A statement ends with this future: no read transaction outlives it.
+pub(super) async fn find(
+    pool: &SqlitePool,
+    reader: &Digest,
+    service: &Service,
+    ids: &[&TaskId],
+    mut found: impl FnMut(Found) -> ControlFlow<()>,
+    damaged: impl FnMut(Option<Damage>),
+) -> Result<(), sqlx::Error> {
+    let mut alone = Vec::new();
+    for (step, ids) in ids.chunks(FIND_STEP).enumerate() {
+        let first = step * FIND_STEP;
+        for joined in find_joined(pool, reader, service, ids).await? {
+            match joined {
+                Ok(task) => {
+                    if found(Found { index: first + task.index, ..task }).is_break() {
+                        return Ok(());
+                    }
+                }
+                Err(index) => alone.push(first + index),
+            }
+        }
+    }
+    if alone.is_empty() {
+        return Ok(());
+    }
+    let picked: Vec<&TaskId> = alone.iter().map(|index| ids[*index]).collect();
+    let found = |task: Found| found(Found { index: alone[task.index], ..task });
+    find_by_row(pool, reader, service, &picked, found, damaged).await
+}
+
+/// Reads in one row what may come joined with others. In place of a task the index of an id that has to be looked at
+/// alone: its text is long, or something does not verify, which here may be the fault of another.
+async fn find_joined(
+    pool: &SqlitePool,
+    reader: &Digest,
+    service: &Service,
+    ids: &[&TaskId],
+) -> Result<Vec<Result<Found, usize>>, sqlx::Error> {
+    let row = sqlx::query(FIND_JOINED)
+        .bind(hex_array(ids.iter().copied()))
+        .bind(service.as_str())
+        .bind(reader.as_bytes().as_slice())
+        .bind(JOINED_BYTES)
+        .fetch_one(pool)
+        .await?;
+    // Bytes whatever SQLite calls them: joined blobs are text to it.
+    let numbers: Option<&[u8]> = row.try_get_unchecked(0)?;
+    let texts: &[u8] = row.try_get_unchecked::<Option<&[u8]>, _>(1)?.unwrap_or_default();
+    let Some(numbers) = numbers else { return Ok(Vec::new()) };
+    let parsed: Option<Vec<[i64; 7]>> = numbers.split(|byte| *byte == b';').map(seven).collect();
+    let Some(parsed) = parsed else { return Ok((0..ids.len()).map(Err).collect()) };
+    let mut start = 0_usize;
+    let found = parsed.into_iter().map(|[index, row, sum, stored_at, used_hour, right, length]| {
+        let index = usize::try_from(index).ok().filter(|index| *index < ids.len()).unwrap_or(0);
+        let Ok(length) = usize::try_from(length) else { return Err(index) };
+        let text = start.checked_add(length).and_then(|end| texts.get(start..end));
+        start = start.saturating_add(length);
+        let text = text.filter(|text| checksum(service, ids[index], text) == sum).ok_or(index)?;
+        if mark(reader, row, sum) != right {
+            return Err(index);
+        }
+        Ok(Found { index, row, stored_at, used_hour, text: Bytes::copy_from_slice(text) })
+    });
+    Ok(found.collect())
+}
+
+fn seven(numbers: &[u8]) -> Option<[i64; 7]> {
+    let mut seven = [0; 7];
+    let mut numbers = std::str::from_utf8(numbers).ok()?.split(',');
+    for number in &mut seven {
+        *number = numbers.next()?.parse().ok()?;
+    }
+    Some(seven)
+}
+
+/// Reads row by row.
+async fn find_by_row(
+    pool: &SqlitePool,
+    reader: &Digest,
+    service: &Service,
+    ids: &[&TaskId],
+    mut found: impl FnMut(Found) -> ControlFlow<()>,
+    mut damaged: impl FnMut(Option<Damage>),
+) -> Result<(), sqlx::Error> {
+    let mut rows = sqlx::query(FIND)
+        .bind(hex_array(ids.iter().copied()))
+        .bind(service.as_str())
+        .bind(reader.as_bytes().as_slice())
+        .fetch(pool);
+    while let Some(row) = rows.try_next().await? {
+        match verify(&row, reader, service, ids) {
+            Ok(Ok(verified)) => {
+                if found(verified).is_break() {
+                    break;
+                }
+            }
+            Ok(Err(damage)) => damaged(Some(damage)),
+            // A value of another type than was written: flipped bits in the row's header.
+            Err(_) => damaged(
+                row.try_get(1)
+                    .and_then(|row_number| Ok(Damage::Row { row: row_number, checksum: row.try_get(2)? }))
+                    .ok(),
+            ),
+        }
+    }
+    Ok(())
+}
+
+fn verify(
+    row: &SqliteRow,
+    reader: &Digest,
+    service: &Service,
+    ids: &[&TaskId],
+) -> Result<Result<Found, Damage>, sqlx::Error> {
+    let index = usize::try_from(row.try_get::<i64, _>(0)?).unwrap_or(usize::MAX);
+    let Some(id) = ids.get(index) else { return Err(sqlx::Error::RowNotFound) };
+    let (row_number, stored_checksum, stored_mark) = (row.try_get(1)?, row.try_get(2)?, row.try_get(5)?);
+    let text: &[u8] = row.try_get(6)?;
+    if checksum(service, id, text) != stored_checksum {
+        return Ok(Err(Damage::Row { row: row_number, checksum: stored_checksum }));
+    }
+    if mark(reader, row_number, stored_checksum) != stored_mark {
+        return Ok(Err(Damage::Right { row: row_number, mark: stored_mark }));
+    }
+    Ok(Ok(Found {
+        index,
+        row: row_number,
+        stored_at: row.try_get(3)?,
+        used_hour: row.try_get(4)?,
+        text: Bytes::copy_from_slice(text),
+    }))
+}
