@@ -5,37 +5,10 @@
     browser.py --screenshots DIR    pictures to look at, light, dark, phone, empty, busy and detail; no tests
 """
 
-from chromium import Chromium
+from chromium import CONTRAST, Chromium
+from cors import cors
+from screenshots import SHOWN, screenshots
 from songs import *
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "javascript:alert(1)",
-    "\u202egnp.exe " + "a" * 150,
-    "</bdi></td><iframe src=https://evil.example/></iframe>",
-    "{{constructor.constructor('alert(1)')()}}",
-]
-LINKS = [
-    "javascript:alert(1)", "data:text/html,<script>alert(1)</script>", "//evil.example/a.mp3", "https://cdn.example.com/a.m4a",
-    "vbscript:x", " javascript:alert(1)", "http://cdn.example.com/\"onmouseover=alert(1)",
-]
-# How dark and bright letters and what is behind them are (WCAG 2.2, 1.4.3), of all text that shows.
-CONTRAST = """(() => {
-  const light = c => { const [r, g, b] = c.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const parts = text => text.match(/[\\d.]+/g).map(Number);
-  const behind = e => { for (; e; e = e.parentElement) { const c = parts(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] === 1) return c.slice(0, 3); } return [255, 255, 255]; };
-  const poor = [];
-  for (const e of document.querySelectorAll('body *')) {
-    const style = getComputedStyle(e);
-    if (!e.checkVisibility({visibilityProperty: true, opacityProperty: true}) || e.disabled) continue;
-    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
-    const pair = [light(parts(style.color).slice(0, 3)), light(behind(e))].sort((a, b) => b - a);
-    const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
-    if (ratio < 4.5) poor.push(`${e.tagName}.${e.className}#${e.id} ${ratio.toFixed(2)} ${e.textContent.trim().slice(0, 30)}`);
-  }
-  return poor;
-})()"""
 
 
 @contextlib.asynccontextmanager
@@ -50,7 +23,6 @@ async def dashboard(browser, proxy, expected=(), **options):
     await page.close()
 
 
-SHOWN = "!document.getElementById('content').hidden"
 TITLES = "[...document.querySelectorAll('#tasks .title')].map(e => e.textContent)"
 
 
@@ -83,6 +55,47 @@ async def figures(browser):
         check(await page.js("document.querySelector('#tasks tbody').rows.length") == 10, "the latest ten")
         await page.click("#tasks-more")
         await page.until("document.querySelector('#tasks tbody').rows.length === 12")
+
+
+IDS = "[...document.querySelectorAll('#tasks .id')].map(e => e.textContent)"
+
+
+async def listing(browser):
+    async with running() as (upstream, proxy), dashboard(browser, proxy) as page:
+        client, admin = proxy.client(), Client(proxy.admin)
+
+        async def stored():
+            """Every id, the last stored first."""
+            return [task["id"] for task in json.loads((await admin.send("GET", "/api/tasks?limit=200")).body)["tasks"]]
+
+        async def show_more(rows):
+            await page.click("#tasks-more")
+            await page.until(f"{IDS}.length === {rows}")
+
+        # A batch is stored at once, within one second.
+        await client.batch("t", upstream.finished("old", [f"Old {n}" for n in range(35)]))
+        ids = await stored()
+        await page.until(f"{IDS}.length === 10")
+        await show_more(20)
+        check(await page.js("new Set([...document.querySelectorAll('#tasks time')].map(e => e.dataset.at)).size") == 1, "all of one second")
+        page.requests.clear()
+        await eventually("two more refreshes", refreshed(page, 2))
+        check(await page.js(IDS) == ids[:20], "kept over a refresh:", await page.js(IDS))
+        await show_more(30)
+        await show_more(35)
+        check(await page.js(IDS) == ids, "each once, none left out:", await page.js(IDS))
+        # Few new ones come above what is shown; where more came than a page holds, it begins anew.
+        await client.batch("t", upstream.finished("few", [f"Few {n}" for n in range(3)]))
+        await page.until(f"{IDS}.length === 38")
+        check(await page.js(IDS) == await stored(), "new ones above:", await page.js(IDS))
+        await client.batch("t", upstream.finished("new", [f"New {n}" for n in range(15)]))
+        ids = await stored()
+        await page.until(f"{IDS}.length === 10")
+        for rows in (20, 30, 40, 50, 53):
+            await show_more(rows)
+        check(await page.js(IDS) == ids and len(ids) == 53, "no gap:", await page.js(IDS))
+        client.close()
+        admin.close()
 
 
 async def search(browser):
@@ -166,6 +179,75 @@ async def forget(browser):
         client.close()
 
 
+# Holds the next request of this method until `letGo()`.
+HOLD = """((method) => {
+  const real = window.fetch, held = new Promise(done => window.letGo = done);
+  window.fetch = async (path, options) => {
+    if (options.method !== method || !path.includes('song-0')) return real(path, options);
+    window.fetch = real;
+    await held;
+    return real(path, options);
+  };
+})"""
+
+
+async def late(browser):
+    async with running() as (upstream, proxy), dashboard(browser, proxy, [r"status of 404"]) as page:
+        await looked_up(proxy, upstream.finished("song", ["Harbour lights", "Night bus", "Paper boats"]))
+        await page.until(f"{SHOWN} && {TITLES}.length === 3")
+
+        async def open_detail(title):
+            await page.js(f"[...document.querySelectorAll('#tasks button.title')].find(e => e.textContent === '{title}').click()")
+
+        async def known(title):
+            await page.until(f"!document.getElementById('detail-known').hidden && document.getElementById('detail-title').textContent === '{title}'")
+
+        # Forgetting goes on when its dialogs are closed; what was opened meanwhile stays.
+        await open_detail("Harbour lights")
+        await known("Harbour lights")
+        await page.js(f"{HOLD}('DELETE')")
+        await page.click("#detail-forget")
+        await page.click("#confirm-yes")
+        await page.until("document.getElementById('confirm-yes').disabled")
+        await page.press("Escape")
+        await page.until("!document.getElementById('confirm').open")
+        await page.press("Escape")
+        await page.until("!document.getElementById('detail').open")
+        await open_detail("Night bus")
+        await known("Night bus")
+        await page.click("#detail-forget")
+        await page.until("document.getElementById('confirm').open")
+        await page.js("letGo()")
+        await page.until("document.getElementById('toast').textContent.startsWith('One text')")
+        await page.until(f"{TITLES}.length === 2")
+        check(await page.js("['confirm', 'detail'].every(id => document.getElementById(id).open)"), "the next question was closed")
+        check(not await page.js("document.getElementById('confirm-yes').disabled"), "and can be answered")
+        await page.click("#confirm-no")
+        await page.press("Escape")
+        await page.until("!document.querySelector('dialog[open]')")
+
+        # What comes of a task that is not looked at any more is not told at another.
+        await looked_up(proxy, ["song-0"])
+        await page.until(f"{TITLES}.length === 3")
+        admin = Client(proxy.admin)
+        await page.js(f"{HOLD}('GET')")
+        await open_detail("Harbour lights")
+        await page.press("Escape")
+        await page.until("!document.getElementById('detail').open")
+        await admin.send("DELETE", "/api/tasks/producer/song-0")
+        admin.close()
+        await open_detail("Night bus")
+        await known("Night bus")
+        await page.js("letGo()")
+        await eventually("the late answer came", lambda: heard(page, "status of 404"))
+        await page.js("new Promise(done => setTimeout(done, 200))")
+        check(await page.text("#detail-error") == "", "another task's error:", await page.text("#detail-error"))
+
+
+async def heard(page, words):
+    return any(words in error for error in page.errors)
+
+
 async def hostile(browser):
     async with running() as (upstream, proxy), dashboard(browser, proxy) as page:
         ids = upstream.finished("bad", HOSTILE, LINKS)
@@ -212,8 +294,9 @@ async def seen(page):
 
 async def token(browser):
     secret = "correct-horse.battery~staple"
-    async with running(REFRAIN_ADMIN__TOKEN=secret) as (upstream, proxy):
-        async with dashboard(browser, proxy, [r"status of 401"]) as page:
+    ports = {"REFRAIN_SERVER__LISTEN": f"127.0.0.1:{free_port()}", "REFRAIN_ADMIN__LISTEN": f"127.0.0.1:{free_port()}"}
+    async with running(REFRAIN_ADMIN__TOKEN=secret, **ports) as (upstream, proxy):
+        async with dashboard(browser, proxy, [r"status of 401|ERR_CONNECTION|ERR_EMPTY|ERR_NETWORK"]) as page:
             await page.until("!document.getElementById('locked').hidden")
             check(await page.js("document.getElementById('content').hidden"), "nothing shows without the token")
             check(await page.js("document.activeElement.id") == "token", "the field has the focus")
@@ -227,6 +310,21 @@ async def token(browser):
             await page.until(f"{TITLES}.length === 1")
             kept = await page.js("[location.href, JSON.stringify(localStorage), document.cookie]")
             check(secret not in "".join(kept), "kept for the tab alone:", kept)
+            # Another token holds from now on: what was shown is not only hidden.
+            await search_for(page, "song-0")
+            await page.js("document.querySelector('#tasks button.title').click()")
+            await page.until("!document.getElementById('detail-known').hidden")
+            await proxy.stop()
+            await proxy.reading
+            secret = proxy.environment["REFRAIN_ADMIN__TOKEN"] = "another-horse.battery~staple"
+            await proxy.start()
+            await page.until("!document.getElementById('locked').hidden")
+            left = await page.js("document.documentElement.outerHTML + [...document.querySelectorAll('input, select')].map(e => e.value)")
+            check("Night bus" not in left and "song-0" not in left, "still in the page:", left)
+            check(await page.js("document.getElementById('saved').textContent + document.getElementById('detail-json').textContent") == "–", "figures and text are gone")
+            await page.type(secret)
+            await page.press("Enter")
+            await page.until(f"{TITLES}.length === 1")
             await page.click("#forget-token")
             await page.until("!document.getElementById('locked').hidden")
             check(await page.js("sessionStorage.length") == 0 and await page.js(TITLES) == [], "the token and what it showed are gone")
@@ -360,106 +458,7 @@ async def outage(browser):
         await eventually("it asks again", refreshed(page, 1), within=4)
 
 
-LOOK_UP = """(async (proxy, body, more = {}, path = '/producer/tasks') => {
-  try {
-    const answer = await fetch(proxy + path, {method: 'POST', cache: 'no-store', credentials: 'omit', body: JSON.stringify(body),
-      headers: {authorization: 'Bearer t', 'content-type': 'application/json', ...more}});
-    return {status: answer.status, body: await answer.text(), headers: Object.fromEntries(answer.headers)};
-  } catch (error) { return {refused: String(error)}; }
-})"""
-
-
-async def cors(browser):
-    async with site() as app, site() as stranger, running(REFRAIN_SERVER__CORS_ORIGINS=json.dumps([app])) as (upstream, proxy):
-        ids = upstream.finished("song", ["Harbour lights", "Night bus"])
-        home = json.dumps(f"http://127.0.0.1:{proxy.port}")
-        page = await browser.page(app)
-
-        async def fetch(body, *more, at=page):
-            return await at.js(f"{LOOK_UP}({', '.join([home, json.dumps(body), *map(json.dumps, more)])})")
-
-        one = {"action": "retrieve", "id": ids[0]}
-        miss, hit = await fetch(one), await fetch(one)
-        for answer, word in ((miss, "MISS"), (hit, "HIT")):
-            check(answer.get("status") == 200 and answer["body"].encode() == upstream.tasks[ids[0]], answer)
-            check(answer["headers"]["x-cache"] == word, "the page reads x-cache:", answer["headers"])
-            check(answer["headers"]["cache-status"].startswith("refrain"), "and cache-status:", answer["headers"])
-            check("x-request-id" in answer["headers"], "and x-request-id")
-        check("age" in hit["headers"], "and age:", hit["headers"])
-        check(len(upstream.calls) == 1, "one call, the preflights are answered here:", len(upstream.calls))
-        waited = await fetch({"action": "retrieve_batch", "ids": ids}, {"prefer": "wait=1", "x-record-exempt": "1"})
-        check(waited["headers"].get("preference-applied") and waited["status"] == 200, waited)
-
-        # Errors can be read as well: the upstream's, and those of refrain.
-        for status, code in ((401, "invalid_token"), (404, "not_found"), (429, "too_many_requests")):
-            body = b'{"success":false,"error":{"code":"%s","message":"no"}}' % code.encode()
-            upstream.refused[f"r{status}"] = (b"%d No\r\nretry-after: 7" % status, body)
-            answer = await fetch({"action": "retrieve", "id": f"r{status}"})
-            check(answer.get("status") == status and code in answer["body"], answer)
-            check(status != 429 or answer["headers"]["retry-after"], "retry-after is readable:", answer)
-        own = await fetch({"action": "retrieve_batch", "ids": [f"n{n}" for n in range(10_001)]})
-        check(own.get("status") == 400 and "bad_request" in own["body"], own)
-        gone = await fetch(one | {"id": "none"}, {"cache-control": "only-if-cached"})
-        check(gone.get("status") == 504, gone)
-        # What passes through can be read too, and the upstream's own CORS fields do not stand beside ours.
-        passed = await fetch({"action": "else", "id": ids[0]}, {"x-anything": "1"})
-        check(passed.get("status") == 200 and passed["headers"]["cache-status"] == "refrain; fwd=bypass", passed)
-        check(passed["headers"].get("x-upstream") == "1", "the upstream's own fields can be read:", passed)
-        check(page.errors and all("status of 4" in error or "status of 504" in error for error in page.errors), page.errors)
-        await page.close()
-
-        other = await browser.page(stranger)
-        calls = len(upstream.calls)
-        refused = await fetch(one, at=other)
-        check("refused" in refused, "a page that is not listed:", refused)
-        check(len(upstream.calls) == calls and any("CORS" in error for error in other.errors), other.errors)
-        await other.close()
-    async with site() as app, running(REFRAIN_SERVER__CORS_ORIGINS='["*"]', REFRAIN_UPSTREAM__TOKEN="team", REFRAIN_ACCESS__MODE="shared",
-                                      REFRAIN_ACCESS__CLIENTS='[{name = "app", key = "t"}]') as (upstream, proxy):
-        upstream.finished("song", ["Harbour lights"])
-        home, page = json.dumps(f"http://127.0.0.1:{proxy.port}"), await browser.page(app)
-        fine = await page.js(f"{LOOK_UP}({home}, {{action: 'retrieve', id: 'song-0'}})")
-        check(fine.get("status") == 200 and fine["headers"]["x-cache"] == "MISS", fine)
-        unknown = await page.js(f"{LOOK_UP}({home}, {{action: 'retrieve', id: 'song-0'}}, {{authorization: 'Bearer u'}})")
-        check(unknown.get("status") == 401 and "invalid_token" in unknown["body"], unknown)
-        await page.close()
-
-
-async def screenshots(folder):
-    """Some traffic, and pictures of it."""
-    os.makedirs(folder, exist_ok=True)
-    settings = {"REFRAIN_UPSTREAM__REQUESTS_PER_SECOND": "5", "REFRAIN_UPSTREAM__BURST": "2", "REFRAIN_TASKS__SERVICES": '["*"]',
-                "REFRAIN_UPSTREAM__MAX_RETRIES": "4", "REFRAIN_SERVER__LISTEN": f"127.0.0.1:{free_port()}"}
-    async with Chromium() as browser, running(0.06, **settings) as (upstream, proxy):
-        async def shot(name, full=True, detail=False, **options):
-            page = await browser.page(proxy.home, **options)
-            await page.until(f"{SHOWN} && !!document.querySelector('.plot canvas')")
-            if detail:
-                await page.js("document.querySelector('#tasks button.title').click()")
-                await page.until("!document.getElementById('detail-known').hidden")
-            await page.js("new Promise(done => setTimeout(done, 400))")
-            await page.screenshot(os.path.join(folder, f"{name}.png"), full)
-            await page.close()
-
-        await shot("empty")
-        upstream.tasks["failed-1"] = song("failed-1", "Small hours", success=False, error={"message": "the prompt was refused"})
-        await looked_up(proxy, ["failed-1"], "one")
-        upstream.refused_share = 0.02
-        studios = [asyncio.create_task(studio(proxy, upstream, *team)) for team in (("one", 3), ("two", 8), ("three", 15))]
-        await asyncio.sleep(float(os.environ.get("REFRAIN_SCREENSHOT_SECONDS", "45")))
-        await shot("light")
-        await shot("dark", dark=True)
-        await shot("phone", width=375, height=800)
-        await shot("detail", full=False, detail=True)
-        await shot("phone-detail", full=False, detail=True, width=375, height=800)
-        studios += [asyncio.create_task(studio(proxy, upstream, f"team-{n}", 0.7)) for n in range(8)]
-        await asyncio.sleep(15)
-        await shot("busy")
-        for task in studios:
-            task.cancel()
-
-
-PARTS = [figures, search, forget, hostile, token, keyboard, widths, themes, outage, cors]
+PARTS = [figures, listing, search, forget, late, hostile, token, keyboard, widths, themes, outage, cors]
 
 
 async def tests(names):

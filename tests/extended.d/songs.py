@@ -11,6 +11,19 @@ SONGS = [
     "Harbour lights", "Night bus", "Paper boats", "Wintergreen", "Glass mountain", "Copper wire", "Lanterns on the hill", "Small hours",
     "Two rooms and a view of the sea", "The river keeps its own time", "A slow train to nowhere in particular",
 ]
+# Titles and links that try to be more than text.
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "javascript:alert(1)",
+    "\u202egnp.exe " + "a" * 150,
+    "</bdi></td><iframe src=https://evil.example/></iframe>",
+    "{{constructor.constructor('alert(1)')()}}",
+]
+LINKS = [
+    "javascript:alert(1)", "data:text/html,<script>alert(1)</script>", "//evil.example/a.mp3", "https://cdn.example.com/a.m4a",
+    "vbscript:x", " javascript:alert(1)", "http://cdn.example.com/\"onmouseover=alert(1)",
+]
 
 
 def song(task_id, title, at=None, links=(), **response):

@@ -13,13 +13,15 @@ import { lanesTable, pendingTable } from "./tables.js";
 
 const EVERY_MS = 5000;
 // A step of the history takes 10 s in the hour and 5 min in the day.
-const HISTORY_SECONDS = { "1h": 10, "24h": 60 };
+const HISTORY_MS = { "1h": 10_000, "24h": 60_000 };
 
 let lanes;
 let pending;
 let range = "1h";
-let historyAt = 0;
+// By the clock that is never set back, in milliseconds.
+let historyAt = -Infinity;
 let heardAt = null;
+let hasShown = false;
 let isLocked = false;
 let isAsking = false;
 let timer;
@@ -35,11 +37,11 @@ const PARTS = [
 ];
 
 async function history() {
-  if (now() - historyAt < HISTORY_SECONDS[range]) return;
+  if (performance.now() - historyAt < HISTORY_MS[range]) return;
   const asked = range;
   const answer = await get("api/history", { range: asked });
   if (asked !== range) return;
-  historyAt = now();
+  historyAt = performance.now();
   showHistory(answer);
 }
 
@@ -61,6 +63,7 @@ const left = (shown, leftOut) => (leftOut > 0 ? `${shown} shown, ${format.count(
 async function attempt(part, place) {
   try {
     await part();
+    hasShown = true;
     if (place) say($(place), "");
     return true;
   } catch (error) {
@@ -99,15 +102,18 @@ async function refresh() {
   }
 }
 
-/** Asks for the token; what was shown goes. */
+/** Asks for the token. What was shown goes, also what the script remembers of it: where there is any, the page begins anew. */
 function lock() {
   if (isLocked) return;
   isLocked = true;
   const wasWrong = hasToken();
   useToken(null);
   for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
-  for (const table of document.querySelectorAll("tbody")) table.replaceChildren();
   $("content").hidden = true;
+  if (hasShown) {
+    location.reload();
+    return;
+  }
   $("forget-token").hidden = true;
   $("locked").hidden = false;
   say($("about"), "");
@@ -174,7 +180,7 @@ function wire() {
   wireFigures();
   $("range").addEventListener("change", (event) => {
     range = event.target.value;
-    historyAt = 0;
+    historyAt = -Infinity;
     attempt(history, "charts-error");
   });
   $("welcome-copy").addEventListener("click", () => copy($("welcome-curl").textContent, document.body));

@@ -15,7 +15,8 @@ let afterForgetting = () => {};
 
 /** Opens the dialog on a task of the listing. */
 export async function openDetail({ service, id, title }) {
-  task = { service, id };
+  const opened = { service, id };
+  task = opened;
   texts = [];
   say($("detail-title"), title || "Untitled");
   say($("detail-error"), "");
@@ -23,13 +24,14 @@ export async function openDetail({ service, id, title }) {
   $("detail").showModal();
   try {
     const answer = await get(taskPath(service, id));
-    if (task.service !== service || task.id !== id) return;
+    if (task !== opened) return;
     texts = answer.texts;
     $("detail-text").replaceChildren(...texts.map((text, n) => new Option(`${n + 1} of ${texts.length}, stored ${format.date(text.stored_at)}`, n)));
     $("detail-several").hidden = texts.length < 2;
     $("detail-known").hidden = texts.length === 0;
     if (texts.length > 0) showOne();
   } catch (error) {
+    if (task !== opened) return;
     say($("detail-error"), error.status === 404 ? "It is not stored any more." : error.message);
   }
 }
@@ -125,14 +127,16 @@ export function wireDetail(forgotten) {
   $("detail-form").addEventListener("change", showText);
   $("detail-copy").addEventListener("click", () => copy(chosen().text, dialog));
   $("detail-forget").addEventListener("click", async () => {
-    const { service, id } = task;
+    const asked = task;
+    const { service, id } = asked;
     const forgotten = await confirmed(
       "Forget this task?",
       `“${$("detail-title").textContent}” is removed here, for all tokens. When a client asks for it next, the upstream is asked.`,
       () => remove(taskPath(service, id)),
     );
     if (!forgotten) return;
-    dialog.close();
+    // By now it may show another.
+    if (task === asked) dialog.close();
     afterForgetting();
   });
 }

@@ -7,7 +7,10 @@ const UNITS = { d: "day", h: "hour", m: "minute" };
 
 let proceed = () => {};
 
-/** Asks, does it, and says how many texts went; whether it was done. */
+/**
+ * Asks, does it, and says how many texts went; whether it was done. A dialog that is closed meanwhile does not stop it:
+ * it is told when it is known, and a question that was asked since is left alone.
+ */
 export function confirmed(title, text, act) {
   const dialog = $("confirm");
   say($("confirm-title"), title);
@@ -17,20 +20,30 @@ export function confirmed(title, text, act) {
   dialog.showModal();
   $("confirm-no").focus();
   return new Promise((resolve) => {
-    let done = false;
-    dialog.addEventListener("close", () => resolve(done), { once: true });
-    proceed = async () => {
+    let isActing = false;
+    const isStillAsked = () => dialog.open && proceed === carryOut;
+    const carryOut = async () => {
+      isActing = true;
       $("confirm-yes").disabled = true;
       try {
         const { forgotten } = await act();
-        done = true;
         toast(forgotten === 1 ? "One text was forgotten." : `${forgotten} texts were forgotten.`);
-        dialog.close();
+        if (isStillAsked()) dialog.close();
+        resolve(true);
       } catch (error) {
-        say($("confirm-error"), error.status === 404 ? "It was not stored any more." : error.message);
-        $("confirm-yes").disabled = false;
+        isActing = false;
+        const reason = error.status === 404 ? "It was not stored any more." : error.message;
+        if (isStillAsked()) {
+          say($("confirm-error"), reason);
+          $("confirm-yes").disabled = false;
+        } else {
+          toast(reason);
+          resolve(false);
+        }
       }
     };
+    proceed = carryOut;
+    dialog.addEventListener("close", () => isActing || resolve(false), { once: true });
   });
 }
 

@@ -15,6 +15,7 @@ let term = "";
 let shown = [];
 let ways = [];
 let run = 0;
+let isPaging = false;
 
 /** What is asked for: all, or ids that begin with the term and titles that contain it. */
 function waysOf(words) {
@@ -43,19 +44,31 @@ async function more(way) {
   return found;
 }
 
-/** Shows the latest, with what was loaded below left as it is. A search stands until it is asked again. */
+/**
+ * Shows the latest, with what was loaded below left as it is. A search stands until it is asked again; while more is
+ * being loaded, nothing moves under it.
+ */
 export async function refreshListing() {
-  if (term) return;
+  if (term || isPaging) return;
   const mine = run;
   const first = { parameters: {} };
   const latest = await more(first);
-  if (mine !== run) return;
-  const isLonger = shown.length > PAGE;
-  if (!isLonger) ways = [first];
-  // What stood on the first page and is gone was forgotten; below it nothing is known yet.
-  const oldest = latest.at(-1)?.stored_at ?? 0;
-  const below = isLonger && first.next !== null ? shown.filter((task) => task.stored_at < oldest) : [];
+  if (mine !== run || isPaging) return;
+  const isLonger = shown.length > PAGE && first.next !== null;
+  const below = isLonger ? shownBelow(latest) : [];
+  // Where nothing is kept, the next page is the one behind the latest.
+  if (below.length === 0) ways = [first];
   draw(merged([latest, below]));
+}
+
+/**
+ * What is shown below the last of these. By its place: many tasks are stored in one second. Where it is not shown,
+ * there may be others between it and what is shown, and nothing is kept.
+ */
+function shownBelow(latest) {
+  const last = latest.at(-1);
+  const place = last ? shown.findLastIndex((task) => keyOf(task) === keyOf(last)) : -1;
+  return place < 0 ? [] : shown.slice(place + 1);
 }
 
 /** Starts anew: with another term, or after something was forgotten. */
@@ -72,10 +85,20 @@ export async function restartListing() {
 }
 
 async function showMore() {
+  if (isPaging) return;
+  isPaging = true;
   const mine = run;
   const before = shown.length;
-  const found = await Promise.all(ways.map(more));
+  // Copies: if a page fails, the next try begins where this one did.
+  const further = ways.map((way) => ({ ...way }));
+  let found;
+  try {
+    found = await Promise.all(further.map(more));
+  } finally {
+    isPaging = false;
+  }
   if (mine !== run) return;
+  ways = further;
   draw(merged([shown, ...found]));
   if ($("tasks-more").hidden) $("tasks").tBodies[0].rows[before]?.querySelector("button")?.focus();
 }
