@@ -11,7 +11,7 @@ use refrain::simulator::Simulator;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{Client, Program, StoreFile, client, finished, simulator};
+use crate::support::{Client, Program, StoreFile, client, eventually, finished, simulator};
 
 /// No retries, so that a look-up at an upstream that has gone ends soon.
 const SETTINGS: [(&str, &str); 1] = [("REFRAIN_UPSTREAM__MAX_RETRIES", "0")];
@@ -242,6 +242,9 @@ async fn what_is_forgotten_the_running_proxy_fetches_anew_within_a_second() {
     let since = Instant::now();
     assert_eq!(text(&out), "forgot 3 tasks\n");
     fetched_anew("stays", since).await;
+    // A call that began before the proxy knew of the forgetting is not stored; the next one is.
+    let is_hit = async || world.http.retrieve("t", "stays").await.expect("an answer").x_cache() == "HIT";
+    eventually("stored again", is_hit).await;
     assert_eq!(text(&tasks(folder, &["forget", "--older-than", "0s"])), "forgot 1 task\n");
     let (_upstream, folder) = world.stop();
     assert_eq!(tasks(folder.path(), &["list"]), b"", "without a proxy too");

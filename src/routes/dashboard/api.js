@@ -3,6 +3,9 @@
 const KEY = "refrain.admin-token";
 const PATIENCE_MS = 10_000;
 
+/** Forgetting may remove much; refrain itself gives it a minute. */
+const FORGET_PATIENCE_MS = 65_000;
+
 let token = null;
 try {
   token = sessionStorage.getItem(KEY);
@@ -62,7 +65,7 @@ async function call(method, path, parameters) {
       headers,
       cache: "no-store",
       redirect: "error",
-      signal: AbortSignal.timeout(PATIENCE_MS),
+      signal: AbortSignal.timeout(method === "DELETE" ? FORGET_PATIENCE_MS : PATIENCE_MS),
     });
     body = await response.text();
   } catch {
