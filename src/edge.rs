@@ -72,16 +72,11 @@ impl Default for EdgeLimits {
 
 impl EdgeLimits {
     /// For a port that few ask, and that must answer them however many keep their connections: 16 to 64 places by the
-    /// descriptor limit, half of which are not kept, and 10 s for idle ones.
+    /// descriptor limit, of which half are kept at most.
     pub fn of_admin_port() -> Self {
         let limits = Self::default();
         let places = (limits.max_connections / 8).clamp(16, 64);
-        Self {
-            header_timeout: Duration::from_secs(10),
-            max_connections: places,
-            spare_places: places / 2,
-            ..limits
-        }
+        Self { max_connections: places, spare_places: places / 2, ..limits }
     }
 }
 
