@@ -125,7 +125,7 @@ fn explanation(scene: &Scene) -> String {
     }
     let mut text = format!(
         "\nrefrain demo\n\n  proxy      http://{client}   apps point their base URL here\n  \
-         admin      {admin_url}   health and what goes on inside\n  \
+         admin      {admin_url}   the dashboard, for a browser; health and metrics\n  \
          upstream   {upstream}   simulated: one call a second, tasks take 60 s\n  \
          store      {store}   removed at the end\n\nTry, in another terminal:\n"
     );
