@@ -20,19 +20,21 @@ pub struct Plan {
 impl Plan {
     /// A plan for ids as they were asked for.
     pub fn new(ids: Vec<TaskId>) -> Self {
-        let mut index: HashMap<TaskId, u32, RandomState> =
+        let mut index: HashMap<&TaskId, u32, RandomState> =
             HashMap::with_capacity_and_hasher(ids.len(), RandomState::default());
-        let mut distinct = Vec::with_capacity(ids.len());
-        let places = ids
-            .into_iter()
+        let places: Vec<u32> = ids
+            .iter()
             .map(|id| {
-                let next = u32::try_from(distinct.len()).expect("at most tasks.max_ids ids");
-                *index.entry(id).or_insert_with_key(|id| {
-                    distinct.push(id.clone());
-                    next
-                })
+                let next = u32::try_from(index.len()).expect("at most tasks.max_ids ids");
+                *index.entry(id).or_insert(next)
             })
             .collect();
+        let mut distinct = Vec::with_capacity(index.len());
+        for (id, place) in ids.into_iter().zip(&places) {
+            if *place as usize == distinct.len() {
+                distinct.push(id);
+            }
+        }
         Self { distinct, places }
     }
 
