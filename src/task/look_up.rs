@@ -1,6 +1,8 @@
 //! What a client's body asks for. Exactly one of two look-ups, exactly a delete, or something that is none of
 //! our business (law 7): other keys, repeated keys, wrong types, not JSON.
 
+mod plain;
+
 use std::fmt;
 
 use serde::Deserialize;
@@ -27,12 +29,8 @@ impl Action {
     /// Reads a body. Two readers of the same JSON can disagree about repeated keys and the like; whatever leaves
     /// room for that is [`Action::Other`].
     pub fn parse(body: &[u8], max_ids: usize) -> Self {
-        let mut deserializer = serde_json::Deserializer::from_slice(body);
-        let Ok(fields) = deserializer.deserialize_map(FieldsVisitor { max_ids }) else { return Self::Other };
-        if deserializer.end().is_err() {
-            return Self::Other;
-        }
-        match fields {
+        let fields = plain::fields(body, max_ids).or_else(|| Fields::parse(body, max_ids));
+        match fields.unwrap_or_default() {
             Fields { action: Some(Verb::Retrieve), id: Some(id), ids: None, owner: false } => {
                 Self::Retrieve(id)
             }
@@ -53,6 +51,7 @@ impl Action {
 }
 
 #[derive(Default)]
+#[cfg_attr(test, derive(Debug, PartialEq))]
 struct Fields {
     action: Option<Verb>,
     id: Option<TaskId>,
@@ -61,10 +60,32 @@ struct Fields {
     owner: bool,
 }
 
+impl Fields {
+    /// `None` unless it is one object of known keys.
+    fn parse(body: &[u8], max_ids: usize) -> Option<Self> {
+        let mut deserializer = serde_json::Deserializer::from_slice(body);
+        let fields = deserializer.deserialize_map(FieldsVisitor { max_ids }).ok()?;
+        deserializer.end().ok()?;
+        Some(fields)
+    }
+}
+
+#[cfg_attr(test, derive(Debug, PartialEq))]
 enum Verb {
     Retrieve,
     RetrieveBatch,
     Delete,
+}
+
+impl Verb {
+    fn of(word: &str) -> Option<Self> {
+        match word {
+            "retrieve" => Some(Self::Retrieve),
+            "retrieve_batch" => Some(Self::RetrieveBatch),
+            "delete" => Some(Self::Delete),
+            _ => None,
+        }
+    }
 }
 
 /// The value of `action`; `None` for a word that is none of ours.
@@ -81,12 +102,7 @@ impl<'de> Deserialize<'de> for Word {
             }
 
             fn visit_str<E: Error>(self, word: &str) -> Result<Word, E> {
-                Ok(Word(match word {
-                    "retrieve" => Some(Verb::Retrieve),
-                    "retrieve_batch" => Some(Verb::RetrieveBatch),
-                    "delete" => Some(Verb::Delete),
-                    _ => None,
-                }))
+                Ok(Word(Verb::of(word)))
             }
         }
         deserializer.deserialize_str(WordVisitor)
@@ -158,9 +174,22 @@ impl<'de> Deserialize<'de> for Id {
 }
 
 /// At most `max_ids` ids and how many there were, so that a long list is counted without being kept.
+#[derive(Default)]
+#[cfg_attr(test, derive(Debug, PartialEq))]
 struct Ids {
     ids: Vec<TaskId>,
     count: usize,
+}
+
+impl Ids {
+    fn push(&mut self, id: TaskId, max_ids: usize) {
+        self.count += 1;
+        if self.count <= max_ids {
+            self.ids.push(id);
+        } else {
+            self.ids = Vec::new();
+        }
+    }
 }
 
 struct IdsSeed {
@@ -183,14 +212,9 @@ impl<'de> Visitor<'de> for IdsSeed {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Ids, A::Error> {
-        let mut found = Ids { ids: Vec::new(), count: 0 };
+        let mut found = Ids::default();
         while let Some(Id(id)) = seq.next_element()? {
-            found.count += 1;
-            if found.count <= self.max_ids {
-                found.ids.push(id);
-            } else {
-                found.ids = Vec::new();
-            }
+            found.push(id, self.max_ids);
         }
         Ok(found)
     }
