@@ -21,6 +21,9 @@ const RECHECK_PAUSE: Duration = Duration::from_secs(60);
 /// Most tokens whose standing is held in memory; the longest unused leave first and are read again from the store.
 const MAX_TOKENS: usize = 100_000;
 
+/// How exactly the last use of a token is known.
+const USE_STEP: Duration = Duration::from_secs(1);
+
 /// Somebody who may ask.
 #[derive(Clone, Debug)]
 pub struct Caller {
@@ -103,6 +106,13 @@ impl Standing {
             used_at: now,
         }
     }
+
+    /// Whether the upstream accepted the token not long ago, or would not say so a moment ago.
+    fn is_open(&self, now: Instant, recheck_after: Duration) -> bool {
+        let fresh = |at: Instant| now.saturating_duration_since(at) < recheck_after;
+        !self.ended
+            && (self.accepted_at.is_some_and(fresh) || self.paused_until.is_some_and(|until| until > now))
+    }
 }
 
 impl Access {
@@ -137,15 +147,15 @@ impl Access {
     ///
     /// # Errors
     /// In `shared` mode, if it is not a client's key. All keys are compared, each in constant time.
-    pub fn identify(&self, presented: &Token) -> Result<Caller, UnknownKey> {
+    pub fn identify(&self, presented: Token) -> Result<Caller, UnknownKey> {
         let Some(Team { token, clients }) = &self.team else {
-            let digest = self.key.digest(presented);
-            return Ok(Caller { client: None, token: presented.clone(), digest, reader: digest });
+            let digest = self.key.digest(&presented);
+            return Ok(Caller { client: None, token: presented, digest, reader: digest });
         };
         // All of them, so that the time says nothing of which it was.
         let known = clients
             .iter()
-            .fold(None, |known, (name, key)| if key.matches(presented) { Some(name) } else { known });
+            .fold(None, |known, (name, key)| if key.matches(&presented) { Some(name) } else { known });
         let name = known.ok_or(UnknownKey)?;
         Ok(Caller {
             client: Some(Arc::clone(name)),
@@ -158,6 +168,19 @@ impl Access {
     /// Whose rights an answer to this token gives: the token's own, or the team's.
     pub fn reader(&self, digest: &Digest) -> Digest {
         if self.is_shared() { self.key.team() } else { *digest }
+    }
+
+    /// Whether the token's hits may be served now, as far as is known without waiting. `false` is a question for
+    /// [`Access::gate`].
+    pub fn is_open(&self, digest: &Digest) -> bool {
+        let now = Instant::now();
+        let mut standings = self.lock();
+        let Some(standing) = standings.get_mut(digest) else { return false };
+        // Not each time: what is not written stays in every processor's cache.
+        if now.saturating_duration_since(standing.used_at) > USE_STEP {
+            standing.used_at = now;
+        }
+        standing.is_open(now, self.recheck_after)
     }
 
     /// Whether the token's hits may be served now.
@@ -189,8 +212,7 @@ impl Access {
         if standing.ended {
             return Some(Gate::Ended);
         }
-        let fresh = |at: Instant| now.saturating_duration_since(at) < self.recheck_after;
-        if standing.accepted_at.is_some_and(fresh) || standing.paused_until.is_some_and(|until| until > now) {
+        if standing.is_open(now, self.recheck_after) {
             return Some(Gate::Open);
         }
         if let Some(running) = &standing.recheck {

@@ -15,7 +15,7 @@ use crate::edge::{self, EdgeCounts, EdgeLimits};
 use crate::observe::{History, Metrics, Present, Snapshot};
 use crate::retrieve::Retriever;
 use crate::routes::admin::AdminPort;
-use crate::routes::{ClientPort, ClientService, admin};
+use crate::routes::{ClientPort, admin};
 use crate::store::Store;
 use crate::task::clock;
 use crate::upstream;
@@ -27,7 +27,7 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 pub struct App {
     client: TcpListener,
     admin: Option<TcpListener>,
-    client_service: ClientService,
+    client_port: ClientPort,
     admin_port: Arc<AdminPort>,
     retriever: Arc<Retriever>,
     store: Store,
@@ -68,17 +68,8 @@ impl App {
             draining.clone(),
             ending.clone(),
         ));
-        let client_service = ClientService::new(
-            &config,
-            ClientPort {
-                access,
-                retriever: Arc::clone(&retriever),
-                passthrough,
-                metrics: Arc::clone(&metrics),
-                tasks: config.tasks.clone(),
-                max_request_bytes: usize::try_from(config.server.max_request_bytes).unwrap_or(usize::MAX),
-            },
-        );
+        let client_port =
+            ClientPort::new(&config, access, Arc::clone(&retriever), passthrough, Arc::clone(&metrics));
         let counts = EdgeCounts { panics: metrics.panics.clone(), ..EdgeCounts::default() };
         let admin_port = Arc::new(AdminPort {
             token: config.admin.token.clone(),
@@ -96,7 +87,7 @@ impl App {
         Ok(Self {
             client,
             admin,
-            client_service,
+            client_port,
             admin_port,
             retriever,
             store,
@@ -152,7 +143,7 @@ impl App {
         });
         let clients = edge::serve(
             self.client,
-            self.client_service,
+            self.client_port,
             EdgeLimits::default(),
             self.counts,
             self.draining.clone(),

@@ -13,6 +13,7 @@ mod value;
 pub use load::{ConfigError, Flag, Loaded, Origin, Sources};
 pub use show::ShownValue;
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -112,10 +113,12 @@ pub enum Services {
 
 impl Services {
     /// Whether `/{name}/tasks` is a look-up path; the service if so.
-    pub fn find(&self, name: &str) -> Option<Service> {
+    pub fn find(&self, name: &str) -> Option<Cow<'_, Service>> {
         match self {
-            Self::All => Service::parse(name),
-            Self::Named(services) => services.iter().find(|service| service.as_str() == name).cloned(),
+            Self::All => Service::parse(name).map(Cow::Owned),
+            Self::Named(services) => {
+                services.iter().find(|service| service.as_str() == name).map(Cow::Borrowed)
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! The accept loop of a listener and the limits of its connections: how many, how slow, how large their heads.
 //!
 //! `app` runs one for the client port and one for the admin port. This room speaks HTTP/1.1 and knows no routes;
-//! what it cannot know from the outside (is this path sound, who may read it) is left to the service it is given.
+//! what it cannot know from the outside (is this path sound, who may read it) is left to the handler it is given.
 
 mod body;
 mod connection;
@@ -10,12 +10,11 @@ mod io;
 pub(crate) mod raw;
 #[cfg(test)]
 mod tests;
-mod timer;
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
 use http::Request;
@@ -25,9 +24,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::Service;
+use tower::ServiceExt;
 
-pub use body::ClientBodyError;
+pub use body::{ClientBodyError, RequestBody};
 
 /// Descriptors left to everything that is not a client's connection: the store, the logs, the admin port, upstream
 /// connections that are just being made.
@@ -83,7 +82,7 @@ impl EdgeLimits {
 /// What a listener counts. Clones count together.
 #[derive(Clone, Debug, Default)]
 pub struct EdgeCounts {
-    /// Panics of the service.
+    /// Panics of the handler.
     pub panics: Counter,
     /// Connections that are open.
     pub connections: Gauge,
@@ -127,38 +126,54 @@ impl<B> ClientBody for B where
 {
 }
 
-/// Serves `service` on `listener` until `drain` or `cut`, and returns once every connection is gone.
+/// What answers the requests of a listener.
+pub trait Handler: Send + Sync + 'static {
+    /// The body of its answers.
+    type Body: ClientBody;
+
+    /// Answers a request. The future is dropped when its client leaves; a panic of it is answered with 500 and counted.
+    fn answer(&self, request: Request<RequestBody>) -> impl Future<Output = Response<Self::Body>> + Send;
+}
+
+impl Handler for Router {
+    type Body = Body;
+
+    async fn answer(&self, request: Request<RequestBody>) -> Response {
+        self.clone().oneshot(request.map(Body::new)).await.unwrap_or_else(|never| match never {})
+    }
+}
+
+/// Serves `handler` on `listener` until `drain` or `cut`, and returns once every connection is gone.
 ///
 /// `drain` accepts what already waits in the backlog, closes the listener, and lets every connection finish its
 /// request; connections without one are closed after [`EdgeLimits::drain_idle`]. `cut` ends everything at once, as
-/// does dropping this future. A panic of the service is answered with 500 and counted.
-pub async fn serve<S, B>(
+/// does dropping this future.
+pub async fn serve<H: Handler>(
     listener: TcpListener,
-    service: S,
+    handler: H,
     limits: EdgeLimits,
     counts: EdgeCounts,
     drain: CancellationToken,
     cut: CancellationToken,
-) where
-    S: Service<Request<Body>, Response = Response<B>, Error = Infallible>
-        + Clone
-        + Send
-        + Sync
-        + Unpin
-        + 'static,
-    S::Future: Send + 'static,
-    B: ClientBody,
-{
+) {
     let cut = cut.child_token();
     let _ended_with_this_future = cut.clone().drop_guard();
     let stop = CancellationToken::new();
     let stop_guard = stop.clone().drop_guard();
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     let connections = TaskTracker::new();
-    let shared =
-        connection::Shared::new(limits, Arc::clone(&slots), counts.panics, stop, drain.clone(), cut.clone());
+    let shared = connection::Shared::new(
+        handler,
+        limits,
+        Arc::clone(&slots),
+        counts.panics,
+        stop,
+        drain.clone(),
+        cut.clone(),
+    );
+    let shared = Arc::new(shared);
     let open = |stream: TcpStream, slot: OwnedSemaphorePermit| {
-        let connection = connection::run(stream, service.clone(), shared.clone());
+        let connection = connection::run(stream, Arc::clone(&shared));
         let is_open = Open::new(&counts.connections);
         connections.spawn(async move {
             connection.await;
@@ -201,6 +216,7 @@ pub async fn serve<S, B>(
         }
     }
 
+    shared.set_draining();
     drop(stop_guard);
     if !cut.is_cancelled() {
         accept_backlog(listener, &slots, open);

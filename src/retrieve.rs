@@ -4,34 +4,35 @@
 //! Called by `routes`; knows no HTTP server and no SQL. The pure parts stand in [`plan`].
 
 pub mod plan;
+mod stored;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::plan::{Envelope, Plan};
-use crate::access::{Access, Caller, Gate, Verdict};
+use crate::access::{Access, Caller};
 use crate::config::Config;
 use crate::lane::{Failure, LaneKey, Lanes, LookUp, Outcome, Outside};
 use crate::observe::{IdOutcome, Label, Metrics};
-use crate::store::{Epoch, Forget, Store, StoreError, StoredTask, TooLarge};
+use crate::store::{Epoch, Forget, Store, StoreError};
 use crate::task::{FinishedTask, Service, TaskId, clock};
 use crate::upstream::{Credentials, UpstreamAnswer, UpstreamClient, UpstreamError};
 
 /// Who asks, and how.
-#[derive(Clone, Debug)]
-pub struct Question {
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
     /// The service of the path.
-    pub service: Service,
+    pub service: &'a Service,
     /// Who asks.
-    pub caller: Caller,
-    /// The headers that go upstream with it, by name.
-    pub forwarded: Vec<(HeaderName, HeaderValue)>,
+    pub caller: &'a Caller,
+    /// The request's header, of which some fields go upstream with it.
+    pub headers: &'a HeaderMap,
     /// `prefer: wait=N`.
     pub wait: Option<Duration>,
     /// `prefer: handling=lenient`.
@@ -154,14 +155,12 @@ pub struct Retriever {
     store: Store,
     lanes: Lanes<World>,
     metrics: Arc<Metrics>,
+    forward_headers: Vec<HeaderName>,
     max_batch: usize,
     max_response_bytes: u64,
     /// Room for batches on their way to clients, in KiB.
     room: Arc<Semaphore>,
 }
-
-/// How long hits wait for the upstream's word on their token.
-const RECHECK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Bytes of batches on their way to clients, over all connections: what slow readers can hold. Room for four of the
 /// largest answers at the least.
@@ -216,7 +215,16 @@ impl Retriever {
         let max_response_bytes = config.upstream.max_response_bytes;
         let room = kib(ANSWER_ROOM.max(max_response_bytes.saturating_mul(4)));
         let room = Arc::new(Semaphore::new((room as usize).min(Semaphore::MAX_PERMITS)));
-        Self { access, store, lanes, metrics, max_batch: config.upstream.max_batch, max_response_bytes, room }
+        Self {
+            access,
+            store,
+            lanes,
+            metrics,
+            forward_headers: config.tasks.forward_headers.clone(),
+            max_batch: config.upstream.max_batch,
+            max_response_bytes,
+            room,
+        }
     }
 
     /// The lanes, for what is done in the background and for what passes through.
@@ -225,7 +233,7 @@ impl Retriever {
     }
 
     /// Answers a look-up. Dropping the future withdraws it.
-    pub async fn retrieve(&self, asked: Asked, question: &Question) -> Reply {
+    pub async fn retrieve(&self, asked: Asked, question: &Question<'_>) -> Reply {
         let held_since = question.wait.map(|_| Instant::now());
         let reply = match asked {
             Asked::One(id) => self.retrieve_one(question, id).await,
@@ -260,10 +268,10 @@ impl Retriever {
         self.store.forget(scope).await
     }
 
-    async fn retrieve_one(&self, question: &Question, id: TaskId) -> Reply {
+    async fn retrieve_one(&self, question: &Question<'_>, id: TaskId) -> Reply {
         let mut report = Report { asked: 1, ..Report::default() };
         let ids = [id];
-        let mut known = match self.known(question, &ids).await {
+        let mut known = match self.stored(question, &ids).await {
             Ok(known) => known,
             Err(body) => return refused(body, report),
         };
@@ -275,12 +283,17 @@ impl Retriever {
         if question.only_if_cached {
             return Reply { body: ReplyBody::NotStored, report };
         }
-        let mut answer = self.ask(question, ids.to_vec(), true).await;
+        let body = Box::pin(self.fetch_one(question, ids.to_vec(), &mut report)).await;
+        Reply { body, report }
+    }
+
+    async fn fetch_one(&self, question: &Question<'_>, ids: Vec<TaskId>, report: &mut Report) -> ReplyBody {
+        let mut answer = self.ask(question, ids, true).await;
         report.collapsed = answer.joined > 0 && answer.started == 0;
         report.outdated = answer.outdated > 0;
         let outcome = answer.outcomes.pop().flatten().unwrap_or(Outcome::Failed(Failure::Internal));
         report.count_one(&outcome, 1);
-        let body = match outcome {
+        match outcome {
             Outcome::Finished { text, .. } => ReplyBody::Task(text),
             Outcome::Pending { text, .. } => {
                 report.retry_after = Some(whole_seconds(answer.cycle));
@@ -292,60 +305,30 @@ impl Retriever {
             // A lone caller is owed the upstream's own word, so the lane has asked for it.
             Outcome::Unknown { answer: None, .. } => ReplyBody::Failed(Failure::Internal),
             Outcome::Failed(failure) => ReplyBody::Failed(failure),
-        };
-        Reply { body, report }
+        }
     }
 
-    async fn retrieve_many(&self, question: &Question, ids: Vec<TaskId>) -> Reply {
+    async fn retrieve_many(&self, question: &Question<'_>, ids: Vec<TaskId>) -> Reply {
         let mut report = Report { asked: ids.len(), ..Report::default() };
         let plan = Plan::new(ids);
-        let known = match self.known(question, &plan.distinct).await {
+        let known = match self.stored(question, &plan.distinct).await {
             Ok(known) => known,
             Err(body) => return refused(body, report),
         };
-        let places = plan.counts();
-        report.hits =
-            (0..places.len()).filter(|index| known[*index].is_some()).map(|index| places[index]).sum();
         report.age = known.iter().flatten().map(|task| task.stored_at).min().map_or(0, age);
-        let lacking: Vec<usize> = (0..plan.distinct.len()).filter(|index| known[*index].is_none()).collect();
-        if question.only_if_cached && !lacking.is_empty() {
-            return Reply { body: ReplyBody::NotStored, report };
-        }
         let mut texts: Vec<Option<Bytes>> =
             known.into_iter().map(|task| task.map(|task| task.text)).collect();
+        report.hits = plan.places.iter().filter(|place| texts[**place as usize].is_some()).count();
         let mut missing = Vec::new();
-        if !lacking.is_empty() {
-            let ids = lacking.iter().map(|index| plan.distinct[*index].clone()).collect();
-            let answer = self.ask(question, ids, false).await;
-            report.collapsed = answer.joined > 0 && answer.started == 0;
-            report.outdated = answer.outdated > 0;
-            let mut failed = None;
-            for (index, outcome) in lacking.into_iter().zip(answer.outcomes) {
-                if let Some(outcome) = &outcome {
-                    report.count_one(outcome, places[index]);
-                }
-                match outcome {
-                    Some(Outcome::Finished { text, .. }) => texts[index] = Some(text),
-                    Some(Outcome::Pending { text, .. }) => {
-                        report.retry_after = Some(whole_seconds(answer.cycle));
-                        texts[index] = Some(text);
-                    }
-                    Some(Outcome::Unknown { .. }) => {}
-                    Some(Outcome::Failed(failure)) => {
-                        missing.push(index);
-                        failed = failed.or(Some(failure));
-                    }
-                    Some(Outcome::Relayed(_)) | None => missing.push(index),
-                }
+        if report.hits < report.asked {
+            if question.only_if_cached {
+                return Reply { body: ReplyBody::NotStored, report };
             }
-            let nothing_known = texts.iter().all(Option::is_none);
-            if let Some(failure) = failed
-                && (!question.lenient || nothing_known)
-            {
-                return Reply { body: ReplyBody::Failed(failure), report };
-            }
+            missing = match Box::pin(self.fetch_many(question, &plan, &mut texts, &mut report)).await {
+                Ok(missing) => missing,
+                Err(failure) => return Reply { body: ReplyBody::Failed(failure), report },
+            };
         }
-        let missing: Vec<TaskId> = missing.into_iter().map(|index| plan.distinct[index].clone()).collect();
         let envelope = Envelope::new(plan, texts, &missing.iter().collect::<Vec<_>>());
         let length = envelope.remaining() as u64;
         if length > self.max_response_bytes {
@@ -358,67 +341,59 @@ impl Retriever {
         Reply { body, report }
     }
 
-    /// What the store has for the caller, once the upstream's word on the token is recent enough.
-    async fn known(&self, question: &Question, ids: &[TaskId]) -> Result<Vec<Option<StoredTask>>, ReplyBody> {
-        loop {
-            let known = self.find(question, ids).await.map_err(|TooLarge| ReplyBody::TooLarge)?;
-            if !known.iter().any(Option::is_some) {
-                return Ok(known);
+    /// Asks for what `texts` lacks and fills it in. Gives the ids whose part failed, where the question allows that.
+    async fn fetch_many(
+        &self,
+        question: &Question<'_>,
+        plan: &Plan,
+        texts: &mut [Option<Bytes>],
+        report: &mut Report,
+    ) -> Result<Vec<TaskId>, Failure> {
+        let lacking: Vec<usize> = (0..texts.len()).filter(|index| texts[*index].is_none()).collect();
+        let ids = lacking.iter().map(|index| plan.distinct[*index].clone()).collect();
+        let places = plan.counts();
+        let answer = self.ask(question, ids, false).await;
+        report.collapsed = answer.joined > 0 && answer.started == 0;
+        report.outdated = answer.outdated > 0;
+        let (mut missing, mut failed) = (Vec::new(), None);
+        for (index, outcome) in lacking.into_iter().zip(answer.outcomes) {
+            if let Some(outcome) = &outcome {
+                report.count_one(outcome, places[index]);
             }
-            let digest = question.caller.digest;
-            match self.access.gate(&digest).await {
-                Gate::Open => return Ok(known),
-                Gate::Ended => return Ok(vec![None; ids.len()]),
-                Gate::Joined(mut done) => {
-                    // An error only says that the one who asked is done. What that brought is in the gate.
-                    let _ = done.changed().await;
+            match outcome {
+                Some(Outcome::Finished { text, .. }) => texts[index] = Some(text),
+                Some(Outcome::Pending { text, .. }) => {
+                    report.retry_after = Some(whole_seconds(answer.cycle));
+                    texts[index] = Some(text);
                 }
-                Gate::Recheck(recheck) => {
-                    // The first id that is not stored, so that the call serves the look-up too.
-                    let lacking = known.iter().position(Option::is_none);
-                    let id = ids[lacking.unwrap_or(0)].clone();
-                    let look_up = LookUp {
-                        ids: vec![id],
-                        lone: true,
-                        wait: None,
-                        lenient: false,
-                        max_age: Some(Duration::ZERO),
-                    };
-                    // A task of its own: whoever asked may hang up, the token's other callers still want the verdict.
-                    let (lanes, lane, credentials) =
-                        (self.lanes.clone(), question.lane(), question.credentials());
-                    let asking = tokio::spawn(async move {
-                        let since = Instant::now();
-                        let answer = tokio::select! {
-                            answer = lanes.look_up(lane, &credentials, look_up) => Some(answer),
-                            () = recheck.given_up() => None,
-                            () = tokio::time::sleep(RECHECK_PATIENCE) => None,
-                        };
-                        (recheck.finish(since), answer)
-                    });
-                    let (verdict, answer) = asking.await.unwrap_or((Verdict::None, None));
-                    match answer.and_then(|answer| answer.outcomes.into_iter().next().flatten()) {
-                        Some(Outcome::Failed(failure)) if verdict == Verdict::Ended => {
-                            return Err(ReplyBody::Failed(failure));
-                        }
-                        _ if verdict == Verdict::Ended => {}
-                        // Hits go on, from the store as it is now: the call may have added to it.
-                        _ => return self.find(question, ids).await.map_err(|TooLarge| ReplyBody::TooLarge),
-                    }
+                Some(Outcome::Unknown { .. }) => {}
+                Some(Outcome::Failed(failure)) => {
+                    missing.push(plan.distinct[index].clone());
+                    failed = failed.or(Some(failure));
                 }
+                Some(Outcome::Relayed(_)) | None => missing.push(plan.distinct[index].clone()),
             }
+        }
+        let nothing_known = texts.iter().all(Option::is_none);
+        match failed {
+            Some(failure) if !question.lenient || nothing_known => Err(failure),
+            _ => Ok(missing),
         }
     }
 
-    async fn find(&self, question: &Question, ids: &[TaskId]) -> Result<Vec<Option<StoredTask>>, TooLarge> {
-        let (reader, service) = (&question.caller.reader, &question.service);
-        self.store.find(reader, service, ids, self.max_response_bytes).await
-    }
-
-    async fn ask(&self, question: &Question, ids: Vec<TaskId>, lone: bool) -> crate::lane::Answer {
+    async fn ask(&self, question: &Question<'_>, ids: Vec<TaskId>, lone: bool) -> crate::lane::Answer {
         let Question { wait, lenient, max_age, .. } = *question;
         let look_up = LookUp { ids, lone, wait, lenient, max_age };
-        self.lanes.look_up(question.lane(), &question.credentials(), look_up).await
+        let (lane, credentials) = self.lane(question);
+        self.lanes.look_up(lane, &credentials, look_up).await
+    }
+
+    /// Where a question that is not answered here is asked, and with what.
+    fn lane(&self, question: &Question<'_>) -> (LaneKey, Credentials) {
+        let Question { service, caller, headers, .. } = *question;
+        let forwarded = forwarded(headers, &self.forward_headers);
+        let credentials = Credentials { token: caller.token.clone(), forwarded: forwarded.clone() };
+        (LaneKey { service: service.clone(), token: caller.digest, forwarded }, credentials)
     }
 
     /// The ids, as the client saw what became of them, and the calls that it would have sent without refrain.
@@ -440,18 +415,17 @@ impl Retriever {
     }
 }
 
-impl Question {
-    fn lane(&self) -> LaneKey {
-        LaneKey {
-            service: self.service.clone(),
-            token: self.caller.digest,
-            forwarded: self.forwarded.clone(),
-        }
-    }
-
-    fn credentials(&self) -> Credentials {
-        Credentials { token: self.caller.token.clone(), forwarded: self.forwarded.clone() }
-    }
+/// The client's fields of `tasks.forward_headers`, by name and in order.
+fn forwarded(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderName, HeaderValue)> {
+    names
+        .iter()
+        .flat_map(|name| headers.get_all(name).iter().map(|value| (name.clone(), value.clone())))
+        .map(|(name, mut value)| {
+            // Whatever it is, it is not for logs.
+            value.set_sensitive(true);
+            (name, value)
+        })
+        .collect()
 }
 
 impl Report {

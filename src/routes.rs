@@ -16,162 +16,179 @@ mod answer_body;
 mod authorization;
 mod cors;
 mod dashboard;
+mod fields;
 pub mod passthrough;
 mod request_log;
-pub mod soundness;
+mod soundness;
 mod tasks;
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
+use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request};
-use tower::{Layer, Service, ServiceExt};
-use tower_http::cors::Cors;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_http::cors::CorsLayer;
 
 pub use self::answer_body::{AnswerBody, AnswerData, Batch};
+use self::fields::{Field, Fields};
 use self::request_log::{Outcome, RequestLog};
+use self::tasks::{Candidate, Turn};
 use crate::access::{Access, Caller};
 use crate::api_error::ApiError;
-use crate::config::{Config, Services};
+use crate::config::{Config, TasksConfig};
+use crate::edge::{Handler, RequestBody};
 use crate::observe::Metrics;
 use crate::retrieve::Retriever;
+use crate::task::Token;
 use crate::upstream::{Passthrough, UpstreamError};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What the client port's handlers use.
 pub struct ClientPort {
-    /// Who may ask.
-    pub access: Arc<Access>,
-    /// Answers look-ups.
-    pub retriever: Arc<Retriever>,
-    /// Carries everything else.
-    pub passthrough: Passthrough,
-    /// Counts requests.
-    pub metrics: Arc<Metrics>,
+    access: Arc<Access>,
+    retriever: Arc<Retriever>,
+    passthrough: Passthrough,
+    metrics: Arc<Metrics>,
     /// What is a look-up, and for how long callers may wait.
-    pub tasks: crate::config::TasksConfig,
+    tasks: TasksConfig,
     /// Largest body of a look-up, in bytes.
-    pub max_request_bytes: usize,
+    max_request_bytes: usize,
+    cors: Option<CorsLayer>,
+}
+
+/// What the head of a request says of it.
+struct Head<'a> {
+    request_id: HeaderValue,
+    bearer: Option<Token>,
+    candidate: Option<Candidate<'a>>,
 }
 
 impl ClientPort {
-    fn services(&self) -> &Services {
-        &self.tasks.services
-    }
-}
-
-/// The service of the client port. Clones are the same service.
-#[derive(Clone)]
-pub struct ClientService {
-    handlers: Handlers,
-    with_cors: Option<Cors<Handlers>>,
-}
-
-impl ClientService {
-    /// The service over these rooms.
-    pub fn new(config: &Config, port: ClientPort) -> Self {
-        let handlers = Handlers(Arc::new(port));
-        let cors = cors::layer(&config.server.cors_origins);
-        Self { with_cors: cors.map(|cors| cors.layer(handlers.clone())), handlers }
-    }
-
-    async fn answer(self, request: Request<Body>) -> Response<AnswerBody> {
-        let port = &self.handlers.0;
-        let (parts, body) = request.into_parts();
-        let refusal = soundness::answer(&parts);
-        let request = Request::from_parts(parts, body);
-        if let Some(response) = refusal {
-            RequestLog::start(port, &request, &request_id(&request)).finish(&response, Outcome::Refused);
-            return response.map(AnswerBody::from);
-        }
-        match self.with_cors.filter(|_| cors::concerns(&request)) {
-            None => handle(port, request).await,
-            Some(with_cors) => with_cors.oneshot(request).await.unwrap_or_else(|never| match never {}),
+    /// The client port over these rooms.
+    pub fn new(
+        config: &Config,
+        access: Arc<Access>,
+        retriever: Arc<Retriever>,
+        passthrough: Passthrough,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            access,
+            retriever,
+            passthrough,
+            metrics,
+            tasks: config.tasks.clone(),
+            max_request_bytes: usize::try_from(config.server.max_request_bytes).unwrap_or(usize::MAX),
+            cors: cors::layer(&config.server.cors_origins),
         }
     }
-}
 
-impl Service<Request<Body>> for ClientService {
-    type Response = Response<AnswerBody>;
-    type Error = Infallible;
-    type Future = Answering;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+    fn head(&self, parts: &Parts, fields: &Fields<'_>) -> Head<'_> {
+        Head {
+            request_id: request_id(&fields.x_request_id),
+            bearer: authorization::bearer(&fields.authorization),
+            candidate: Candidate::of(parts, fields, &self.tasks.services),
+        }
     }
 
-    fn call(&mut self, request: Request<Body>) -> Answering {
-        let service = self.clone();
-        Box::pin(async move { Ok(service.answer(request).await) })
-    }
-}
-
-type Answering = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Infallible>> + Send>>;
-
-/// What stands behind [`cors`].
-#[derive(Clone)]
-struct Handlers(Arc<ClientPort>);
-
-impl Service<Request<Body>> for Handlers {
-    type Response = Response<AnswerBody>;
-    type Error = Infallible;
-    type Future = Answering;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Answering {
-        let port = Arc::clone(&self.0);
-        Box::pin(async move {
-            let mut response = handle(&port, request).await;
+    /// The handlers behind [`cors`].
+    async fn answer_with_cors(
+        &self,
+        cors: &CorsLayer,
+        request: Request<RequestBody>,
+    ) -> Response<AnswerBody> {
+        let handlers = service_fn(async |request: Request<RequestBody>| {
+            let (parts, body) = request.into_parts();
+            let head = self.head(&parts, &Fields::of(&parts.headers));
+            let mut response = self.handle(head, parts, body).await;
             cors::drop_upstreams(response.headers_mut());
-            Ok(response)
-        })
+            Ok::<_, Infallible>(response)
+        });
+        cors.layer(handlers).oneshot(request).await.unwrap_or_else(|never| match never {})
+    }
+
+    async fn handle(&self, head: Head<'_>, parts: Parts, body: RequestBody) -> Response<AnswerBody> {
+        let Head { request_id, bearer, candidate } = head;
+        let mut log = RequestLog::start(&self.metrics, &parts, request_id);
+        let caller = match bearer.map(|token| self.access.identify(token)) {
+            Some(Ok(caller)) => Some(caller),
+            None if !self.access.is_shared() => None,
+            Some(Err(_)) | None => {
+                let response = ApiError::invalid_token("This key is not known here.").into_response();
+                log.finish(&response, Outcome::Refused);
+                return response.map(AnswerBody::from);
+            }
+        };
+        log.caller(caller.as_ref());
+        let turn = match (&caller, candidate) {
+            (Some(caller), Some(candidate)) => {
+                tasks::answer(self, caller, candidate, &parts, body, &mut log).await
+            }
+            _ => Turn::PassOn(Body::new(body)),
+        };
+        let passed_on = match turn {
+            Turn::Answered(response) => return response,
+            // In a box: none of it is on the way of a hit.
+            Turn::PassOn(body) => Box::pin(self.pass_on(caller, parts, body, &mut log)).await,
+            Turn::Delete(delete) => {
+                Box::pin(tasks::forward_delete(self, caller, parts, delete, &mut log)).await
+            }
+        };
+        passed_on.map(AnswerBody::from)
+    }
+
+    /// Forwards what is not a look-up.
+    async fn pass_on(
+        &self,
+        caller: Option<Caller>,
+        parts: Parts,
+        body: Body,
+        log: &mut RequestLog<'_>,
+    ) -> Response {
+        let team_token = self.before_passing_on(caller.as_ref());
+        let request = Request::from_parts(parts, body);
+        let response = passthrough::forward(&self.passthrough, request, team_token).await;
+        log.finish(&response, Outcome::Bypass);
+        response
+    }
+
+    /// Notes that a request of this caller goes by its lane; the token that it goes with, if not the caller's own.
+    fn before_passing_on<'a>(&self, caller: Option<&'a Caller>) -> Option<&'a Token> {
+        let caller = caller?;
+        self.retriever.lanes().passed_through(&caller.digest);
+        self.access.is_shared().then_some(&caller.token)
     }
 }
 
-async fn handle(port: &ClientPort, request: Request<Body>) -> Response<AnswerBody> {
-    let request_id = request_id(&request);
-    let mut log = RequestLog::start(port, &request, &request_id);
-    let bearer = authorization::bearer(request.headers());
-    let caller = match bearer.map(|token| port.access.identify(&token)) {
-        Some(Ok(caller)) => Some(caller),
-        None if !port.access.is_shared() => None,
-        Some(Err(_)) | None => {
-            let response = ApiError::invalid_token("This key is not known here.").into_response();
-            log.finish(&response, Outcome::Refused);
+impl Handler for ClientPort {
+    type Body = AnswerBody;
+
+    async fn answer(&self, request: Request<RequestBody>) -> Response<AnswerBody> {
+        let (parts, body) = request.into_parts();
+        let fields = Fields::of(&parts.headers);
+        let refusal = soundness::answer(&parts, &fields);
+        let head = self.head(&parts, &fields);
+        drop(fields);
+        if let Some(response) = refusal {
+            RequestLog::start(&self.metrics, &parts, head.request_id).finish(&response, Outcome::Refused);
             return response.map(AnswerBody::from);
         }
-    };
-    log.caller(caller.as_ref());
-    tasks::answer(port, caller, request, &request_id, &mut log).await
-}
-
-/// Forwards what is not a look-up.
-async fn pass_through(
-    port: &ClientPort,
-    caller: Option<&Caller>,
-    request: Request<Body>,
-    log: &mut RequestLog,
-) -> Response {
-    if let Some(caller) = caller {
-        port.retriever.lanes().passed_through(&caller.digest);
+        match &self.cors {
+            Some(cors) if cors::concerns(&parts) => {
+                Box::pin(self.answer_with_cors(cors, Request::from_parts(parts, body))).await
+            }
+            _ => self.handle(head, parts, body).await,
+        }
     }
-    let team_token = caller.filter(|_| port.access.is_shared()).map(|caller| &caller.token);
-    let response = passthrough::forward(&port.passthrough, request, team_token).await;
-    log.finish(&response, Outcome::Bypass);
-    response
 }
 
 /// The client's `x-request-id` if it is a short word of visible ASCII, else a new one.
-fn request_id(request: &Request<Body>) -> HeaderValue {
-    match request.headers().get(X_REQUEST_ID) {
+fn request_id(field: &Field<'_>) -> HeaderValue {
+    match field.first() {
         Some(id) if (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic) => {
             id.clone()
         }

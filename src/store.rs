@@ -239,6 +239,7 @@ impl Store {
             ids.iter().map(|id| self.find_in_memory(reader, service, id)).collect();
         let (places, missing): (Vec<usize>, Vec<&TaskId>) =
             ids.iter().enumerate().filter(|&(place, _)| found[place].is_none()).unzip();
+        self.shared.metrics.finds.add(FindTier::Memory, (ids.len() - missing.len()) as u64);
         let readers = if missing.is_empty() { None } else { self.shared.readers() };
         let mut bytes: u64 = found.iter().flatten().map(|task| task.text.len() as u64).sum();
         let Some(readers) = readers else {
@@ -294,9 +295,30 @@ impl Store {
         if bytes > max_bytes { Err(TooLarge) } else { Ok(found) }
     }
 
-    /// The task if it is in memory and `reader` may see it: no waiting, no allocation. `None` says nothing about
-    /// the disk.
-    pub fn find_in_memory(&self, reader: &Digest, service: &Service, id: &TaskId) -> Option<StoredTask> {
+    /// What [`Store::find`] would give, if all of it is in memory: no waiting.
+    pub fn find_at_once(
+        &self,
+        reader: &Digest,
+        service: &Service,
+        ids: &[TaskId],
+        max_bytes: u64,
+    ) -> Option<Vec<Option<StoredTask>>> {
+        let mut bytes = 0;
+        let mut found = Vec::with_capacity(ids.len());
+        for id in ids {
+            let task = self.find_in_memory(reader, service, id)?;
+            bytes += task.text.len() as u64;
+            found.push(Some(task));
+        }
+        if bytes > max_bytes {
+            return None;
+        }
+        self.shared.metrics.finds.add(FindTier::Memory, ids.len() as u64);
+        Some(found)
+    }
+
+    /// The task if it is in memory and `reader` may see it. `None` says nothing about the disk.
+    fn find_in_memory(&self, reader: &Digest, service: &Service, id: &TaskId) -> Option<StoredTask> {
         let hit = self.shared.memory.find(reader, service, id, self.shared.totals.hour())?;
         if self.shared.hidden.covers(service, id) {
             return None;
@@ -304,7 +326,6 @@ impl Store {
         if let Some(row) = hit.first_use {
             self.shared.chores.touch(row);
         }
-        self.shared.metrics.finds.count(FindTier::Memory);
         Some(hit.task)
     }
 

@@ -53,7 +53,8 @@ impl From<ClientBodyError> for ApiError {
 
 /// A request's body. Time counts only while somebody waits for the next byte: a reader that takes its time (the
 /// upstream, most likely) is not the client's fault.
-pub(super) struct RequestBody {
+#[derive(Debug)]
+pub struct RequestBody {
     inner: Incoming,
     limit: Duration,
     silence: Option<Pin<Box<Sleep>>>,

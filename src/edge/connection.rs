@@ -1,31 +1,32 @@
 //! One client's connection: from its socket to hyper's HTTP/1.1 server and to its end, whichever way it comes.
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::{HeaderValue, Request, Version, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use prometheus_client::metrics::counter::Counter;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tower::{Service, ServiceExt};
 
 use super::body::{HeldBody, RequestBody};
 use super::io::ClientIo;
-use super::timer::ConnectionTimer;
-use super::{ClientBody, EdgeLimits};
+use super::{EdgeLimits, Handler};
 use crate::api_error::ApiError;
 
 /// Silence after which a client's machine is asked whether it is still there, and between two such questions.
@@ -36,10 +37,10 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 const LINGER: Duration = Duration::from_secs(2);
 
 /// What all connections of a listener share.
-#[derive(Clone)]
-pub(super) struct Shared {
+pub(super) struct Shared<H> {
+    handler: H,
     http: http1::Builder,
-    limits: Arc<EdgeLimits>,
+    limits: EdgeLimits,
     /// Places for connections.
     slots: Arc<Semaphore>,
     panics: Counter,
@@ -47,10 +48,13 @@ pub(super) struct Shared {
     stop: CancellationToken,
     drain: CancellationToken,
     cut: CancellationToken,
+    /// Whether `drain` is cancelled, for every answer to ask: a token's own word takes a lock that all connections share.
+    is_draining: AtomicBool,
 }
 
-impl Shared {
+impl<H> Shared<H> {
     pub(super) fn new(
+        handler: H,
         limits: EdgeLimits,
         slots: Arc<Semaphore>,
         panics: Counter,
@@ -60,7 +64,8 @@ impl Shared {
     ) -> Self {
         // HTTP/1 alone: hyper-util's detection of HTTP/2 waits for the whole preface without a limit.
         let mut http = http1::Builder::new();
-        http.header_read_timeout(limits.header_timeout)
+        // `Connection::head_overdue` in its place: hyper makes a sleep for each head.
+        http.header_read_timeout(None)
             .max_header_size(limits.max_head_bytes)
             .max_buf_size(limits.max_head_bytes)
             // A client that closes has left: its handler, and with it the upstream call, is dropped.
@@ -71,69 +76,115 @@ impl Shared {
         if limits.max_header_fields != 100 {
             http.max_headers(limits.max_header_fields);
         }
-        Self { http, limits: Arc::new(limits), slots, panics, stop, drain, cut }
+        Self { handler, http, limits, slots, panics, stop, drain, cut, is_draining: AtomicBool::new(false) }
+    }
+
+    /// Answers from now on close their connections.
+    pub(super) fn set_draining(&self) {
+        self.is_draining.store(true, Ordering::Relaxed);
     }
 }
 
-/// What a connection is doing, as far as the drain and the end of the connection must know.
-#[derive(Default)]
-struct State {
+/// A connection, as far as its requests, the drain and its end must know.
+struct Connection<H> {
+    shared: Arc<Shared<H>>,
     /// Requests whose answer's last byte was not yet handed to hyper.
     in_hand: AtomicUsize,
     /// Whether the client does not take what is written.
     blocked: Arc<AtomicBool>,
     /// Whether the client speaks HTTP/1.0 and takes the end of the connection for the end of an answer.
     ends_by_close: AtomicBool,
+    opened_at: Instant,
+    /// Since when the next head is awaited, while nothing is in hand, in nanoseconds since `opened_at`.
+    awaiting_since: AtomicU64,
 }
 
-impl State {
+impl<H> Connection<H> {
+    fn new(shared: Arc<Shared<H>>, blocked: Arc<AtomicBool>) -> Self {
+        Self {
+            shared,
+            in_hand: AtomicUsize::new(0),
+            blocked,
+            ends_by_close: AtomicBool::new(false),
+            opened_at: Instant::now(),
+            awaiting_since: AtomicU64::new(0),
+        }
+    }
+
     fn is_idle(&self) -> bool {
         self.in_hand.load(Ordering::Relaxed) == 0 && !self.blocked.load(Ordering::Relaxed)
     }
-}
 
-/// A request in hand, until dropped.
-struct InHand(Arc<State>);
-
-impl InHand {
-    fn new(state: &Arc<State>) -> Self {
-        state.in_hand.fetch_add(1, Ordering::Relaxed);
-        Self(state.clone())
+    /// Ends when a head has been awaited for [`EdgeLimits::header_timeout`].
+    async fn head_overdue(&self) {
+        let limit = self.shared.limits.header_timeout;
+        let mut look_at = self.opened_at + limit;
+        loop {
+            tokio::time::sleep_until(look_at).await;
+            let now = Instant::now();
+            let since = self.opened_at + Duration::from_nanos(self.awaiting_since.load(Ordering::Relaxed));
+            look_at = if self.is_idle() { since + limit } else { now + limit };
+            if look_at <= now {
+                return;
+            }
+        }
     }
 }
 
-impl Drop for InHand {
+/// Why a connection is looked after from outside.
+enum Call {
+    /// The listener drains, or cuts.
+    Stop,
+    HeadOverdue,
+}
+
+/// A request in hand, until dropped.
+struct InHand<H>(Arc<Connection<H>>);
+
+impl<H> InHand<H> {
+    fn new(connection: &Arc<Connection<H>>) -> Self {
+        connection.in_hand.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(connection))
+    }
+}
+
+impl<H> Drop for InHand<H> {
     fn drop(&mut self) {
+        let now = u64::try_from(self.0.opened_at.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.0.awaiting_since.store(now, Ordering::Relaxed);
         self.0.in_hand.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Serves one connection to its end.
-pub(super) async fn run<S, B>(stream: TcpStream, service: S, shared: Shared)
-where
-    S: Service<Request<Body>, Response = Response<B>, Error = Infallible>
-        + Clone
-        + Send
-        + Sync
-        + Unpin
-        + 'static,
-    S::Future: Send + 'static,
-    B: ClientBody,
-{
+pub(super) async fn run<H: Handler>(stream: TcpStream, shared: Arc<Shared<H>>) {
     // A failure here means that the client has left, which the first read finds out.
     let _ = stream.set_nodelay(true);
     // A client that vanished without a word frees its place also while nothing is written to it.
     let _ = SockRef::from(&stream)
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE));
-    let state = Arc::new(State::default());
-    let io = ClientIo::new(stream, state.blocked.clone(), shared.limits.write_idle);
-    let requests = Requests { service, shared: shared.clone(), state: state.clone() };
-    let mut connection = shared.http.clone().timer(ConnectionTimer::default()).serve_connection(io, requests);
+    let blocked = Arc::new(AtomicBool::new(false));
+    let io = ClientIo::new(stream, Arc::clone(&blocked), shared.limits.write_idle);
+    let state = Arc::new(Connection::new(Arc::clone(&shared), blocked));
+    let requests = service_fn(|request| answer(InHand::new(&state), request));
+    let mut connection = shared.http.serve_connection(io, requests);
     let ended = 'ended: {
+        let call = async {
+            tokio::select! {
+                () = shared.stop.cancelled() => Call::Stop,
+                () = state.head_overdue() => Call::HeadOverdue,
+            }
+        };
+        // Polling a token takes a lock that all connections share. In here it is polled only when it was woken.
+        let mut calls: FuturesUnordered<_> = [call].into_iter().collect();
         tokio::select! {
             biased;
             ended = &mut connection => break 'ended ended,
-            () = shared.stop.cancelled() => {}
+            call = calls.next() => {
+                if matches!(call, Some(Call::HeadOverdue)) {
+                    break 'ended Ok(());
+                }
+            }
         }
         let mut draining = pin!(drain(&shared));
         let mut asked = false;
@@ -168,7 +219,7 @@ where
             }
         }
         Ok(()) | Err(_) => {
-            let is_draining = shared.drain.is_cancelled();
+            let is_draining = shared.is_draining.load(Ordering::Relaxed);
             let limit = if is_draining { shared.limits.drain_idle.min(LINGER) } else { LINGER };
             tokio::select! {
                 () = shared.cut.cancelled() => {}
@@ -180,7 +231,7 @@ where
 
 /// Ends [`EdgeLimits::drain_idle`] after the drain began; again and again, when asked again. In that time a request
 /// that is still in the kernel, or on its way on a connection kept alive, is served and its connection then closed.
-async fn drain(shared: &Shared) {
+async fn drain<H>(shared: &Shared<H>) {
     shared.drain.cancelled().await;
     tokio::time::sleep(shared.limits.drain_idle).await;
 }
@@ -192,54 +243,34 @@ async fn linger(mut stream: TcpStream) {
     while stream.read(&mut waste).await.is_ok_and(|read| read > 0) {}
 }
 
-/// The service as hyper calls it, once a request.
-struct Requests<S> {
-    service: S,
-    shared: Shared,
-    state: Arc<State>,
-}
-
-impl<S, B> hyper::service::Service<Request<Incoming>> for Requests<S>
-where
-    S: Service<Request<Body>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    B: ClientBody,
-{
-    type Response = Response<HeldBody<B, InHand>>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let in_hand = InHand::new(&self.state);
-        self.state.ends_by_close.store(request.version() < Version::HTTP_11, Ordering::Relaxed);
-        let limit = self.shared.limits.body_idle;
-        let request = request.map(|body| Body::new(RequestBody::new(body, limit)));
-        let service = self.service.clone();
-        let (panics, drain) = (self.shared.panics.clone(), self.shared.drain.clone());
-        let (slots, spare_places) = (Arc::clone(&self.shared.slots), self.shared.limits.spare_places);
-        Box::pin(async move {
-            let mut answering = pin!(service.oneshot(request));
-            let caught = poll_fn(|cx| {
-                // The future is not polled again after a panic, so whatever it left half-done is not seen.
-                match catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx))) {
-                    Ok(poll) => poll.map(Some),
-                    Err(_panic) => Poll::Ready(None),
-                }
-            })
-            .await;
-            let mut response = match caught {
-                Some(Ok(response)) => response,
-                None => {
-                    // Not its text: it may hold anything, a token included.
-                    tracing::error!("a request's handler panicked");
-                    panics.inc();
-                    ApiError::internal().close().into_response().map(B::from)
-                }
-            };
-            if drain.is_cancelled() || slots.available_permits() + 1 < spare_places {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+/// Answers a request, whatever becomes of its handler.
+async fn answer<H: Handler>(
+    in_hand: InHand<H>,
+    request: Request<Incoming>,
+) -> Result<Response<HeldBody<H::Body, InHand<H>>>, Infallible> {
+    let Connection { shared, ends_by_close, .. } = &*in_hand.0;
+    ends_by_close.store(request.version() < Version::HTTP_11, Ordering::Relaxed);
+    let request = request.map(|body| RequestBody::new(body, shared.limits.body_idle));
+    let caught = {
+        let mut answering = pin!(shared.handler.answer(request));
+        poll_fn(|cx| {
+            // The future is not polled again after a panic, so whatever it left half-done is not seen.
+            match catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx))) {
+                Ok(poll) => poll.map(Some),
+                Err(_panic) => Poll::Ready(None),
             }
-            Ok(response.map(|body| HeldBody::new(body, in_hand)))
         })
+        .await
+    };
+    let mut response = caught.unwrap_or_else(|| {
+        // Not its text: it may hold anything, a token included.
+        tracing::error!("a request's handler panicked");
+        shared.panics.inc();
+        ApiError::internal().close().into_response().map(H::Body::from)
+    });
+    let is_scarce = || shared.slots.available_permits() + 1 < shared.limits.spare_places;
+    if shared.is_draining.load(Ordering::Relaxed) || is_scarce() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    Ok(response.map(|body| HeldBody::new(body, in_hand)))
 }

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axum::response::IntoResponse;
 use http_body_util::BodyExt;
 use tokio::sync::Notify;
-use tower::service_fn;
 
 use super::raw::{Peer, field, listen, soon, status, until};
 use super::*;
@@ -31,7 +30,7 @@ struct Edge {
 impl Edge {
     async fn spawn<F, R>(limits: EdgeLimits, handler: F) -> Self
     where
-        F: Fn(Request<Body>) -> R + Clone + Send + Sync + Unpin + 'static,
+        F: Fn(Request<Body>) -> R + Send + Sync + 'static,
         R: Future<Output = Response> + Send + 'static,
     {
         let (listener, address) = listen().await;
@@ -46,20 +45,31 @@ impl Edge {
         handler: F,
     ) -> Self
     where
-        F: Fn(Request<Body>) -> R + Clone + Send + Sync + Unpin + 'static,
+        F: Fn(Request<Body>) -> R + Send + Sync + 'static,
         R: Future<Output = Response> + Send + 'static,
     {
         let (cut, counts) = (CancellationToken::new(), EdgeCounts::default());
-        let service = service_fn(move |request| {
-            let answer = handler(request);
-            async move { Ok::<_, Infallible>(answer.await) }
-        });
-        let task = tokio::spawn(serve(listener, service, limits, counts.clone(), drain.clone(), cut.clone()));
+        let handler = Tiny(handler);
+        let task = tokio::spawn(serve(listener, handler, limits, counts.clone(), drain.clone(), cut.clone()));
         Self { address, drain, cut, counts, task }
     }
 
     async fn ended(self) {
         soon(self.task).await.unwrap();
+    }
+}
+
+struct Tiny<F>(F);
+
+impl<F, R> Handler for Tiny<F>
+where
+    F: Fn(Request<Body>) -> R + Send + Sync + 'static,
+    R: Future<Output = Response> + Send + 'static,
+{
+    type Body = Body;
+
+    async fn answer(&self, request: Request<RequestBody>) -> Response {
+        (self.0)(request.map(Body::new)).await
     }
 }
 

@@ -17,6 +17,8 @@ use crate::retrieve::plan::Envelope;
 pub enum AnswerBody {
     /// Anything.
     Any(Body),
+    /// One text, until it was handed over.
+    Whole(Option<Bytes>),
     /// A batch, until it was handed over.
     Batch(Option<Batch>),
 }
@@ -39,6 +41,10 @@ pub enum AnswerData {
 }
 
 impl AnswerBody {
+    pub(super) fn whole(text: Bytes) -> Self {
+        Self::Whole(Some(text))
+    }
+
     pub(super) fn batch(envelope: Envelope, room: OwnedSemaphorePermit) -> Self {
         Self::Batch(Some(Batch { envelope, _room: room }))
     }
@@ -69,6 +75,9 @@ impl http_body::Body for AnswerBody {
             Self::Any(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(AnswerData::Bytes)))),
+            Self::Whole(text) => {
+                Poll::Ready(text.take().map(|text| Ok(Frame::data(AnswerData::Bytes(text)))))
+            }
             Self::Batch(batch) => {
                 Poll::Ready(batch.take().map(|batch| Ok(Frame::data(AnswerData::Batch(batch)))))
             }
@@ -78,6 +87,7 @@ impl http_body::Body for AnswerBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Any(body) => body.is_end_stream(),
+            Self::Whole(text) => text.is_none(),
             Self::Batch(batch) => batch.is_none(),
         }
     }
@@ -85,6 +95,7 @@ impl http_body::Body for AnswerBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Any(body) => body.size_hint(),
+            Self::Whole(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
             Self::Batch(batch) => {
                 SizeHint::with_exact(batch.as_ref().map_or(0, |batch| batch.envelope.remaining() as u64))
             }

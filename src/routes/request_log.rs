@@ -5,11 +5,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::body::Body;
 use axum::response::Response;
-use http::{HeaderValue, Method, Request};
+use http::request::Parts;
+use http::{HeaderValue, Method};
 
-use super::ClientPort;
 use crate::access::Caller;
 use crate::api_error::ApiError;
 use crate::observe::{
@@ -51,8 +50,8 @@ impl Outcome {
 }
 
 /// A request's line, written when the answer's head is known or the client is gone.
-pub(super) struct RequestLog {
-    metrics: Arc<Metrics>,
+pub(super) struct RequestLog<'a> {
+    metrics: &'a Metrics,
     start: Instant,
     method: Method,
     service: ServiceLabel,
@@ -65,25 +64,30 @@ pub(super) struct RequestLog {
     written: bool,
 }
 
-impl RequestLog {
-    pub(super) fn start(port: &ClientPort, request: &Request<Body>, request_id: &HeaderValue) -> Self {
-        let mut segments = request.uri().path().split('/').skip(1);
-        let service = port.metrics.service(segments.next().unwrap_or_default());
-        let last = segments.next().filter(|_| segments.next().is_none());
-        let route = last.and_then(|last| KNOWN_SEGMENTS.into_iter().find(|known| *known == last));
+impl<'a> RequestLog<'a> {
+    pub(super) fn start(metrics: &'a Metrics, parts: &Parts, request_id: HeaderValue) -> Self {
+        let path = parts.uri.path();
+        let path = path.strip_prefix('/').unwrap_or(path);
+        let (service, last) = path.split_once('/').unwrap_or((path, ""));
+        let route = KNOWN_SEGMENTS.into_iter().find(|known| *known == last);
         Self {
-            metrics: Arc::clone(&port.metrics),
+            metrics,
             start: Instant::now(),
-            method: request.method().clone(),
-            service,
+            method: parts.method.clone(),
+            service: metrics.service(service),
             route: route.unwrap_or("other"),
-            request_id: request_id.clone(),
+            request_id,
             action: RequestAction::Other,
             token: None,
             client: None,
             report: Report::default(),
             written: false,
         }
+    }
+
+    /// What the client finds this request by in the log.
+    pub(super) fn request_id(&self) -> &HeaderValue {
+        &self.request_id
     }
 
     pub(super) fn caller(&mut self, caller: Option<&Caller>) {
@@ -176,7 +180,7 @@ fn loggable(method: &Method) -> &str {
     if KNOWN.contains(method) { method.as_str() } else { "other" }
 }
 
-impl Drop for RequestLog {
+impl Drop for RequestLog<'_> {
     fn drop(&mut self) {
         if !self.written {
             let outcome = if std::thread::panicking() { Outcome::Failed } else { Outcome::Aborted };

@@ -9,18 +9,20 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, request::Parts};
+use http::request::Parts;
+use http::{HeaderMap, Request};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use serde::Deserialize;
 
+pub(super) use self::request::Candidate;
 use self::request::{CacheControl, Preferences};
 use super::passthrough::{Relayed, forward_whole, with_prefix};
 use super::request_log::{Outcome, RequestLog};
-use super::{AnswerBody, ClientPort, X_REQUEST_ID, pass_through};
+use super::{AnswerBody, ClientPort, X_REQUEST_ID};
 use crate::access::Caller;
 use crate::api_error::ApiError;
-use crate::edge::ClientBodyError;
+use crate::edge::{ClientBodyError, RequestBody};
 use crate::retrieve::{Asked, Question, Reply, ReplyBody};
 use crate::task::{Action, Service, TaskId};
 use crate::upstream;
@@ -28,74 +30,78 @@ use crate::upstream;
 /// The longest answer to a delete that is understood, in bytes.
 const MAX_DELETE_ANSWER: usize = 64 * 1024;
 
-/// Answers a look-up or a delete; passes on what is neither.
+/// What became of a candidate.
+pub(super) enum Turn {
+    /// It was answered here.
+    Answered(Response<AnswerBody>),
+    /// It is no look-up; the body as it came.
+    PassOn(Body),
+    /// It is a delete, which passes through with an eye on its answer.
+    Delete(Delete),
+}
+
+/// A delete as it came.
+pub(super) struct Delete {
+    service: Service,
+    id: TaskId,
+    body: Bytes,
+}
+
+/// Reads the body and answers what is a look-up.
 pub(super) async fn answer(
     port: &ClientPort,
-    caller: Option<Caller>,
-    request: Request<Body>,
-    request_id: &HeaderValue,
-    log: &mut RequestLog,
-) -> Response<AnswerBody> {
-    let (parts, body) = request.into_parts();
-    let service = request::candidate(&parts, port.services());
-    let (Some(caller), Some(service)) = (&caller, service) else {
-        let request = Request::from_parts(parts, body);
-        return pass_through(port, caller.as_ref(), request, log).await.map(AnswerBody::from);
-    };
+    caller: &Caller,
+    candidate: Candidate<'_>,
+    parts: &Parts,
+    body: RequestBody,
+    log: &mut RequestLog<'_>,
+) -> Turn {
     let body = match read(body, port.max_request_bytes).await {
         Ok(Read::Whole(body)) => body,
-        Ok(Read::PassOn(body)) => {
-            let request = Request::from_parts(parts, body);
-            return pass_through(port, Some(caller), request, log).await.map(AnswerBody::from);
-        }
+        Ok(Read::PassOn(body)) => return Turn::PassOn(body),
         Err(error) => {
             let response = ApiError::from(error).into_response();
             log.finish(&response, Outcome::Refused);
-            return response.map(AnswerBody::from);
+            return Turn::Answered(response.map(AnswerBody::from));
         }
     };
     let action = Action::parse(&body, port.tasks.max_ids);
     log.action(&action);
-    let whole = |parts, body: Bytes| Request::from_parts(parts, Body::from(body));
-    let mut response = match action {
-        Action::Retrieve(id) => look_up(port, caller, service, &parts, Asked::One(id), log).await,
-        Action::RetrieveBatch(ids) => look_up(port, caller, service, &parts, Asked::Many(ids), log).await,
+    let asked = match action {
+        Action::Retrieve(id) => Asked::One(id),
+        Action::RetrieveBatch(ids) => Asked::Many(ids),
         Action::TooManyIds(count) => {
             let max = port.tasks.max_ids;
             let message = format!("{count} ids are more than tasks.max_ids, {max}. Ask for fewer at a time.");
-            let response = ApiError::bad_request(message).into_response();
+            let mut response = ApiError::bad_request(message).into_response();
+            response.headers_mut().insert(X_REQUEST_ID, log.request_id().clone());
             log.finish(&response, Outcome::Refused);
-            response.map(AnswerBody::from)
+            return Turn::Answered(response.map(AnswerBody::from));
         }
         Action::Delete(id) => {
-            let response = delete(port, caller, service, id, whole(parts, body), log).await;
-            return response.map(AnswerBody::from);
+            return Turn::Delete(Delete { service: candidate.service.into_owned(), id, body });
         }
-        Action::Other => {
-            let response = pass_through(port, Some(caller), whole(parts, body), log).await;
-            return response.map(AnswerBody::from);
-        }
+        Action::Other => return Turn::PassOn(Body::from(body)),
     };
-    response.headers_mut().insert(X_REQUEST_ID, request_id.clone());
-    response
+    Turn::Answered(look_up(port, caller, &candidate, &parts.headers, asked, log).await)
 }
 
 async fn look_up(
     port: &ClientPort,
     caller: &Caller,
-    service: Service,
-    parts: &Parts,
+    candidate: &Candidate<'_>,
+    headers: &HeaderMap,
     asked: Asked,
-    log: &mut RequestLog,
+    log: &mut RequestLog<'_>,
 ) -> Response<AnswerBody> {
-    let Preferences { wait, lenient } = Preferences::of(&parts.headers);
-    let CacheControl { max_age, only_if_cached } = CacheControl::of(&parts.headers);
+    let Preferences { wait, lenient } = candidate.preferences;
+    let CacheControl { max_age, only_if_cached } = candidate.cache_control;
     let wait = wait.map(|wait| wait.min(port.tasks.max_wait));
     let is_batch = matches!(asked, Asked::Many(_));
     let question = Question {
-        service,
-        caller: caller.clone(),
-        forwarded: request::forwarded(&parts.headers, &port.tasks.forward_headers),
+        service: &candidate.service,
+        caller,
+        headers,
         wait,
         lenient: lenient && is_batch,
         only_if_cached,
@@ -104,7 +110,7 @@ async fn look_up(
     let reply = port.retriever.retrieve(asked, &question).await;
     log.report(&reply.report);
     let outcome = outcome(&reply);
-    let mut response = answer::respond(reply, is_batch);
+    let mut response = answer::respond(reply, is_batch, log.request_id());
     if response.status().is_success()
         && let Some(applied) = answer::preference_applied(wait, lenient && is_batch)
     {
@@ -125,20 +131,23 @@ fn outcome(reply: &Reply) -> Outcome {
 }
 
 /// Forwards a delete; if the upstream confirms it, the task is forgotten before the client learns so.
-async fn delete(
+pub(super) async fn forward_delete(
     port: &ClientPort,
-    caller: &Caller,
-    service: Service,
-    id: TaskId,
-    request: Request<Body>,
-    log: &mut RequestLog,
+    caller: Option<Caller>,
+    parts: Parts,
+    delete: Delete,
+    log: &mut RequestLog<'_>,
 ) -> Response {
-    port.retriever.lanes().passed_through(&caller.digest);
-    let team_token = port.access.is_shared().then_some(&caller.token);
+    let Delete { service, id, body } = delete;
+    let team_token = port.before_passing_on(caller.as_ref());
+    let request = Request::from_parts(parts, Body::from(body));
     let response = match forward_whole(&port.passthrough, request, team_token, MAX_DELETE_ANSWER).await {
         Relayed::Stream(response) => response,
         Relayed::Whole(answer) => {
-            if answer.parts.status.is_success() && confirms(&answer.parts.headers, &answer.body, &id) {
+            if let Some(caller) = &caller
+                && answer.parts.status.is_success()
+                && confirms(&answer.parts.headers, &answer.body, &id)
+            {
                 forget(port, caller, service, id).await;
             }
             answer.into_response()
@@ -183,25 +192,22 @@ enum Read {
 }
 
 /// Reads a body of at most `limit` bytes.
-async fn read(mut body: Body, limit: usize) -> Result<Read, ClientBodyError> {
+async fn read(mut body: RequestBody, limit: usize) -> Result<Read, ClientBodyError> {
     if body.size_hint().lower() > limit as u64 {
-        return Ok(Read::PassOn(body));
+        return Ok(Read::PassOn(Body::new(body)));
     }
     let mut read = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| ClientBodyError::of(&error))?;
         // Trailers of a look-up say nothing.
-        let Ok(data) = frame.into_data() else { continue };
+        let Ok(data) = frame?.into_data() else { continue };
         if read.is_empty() && body.is_end_stream() && data.len() <= limit {
             return Ok(Read::Whole(data));
         }
         read.extend_from_slice(&data);
-        if read.len() > limit {
-            return Ok(Read::PassOn(with_prefix(read.freeze(), body)));
-        }
         // What is no object is no look-up, so it is not held back.
-        if read.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
-            return Ok(Read::PassOn(with_prefix(read.freeze(), body)));
+        let is_something_else = read.trim_ascii_start().first().is_some_and(|first| *first != b'{');
+        if read.len() > limit || is_something_else {
+            return Ok(Read::PassOn(with_prefix(read.freeze(), Body::new(body))));
         }
     }
     Ok(Read::Whole(read.freeze()))
@@ -209,6 +215,8 @@ async fn read(mut body: Body, limit: usize) -> Result<Read, ClientBodyError> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::header::{CACHE_CONTROL, HOST, ORIGIN, X_CONTENT_TYPE_OPTIONS};
+use http::header::{CACHE_CONTROL, ORIGIN, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::AdminPort;
 use crate::api_error::ApiError;
-use crate::routes::authorization::{self, only};
+use crate::routes::authorization;
+use crate::routes::fields::Fields;
 
 /// 401 without the token, where one is set.
 pub(super) async fn require_token(
@@ -25,9 +26,8 @@ pub(super) async fn require_token(
 ) -> Response {
     let allowed = match &port.token {
         None => true,
-        Some(token) => {
-            authorization::bearer(request.headers()).is_some_and(|presented| token.matches(&presented))
-        }
+        Some(token) => authorization::bearer(&Fields::of(request.headers()).authorization)
+            .is_some_and(|presented| token.matches(&presented)),
     };
     if allowed {
         return next.run(request).await;
@@ -87,7 +87,7 @@ fn has_loopback_host(headers: &HeaderMap) -> bool {
 }
 
 fn host(headers: &HeaderMap) -> Option<&str> {
-    only(headers, &HOST)?.to_str().ok()
+    Fields::of(headers).host.only()?.to_str().ok()
 }
 
 /// By `sec-fetch-site` (Fetch Metadata), and by `origin` (RFC 6454) where that is not the address that was asked.

@@ -6,24 +6,29 @@ mod streams;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{Request, State};
-use axum::middleware::{Next, from_fn};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tower::Layer;
 
 use super::*;
 use crate::config::UpstreamConfig;
 use crate::edge::raw::{Peer, field, listen, soon, status};
-use crate::edge::{EdgeCounts, EdgeLimits, serve};
+use crate::edge::{EdgeCounts, EdgeLimits, Handler, RequestBody, serve};
+use crate::routes::fields::Fields;
 use crate::routes::soundness;
 
-async fn guard(request: Request, next: Next) -> Response {
-    let (parts, body) = request.into_parts();
-    match soundness::answer(&parts) {
-        Some(response) => response,
-        None => next.run(Request::from_parts(parts, body)).await,
+/// What is sound passes through, whatever it is.
+struct Sound(Passthrough);
+
+impl Handler for Sound {
+    type Body = Body;
+
+    async fn answer(&self, request: Request<RequestBody>) -> Response {
+        let (parts, body) = request.into_parts();
+        let refusal = soundness::answer(&parts, &Fields::of(&parts.headers));
+        match refusal {
+            Some(response) => response,
+            None => forward(&self.0, Request::from_parts(parts, Body::new(body)), None).await,
+        }
     }
 }
 
@@ -50,12 +55,11 @@ impl Proxy {
 
     async fn spawn_with(upstream: TcpListener, config: &UpstreamConfig) -> Self {
         let (_, passthrough) = crate::upstream::connect(config).unwrap();
-        let app = Router::new().fallback(handle).with_state(passthrough);
         let (listener, address) = listen().await;
         let limits = EdgeLimits { body_idle: Duration::from_millis(200), ..EdgeLimits::default() };
         let (drain, cut) = (CancellationToken::new(), CancellationToken::new());
         let running = cut.clone().drop_guard();
-        tokio::spawn(serve(listener, from_fn(guard).layer(app), limits, EdgeCounts::default(), drain, cut));
+        tokio::spawn(serve(listener, Sound(passthrough), limits, EdgeCounts::default(), drain, cut));
         Self { address, upstream, _running: running }
     }
 
@@ -77,10 +81,6 @@ impl Proxy {
         let waiting = tokio::time::timeout(Duration::from_millis(30), self.upstream.accept()).await;
         assert!(waiting.is_err(), "a connection reached the upstream");
     }
-}
-
-async fn handle(State(passthrough): State<Passthrough>, request: Request) -> Response {
-    forward(&passthrough, request, None).await
 }
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";

@@ -1,37 +1,58 @@
 //! A reply as an HTTP answer: body, header fields, and our own errors.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::api_error::ApiError;
 use crate::lane::Failure;
 use crate::retrieve::{Reply, ReplyBody, Report, Source, whole_seconds};
-use crate::routes::AnswerBody;
+use crate::routes::{AnswerBody, X_REQUEST_ID};
 use crate::upstream::UpstreamAnswer;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
+/// The header of a hit on one task. `age` and `x-request-id` have their places, so that setting them moves nothing.
+static HIT: LazyLock<HeaderMap> = LazyLock::new(|| {
+    HeaderMap::from_iter([
+        (header::CONTENT_TYPE, JSON),
+        (CACHE_STATUS, HeaderValue::from_static("refrain; hit")),
+        (X_CACHE, x_cache(Source::Hit)),
+        (header::AGE, HeaderValue::from_static("0")),
+        (X_REQUEST_ID, HeaderValue::from_static("")),
+    ])
+});
+
 /// The answer to a look-up.
-pub(super) fn respond(reply: Reply, is_batch: bool) -> Response<AnswerBody> {
+pub(super) fn respond(reply: Reply, is_batch: bool, request_id: &HeaderValue) -> Response<AnswerBody> {
     let Reply { body, report } = reply;
     let is_from_upstream = matches!(body, ReplyBody::Upstream(_) | ReplyBody::Failed(Failure::Upstream(_)));
-    let is_answer = body.is_answer();
+    let source = if body.is_answer() { report.source() } else { Source::Miss };
+    let is_hit = !is_batch && source == Source::Hit && matches!(body, ReplyBody::Task(_));
     let mut response = match body {
-        ReplyBody::Task(text) => json(Body::from(text).into()),
+        ReplyBody::Task(text) if is_hit => {
+            let mut response = Response::new(AnswerBody::whole(text));
+            *response.headers_mut() = HIT.clone();
+            response
+        }
+        ReplyBody::Task(text) => json(AnswerBody::whole(text)),
         ReplyBody::Batch(envelope, room) => json(AnswerBody::batch(envelope, room)),
         other => without_task(other).map(AnswerBody::from),
     };
     let status = response.status();
     let headers = response.headers_mut();
-    let source = if is_answer { report.source() } else { Source::Miss };
+    headers.insert(X_REQUEST_ID, request_id.clone());
+    headers.insert(header::AGE, report.age.into());
+    if is_hit {
+        return response;
+    }
     headers.insert(CACHE_STATUS, cache_status(&report, source, is_from_upstream.then_some(status), is_batch));
     headers.insert(X_CACHE, x_cache(source));
-    headers.insert(header::AGE, report.age.into());
     if let Some(seconds) = report.retry_after.filter(|_| status == StatusCode::OK) {
         headers.insert(header::RETRY_AFTER, seconds.into());
     }
@@ -63,9 +84,6 @@ fn without_task(body: ReplyBody) -> Response {
 /// RFC 9211, cache name `refrain`. `fwd` only where the upstream was asked, `fwd-status` only where the answer is its
 /// own and no success.
 fn cache_status(report: &Report, source: Source, status: Option<StatusCode>, is_batch: bool) -> HeaderValue {
-    if !is_batch && source == Source::Hit {
-        return HeaderValue::from_static("refrain; hit");
-    }
     let Report { hits, pending, misses, outdated, stored, collapsed, .. } = report;
     let mut text = String::from("refrain");
     if matches!(source, Source::Hit | Source::Pending) {

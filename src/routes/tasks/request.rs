@@ -1,42 +1,57 @@
 //! Which requests may be look-ups, and what their header fields ask for (law 7: in doubt it is none).
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request};
+use http::{Method, request};
 
 use crate::config::Services;
-use crate::routes::authorization::only;
+use crate::routes::fields::{Field, Fields};
 use crate::task::Service;
 
-const PREFER: HeaderName = HeaderName::from_static("prefer");
+/// A request that is a look-up or a delete as far as its head tells; the body decides the rest.
+#[derive(Clone, Debug)]
+pub(in crate::routes) struct Candidate<'a> {
+    pub(super) service: Cow<'a, Service>,
+    pub(super) preferences: Preferences,
+    pub(super) cache_control: CacheControl,
+}
 
-/// Fields that say who asks in another way than `authorization`.
-const NOT_ON_LOOK_UPS: [HeaderName; 3] =
-    [header::COOKIE, HeaderName::from_static("x-api-key"), HeaderName::from_static("payment-signature")];
-
-/// The service, if method, path and header fields are those of a look-up; the body decides the rest.
-///
-/// The path is compared raw: what is routed is what would be sent.
-pub(super) fn candidate(parts: &request::Parts, services: &Services) -> Option<Service> {
-    if parts.method != Method::POST || parts.uri.query().is_some() {
-        return None;
+impl<'a> Candidate<'a> {
+    /// `None` unless method, path and header fields are those of a look-up.
+    ///
+    /// The path is compared raw: what is routed is what would be sent.
+    pub(in crate::routes) fn of(
+        parts: &request::Parts,
+        fields: &Fields<'_>,
+        services: &'a Services,
+    ) -> Option<Self> {
+        if parts.method != Method::POST || parts.uri.query().is_some() {
+            return None;
+        }
+        let name = parts.uri.path().strip_prefix('/')?.strip_suffix("/tasks")?;
+        let service = services.find(name)?;
+        let is_json = is_json(&fields.content_type) && is_identity(&fields.content_encoding);
+        (is_json && !fields.names_another_caller).then(|| Self {
+            service,
+            preferences: Preferences::of(&fields.prefer),
+            cache_control: CacheControl::of(&fields.cache_control),
+        })
     }
-    let name = parts.uri.path().strip_prefix('/')?.strip_suffix("/tasks")?;
-    let service = services.find(name)?;
-    let headers = &parts.headers;
-    let is_other = NOT_ON_LOOK_UPS.iter().any(|name| headers.contains_key(name));
-    (is_json(headers) && is_identity(headers) && !is_other).then_some(service)
 }
 
 /// `content-type` absent or `application/json`, in any case, with at most the parameter `charset=utf-8`, which means
 /// the same (RFC 8259 11 defines none).
-fn is_json(headers: &HeaderMap) -> bool {
-    if !headers.contains_key(header::CONTENT_TYPE) {
+fn is_json(content_type: &Field<'_>) -> bool {
+    if content_type.is_absent() {
         return true;
     }
-    let Some(value) = only(headers, &header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
-        return false;
-    };
+    let Some(value) = content_type.only() else { return false };
+    // As nearly every client writes it.
+    if value.as_bytes() == b"application/json" {
+        return true;
+    }
+    let Ok(value) = value.to_str() else { return false };
     let (essence, parameter) = value.split_once(';').unwrap_or((value, ""));
     let parameter = parameter.trim();
     essence.trim().eq_ignore_ascii_case("application/json")
@@ -46,24 +61,8 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// `content-encoding` absent or `identity`.
-fn is_identity(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(header::CONTENT_ENCODING)
-        .iter()
-        .all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"))
-}
-
-/// The client's headers of `tasks.forward_headers`, by name and in order.
-pub(super) fn forwarded(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderName, HeaderValue)> {
-    names
-        .iter()
-        .flat_map(|name| headers.get_all(name).iter().map(|value| (name.clone(), value.clone())))
-        .map(|(name, mut value)| {
-            // Whatever it is, it is not for logs.
-            value.set_sensitive(true);
-            (name, value)
-        })
-        .collect()
+fn is_identity(content_encoding: &Field<'_>) -> bool {
+    content_encoding.values().all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 /// What `prefer` asks for (RFC 7240), as far as it is understood here.
@@ -77,10 +76,10 @@ pub(super) struct Preferences {
 
 impl Preferences {
     /// The first of several equal preferences counts (RFC 7240 2).
-    pub(super) fn of(headers: &HeaderMap) -> Self {
+    fn of(prefer: &Field<'_>) -> Self {
         let mut preferences = Self::default();
         let mut handling = None;
-        for (name, value) in members(headers, &PREFER) {
+        for (name, value) in members(prefer) {
             match name.to_ascii_lowercase().as_str() {
                 "wait" if preferences.wait.is_none() => {
                     preferences.wait = value.and_then(delta_seconds);
@@ -104,9 +103,9 @@ pub(super) struct CacheControl {
 }
 
 impl CacheControl {
-    pub(super) fn of(headers: &HeaderMap) -> Self {
+    fn of(cache_control: &Field<'_>) -> Self {
         let mut control = Self::default();
-        for (name, value) in members(headers, &header::CACHE_CONTROL) {
+        for (name, value) in members(cache_control) {
             let max_age = match name.to_ascii_lowercase().as_str() {
                 "no-cache" => Some(Duration::ZERO),
                 "max-age" => value.and_then(delta_seconds),
@@ -126,22 +125,14 @@ impl CacheControl {
 }
 
 /// The members of a comma-separated list field: name and value, quotes taken off, parameters dropped.
-fn members<'a>(
-    headers: &'a HeaderMap,
-    field: &HeaderName,
-) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
-    headers
-        .get_all(field)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|member| {
-            let member = member.split(';').next().unwrap_or_default();
-            match member.split_once('=') {
-                Some((name, value)) => (name.trim(), Some(value.trim().trim_matches('"'))),
-                None => (member.trim(), None),
-            }
-        })
+fn members<'a>(field: &Field<'a>) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
+    field.values().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(|member| {
+        let member = member.split(';').next().unwrap_or_default();
+        match member.split_once('=') {
+            Some((name, value)) => (name.trim(), Some(value.trim().trim_matches('"'))),
+            None => (member.trim(), None),
+        }
+    })
 }
 
 /// RFC 9111 1.2.2: digits; a number too large to hold is a very long time.
@@ -152,6 +143,8 @@ fn delta_seconds(text: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use http::{HeaderMap, HeaderValue};
+
     use super::*;
 
     fn parts(method: &str, target: &str, fields: &[(&str, &str)]) -> request::Parts {
@@ -166,7 +159,8 @@ mod tests {
     fn only_the_exact_shape_may_be_a_look_up() {
         let named = Services::Named(vec![Service::parse("producer").unwrap()]);
         let is = |method, target, fields: &[(&str, &str)], services: &Services| {
-            candidate(&parts(method, target, fields), services).is_some()
+            let parts = parts(method, target, fields);
+            Candidate::of(&parts, &Fields::of(&parts.headers), services).is_some()
         };
         for (method, target, fields, expected) in [
             ("POST", "/producer/tasks", &[][..], true),
@@ -223,7 +217,7 @@ mod tests {
             }
             headers
         };
-        let prefer = |values: &[&str]| Preferences::of(&headers("prefer", values));
+        let prefer = |values: &[&str]| Preferences::of(&Fields::of(&headers("prefer", values)).prefer);
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         assert_eq!(prefer(&["wait=10"]), Preferences { wait: seconds(10), lenient: false });
         assert_eq!(
@@ -231,7 +225,8 @@ mod tests {
             Preferences { wait: seconds(5), lenient: true }
         );
         assert_eq!(prefer(&["handling=strict, handling=lenient, wait=-1"]), Preferences::default());
-        let control = |values: &[&str]| CacheControl::of(&headers("cache-control", values));
+        let control =
+            |values: &[&str]| CacheControl::of(&Fields::of(&headers("cache-control", values)).cache_control);
         assert_eq!(control(&["no-cache"]), CacheControl { max_age: seconds(0), only_if_cached: false });
         assert_eq!(
             control(&["max-age=3, only-if-cached"]),

@@ -1,0 +1,99 @@
+//! What the store has for a caller, once the upstream's word on the token is recent enough.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Question, ReplyBody, Retriever};
+use crate::access::{Gate, Verdict};
+use crate::lane::{LookUp, Outcome};
+use crate::store::{StoredTask, TooLarge};
+use crate::task::TaskId;
+
+/// How long hits wait for the upstream's word on their token.
+const RECHECK_PATIENCE: Duration = Duration::from_secs(5);
+
+impl Retriever {
+    /// What may be shown of `ids`, in their order.
+    ///
+    /// # Errors
+    /// The answer in place of what was found: the upstream's refusal of the token, or that it would be too long.
+    pub(super) async fn stored(
+        &self,
+        question: &Question<'_>,
+        ids: &[TaskId],
+    ) -> Result<Vec<Option<StoredTask>>, ReplyBody> {
+        let (caller, service) = (question.caller, question.service);
+        if let Some(found) = self.store.find_at_once(&caller.reader, service, ids, self.max_response_bytes)
+            && self.access.is_open(&caller.digest)
+        {
+            return Ok(found);
+        }
+        // In a box, for its size: nothing of it is on the way of a hit in memory.
+        Box::pin(self.stored_and_allowed(question, ids)).await
+    }
+
+    async fn stored_and_allowed(
+        &self,
+        question: &Question<'_>,
+        ids: &[TaskId],
+    ) -> Result<Vec<Option<StoredTask>>, ReplyBody> {
+        loop {
+            let known = self.find(question, ids).await?;
+            if !known.iter().any(Option::is_some) {
+                return Ok(known);
+            }
+            let digest = question.caller.digest;
+            match self.access.gate(&digest).await {
+                Gate::Open => return Ok(known),
+                Gate::Ended => return Ok(vec![None; ids.len()]),
+                Gate::Joined(mut done) => {
+                    // An error only says that the one who asked is done. What that brought is in the gate.
+                    let _ = done.changed().await;
+                }
+                Gate::Recheck(recheck) => {
+                    // The first id that is not stored, so that the call serves the look-up too.
+                    let lacking = known.iter().position(Option::is_none);
+                    let id = ids[lacking.unwrap_or(0)].clone();
+                    let look_up = LookUp {
+                        ids: vec![id],
+                        lone: true,
+                        wait: None,
+                        lenient: false,
+                        max_age: Some(Duration::ZERO),
+                    };
+                    // A task of its own: whoever asked may hang up, the token's other callers still want the verdict.
+                    let (lanes, (lane, credentials)) = (self.lanes.clone(), self.lane(question));
+                    let asking = tokio::spawn(async move {
+                        let since = Instant::now();
+                        let answer = tokio::select! {
+                            answer = lanes.look_up(lane, &credentials, look_up) => Some(answer),
+                            () = recheck.given_up() => None,
+                            () = tokio::time::sleep(RECHECK_PATIENCE) => None,
+                        };
+                        (recheck.finish(since), answer)
+                    });
+                    let (verdict, answer) = asking.await.unwrap_or((Verdict::None, None));
+                    match answer.and_then(|answer| answer.outcomes.into_iter().next().flatten()) {
+                        Some(Outcome::Failed(failure)) if verdict == Verdict::Ended => {
+                            return Err(ReplyBody::Failed(failure));
+                        }
+                        _ if verdict == Verdict::Ended => {}
+                        // Hits go on, from the store as it is now: the call may have added to it.
+                        _ => return self.find(question, ids).await,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn find(
+        &self,
+        question: &Question<'_>,
+        ids: &[TaskId],
+    ) -> Result<Vec<Option<StoredTask>>, ReplyBody> {
+        let (reader, service) = (&question.caller.reader, question.service);
+        let found = self.store.find(reader, service, ids, self.max_response_bytes).await;
+        found.map_err(|TooLarge| ReplyBody::TooLarge)
+    }
+}
