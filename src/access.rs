@@ -37,6 +37,18 @@ pub struct Caller {
     pub reader: Digest,
 }
 
+/// The caller of a connection's last request, as what it presented: the next one most likely presents the same, and
+/// need not be made out again.
+#[derive(Debug, Default)]
+pub struct LastCaller(Mutex<Option<(Token, Arc<Caller>)>>);
+
+impl LastCaller {
+    /// Short sections only, and one request at a time.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Token, Arc<Caller>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The key of a request is not a client's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a client's key")]
@@ -73,8 +85,11 @@ pub struct Access {
     recheck_after: Duration,
     store: Store,
     metrics: Arc<Metrics>,
-    standings: Mutex<HashMap<Digest, Standing>>,
+    standings: Mutex<Standings>,
 }
+
+/// Digests cannot be chosen without their key, so a fast hash will do.
+type Standings = HashMap<Digest, Standing, foldhash::fast::RandomState>;
 
 #[derive(Debug)]
 struct Team {
@@ -143,19 +158,31 @@ impl Access {
         self.team.is_some()
     }
 
-    /// The caller behind a bearer token.
+    /// The caller behind a bearer token, looked for in `last` first. `None` for what is no token.
     ///
     /// # Errors
     /// In `shared` mode, if it is not a client's key. All keys are compared, each in constant time.
-    pub fn identify(&self, presented: Token) -> Result<Caller, UnknownKey> {
+    pub fn identify(&self, presented: &str, last: &LastCaller) -> Option<Result<Arc<Caller>, UnknownKey>> {
+        let mut last = last.lock();
+        if let Some((token, caller)) = &*last
+            && token.matches(presented)
+        {
+            return Some(Ok(Arc::clone(caller)));
+        }
+        let presented = Token::parse(presented)?;
+        Some(self.caller(&presented).map(Arc::new).inspect(|caller| {
+            *last = Some((presented, Arc::clone(caller)));
+        }))
+    }
+
+    fn caller(&self, presented: &Token) -> Result<Caller, UnknownKey> {
         let Some(Team { token, clients }) = &self.team else {
-            let digest = self.key.digest(&presented);
-            return Ok(Caller { client: None, token: presented, digest, reader: digest });
+            let digest = self.key.digest(presented);
+            return Ok(Caller { client: None, token: presented.clone(), digest, reader: digest });
         };
         // All of them, so that the time says nothing of which it was.
-        let known = clients
-            .iter()
-            .fold(None, |known, (name, key)| if key.matches(&presented) { Some(name) } else { known });
+        let known =
+            clients.iter().fold(None, |known, (name, key)| if key == presented { Some(name) } else { known });
         let name = known.ok_or(UnknownKey)?;
         Ok(Caller {
             client: Some(Arc::clone(name)),
@@ -272,7 +299,7 @@ impl Access {
     }
 
     /// Short sections only, never held over an await; a panic elsewhere leaves the map sound.
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Standing>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Standings> {
         self.standings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -327,7 +354,7 @@ fn accepted_instant(saved: &Acceptance, now: Instant) -> Option<Instant> {
     now.checked_sub(Duration::from_secs(u64::try_from(age).ok()?))
 }
 
-fn make_room(standings: &mut HashMap<Digest, Standing>) {
+fn make_room(standings: &mut Standings) {
     if standings.len() < MAX_TOKENS {
         return;
     }

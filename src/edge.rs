@@ -130,15 +130,22 @@ impl<B> ClientBody for B where
 pub trait Handler: Send + Sync + 'static {
     /// The body of its answers.
     type Body: ClientBody;
+    /// What it keeps from one request of a connection to the next.
+    type Kept: Default + Send + Sync;
 
     /// Answers a request. The future is dropped when its client leaves; a panic of it is answered with 500 and counted.
-    fn answer(&self, request: Request<RequestBody>) -> impl Future<Output = Response<Self::Body>> + Send;
+    fn answer(
+        &self,
+        kept: &Self::Kept,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
 impl Handler for Router {
     type Body = Body;
+    type Kept = ();
 
-    async fn answer(&self, request: Request<RequestBody>) -> Response {
+    async fn answer(&self, (): &(), request: Request<RequestBody>) -> Response {
         self.clone().oneshot(request.map(Body::new)).await.unwrap_or_else(|never| match never {})
     }
 }

@@ -36,7 +36,7 @@ pub use self::answer_body::{AnswerBody, AnswerData, Batch};
 use self::fields::{Field, Fields};
 use self::request_log::{Outcome, RequestLog};
 use self::tasks::{Candidate, Turn};
-use crate::access::{Access, Caller};
+use crate::access::{Access, Caller, LastCaller, UnknownKey};
 use crate::api_error::ApiError;
 use crate::config::{Config, TasksConfig};
 use crate::edge::{Handler, RequestBody};
@@ -60,13 +60,6 @@ pub struct ClientPort {
     cors: Option<CorsLayer>,
 }
 
-/// What the head of a request says of it.
-struct Head<'a> {
-    request_id: HeaderValue,
-    bearer: Option<Token>,
-    candidate: Option<Candidate<'a>>,
-}
-
 impl ClientPort {
     /// The client port over these rooms.
     pub fn new(
@@ -87,43 +80,27 @@ impl ClientPort {
         }
     }
 
-    fn head(&self, parts: &Parts, fields: &Fields<'_>) -> Head<'_> {
-        Head {
-            request_id: request_id(&fields.x_request_id),
-            bearer: authorization::bearer(&fields.authorization),
-            candidate: Candidate::of(parts, fields, &self.tasks.services),
+    async fn handle(&self, last: &LastCaller, request: Request<RequestBody>) -> Response<AnswerBody> {
+        let (parts, body) = request.into_parts();
+        let fields = Fields::of(&parts.headers);
+        let mut log = RequestLog::start(&self.metrics, &parts, request_id(&fields.x_request_id));
+        if let Some(response) = soundness::answer(&parts, &fields) {
+            return refuse(response, &mut log);
         }
-    }
-
-    /// The handlers behind [`cors`].
-    async fn answer_with_cors(
-        &self,
-        cors: &CorsLayer,
-        request: Request<RequestBody>,
-    ) -> Response<AnswerBody> {
-        let handlers = service_fn(async |request: Request<RequestBody>| {
-            let (parts, body) = request.into_parts();
-            let head = self.head(&parts, &Fields::of(&parts.headers));
-            let mut response = self.handle(head, parts, body).await;
-            cors::drop_upstreams(response.headers_mut());
-            Ok::<_, Infallible>(response)
-        });
-        cors.layer(handlers).oneshot(request).await.unwrap_or_else(|never| match never {})
-    }
-
-    async fn handle(&self, head: Head<'_>, parts: Parts, body: RequestBody) -> Response<AnswerBody> {
-        let Head { request_id, bearer, candidate } = head;
-        let mut log = RequestLog::start(&self.metrics, &parts, request_id);
-        let caller = match bearer.map(|token| self.access.identify(token)) {
+        let token = authorization::bearer(&fields.authorization);
+        let caller = match token.and_then(|token| self.access.identify(token, last)) {
             Some(Ok(caller)) => Some(caller),
             None if !self.access.is_shared() => None,
-            Some(Err(_)) | None => {
-                let response = ApiError::invalid_token("This key is not known here.").into_response();
-                log.finish(&response, Outcome::Refused);
-                return response.map(AnswerBody::from);
+            Some(Err(UnknownKey)) | None => {
+                return refuse(
+                    ApiError::invalid_token("This key is not known here.").into_response(),
+                    &mut log,
+                );
             }
         };
-        log.caller(caller.as_ref());
+        log.caller(caller.as_deref());
+        let candidate = Candidate::of(&parts, &fields, &self.tasks.services);
+        drop(fields);
         let turn = match (&caller, candidate) {
             (Some(caller), Some(candidate)) => {
                 tasks::answer(self, caller, candidate, &parts, body, &mut log).await
@@ -133,23 +110,44 @@ impl ClientPort {
         let passed_on = match turn {
             Turn::Answered(response) => return response,
             // In a box: none of it is on the way of a hit.
-            Turn::PassOn(body) => Box::pin(self.pass_on(caller, parts, body, &mut log)).await,
+            Turn::PassOn(body) => Box::pin(self.pass_on(caller.as_deref(), parts, body, &mut log)).await,
             Turn::Delete(delete) => {
-                Box::pin(tasks::forward_delete(self, caller, parts, delete, &mut log)).await
+                Box::pin(tasks::forward_delete(self, caller.as_deref(), parts, delete, &mut log)).await
             }
         };
         passed_on.map(AnswerBody::from)
     }
 
+    async fn handle_with_cors(
+        &self,
+        cors: &CorsLayer,
+        last: &LastCaller,
+        request: Request<RequestBody>,
+    ) -> Response<AnswerBody> {
+        let (parts, body) = request.into_parts();
+        let is_sound = soundness::answer(&parts, &Fields::of(&parts.headers)).is_none();
+        let is_for_cors = is_sound && cors::concerns(&parts);
+        let request = Request::from_parts(parts, body);
+        if !is_for_cors {
+            return self.handle(last, request).await;
+        }
+        let handler = service_fn(async |request| {
+            let mut response = self.handle(last, request).await;
+            cors::drop_upstreams(response.headers_mut());
+            Ok::<_, Infallible>(response)
+        });
+        cors.layer(handler).oneshot(request).await.unwrap_or_else(|never| match never {})
+    }
+
     /// Forwards what is not a look-up.
     async fn pass_on(
         &self,
-        caller: Option<Caller>,
+        caller: Option<&Caller>,
         parts: Parts,
         body: Body,
         log: &mut RequestLog<'_>,
     ) -> Response {
-        let team_token = self.before_passing_on(caller.as_ref());
+        let team_token = self.before_passing_on(caller);
         let request = Request::from_parts(parts, body);
         let response = passthrough::forward(&self.passthrough, request, team_token).await;
         log.finish(&response, Outcome::Bypass);
@@ -166,24 +164,19 @@ impl ClientPort {
 
 impl Handler for ClientPort {
     type Body = AnswerBody;
+    type Kept = LastCaller;
 
-    async fn answer(&self, request: Request<RequestBody>) -> Response<AnswerBody> {
-        let (parts, body) = request.into_parts();
-        let fields = Fields::of(&parts.headers);
-        let refusal = soundness::answer(&parts, &fields);
-        let head = self.head(&parts, &fields);
-        drop(fields);
-        if let Some(response) = refusal {
-            RequestLog::start(&self.metrics, &parts, head.request_id).finish(&response, Outcome::Refused);
-            return response.map(AnswerBody::from);
-        }
+    async fn answer(&self, last: &LastCaller, request: Request<RequestBody>) -> Response<AnswerBody> {
         match &self.cors {
-            Some(cors) if cors::concerns(&parts) => {
-                Box::pin(self.answer_with_cors(cors, Request::from_parts(parts, body))).await
-            }
-            _ => self.handle(head, parts, body).await,
+            None => self.handle(last, request).await,
+            Some(cors) => Box::pin(self.handle_with_cors(cors, last, request)).await,
         }
     }
+}
+
+fn refuse(response: Response, log: &mut RequestLog<'_>) -> Response<AnswerBody> {
+    log.finish(&response, Outcome::Refused);
+    response.map(AnswerBody::from)
 }
 
 /// The client's `x-request-id` if it is a short word of visible ASCII, else a new one.

@@ -86,8 +86,9 @@ impl<H> Shared<H> {
 }
 
 /// A connection, as far as its requests, the drain and its end must know.
-struct Connection<H> {
+struct Connection<H: Handler> {
     shared: Arc<Shared<H>>,
+    kept: H::Kept,
     /// Requests whose answer's last byte was not yet handed to hyper.
     in_hand: AtomicUsize,
     /// Whether the client does not take what is written.
@@ -99,10 +100,11 @@ struct Connection<H> {
     awaiting_since: AtomicU64,
 }
 
-impl<H> Connection<H> {
+impl<H: Handler> Connection<H> {
     fn new(shared: Arc<Shared<H>>, blocked: Arc<AtomicBool>) -> Self {
         Self {
             shared,
+            kept: H::Kept::default(),
             in_hand: AtomicUsize::new(0),
             blocked,
             ends_by_close: AtomicBool::new(false),
@@ -139,16 +141,16 @@ enum Call {
 }
 
 /// A request in hand, until dropped.
-struct InHand<H>(Arc<Connection<H>>);
+struct InHand<H: Handler>(Arc<Connection<H>>);
 
-impl<H> InHand<H> {
+impl<H: Handler> InHand<H> {
     fn new(connection: &Arc<Connection<H>>) -> Self {
         connection.in_hand.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(connection))
     }
 }
 
-impl<H> Drop for InHand<H> {
+impl<H: Handler> Drop for InHand<H> {
     fn drop(&mut self) {
         let now = u64::try_from(self.0.opened_at.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.0.awaiting_since.store(now, Ordering::Relaxed);
@@ -248,11 +250,11 @@ async fn answer<H: Handler>(
     in_hand: InHand<H>,
     request: Request<Incoming>,
 ) -> Result<Response<HeldBody<H::Body, InHand<H>>>, Infallible> {
-    let Connection { shared, ends_by_close, .. } = &*in_hand.0;
+    let Connection { shared, kept, ends_by_close, .. } = &*in_hand.0;
     ends_by_close.store(request.version() < Version::HTTP_11, Ordering::Relaxed);
     let request = request.map(|body| RequestBody::new(body, shared.limits.body_idle));
     let caught = {
-        let mut answering = pin!(shared.handler.answer(request));
+        let mut answering = pin!(shared.handler.answer(kept, request));
         poll_fn(|cx| {
             // The future is not polled again after a panic, so whatever it left half-done is not seen.
             match catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx))) {

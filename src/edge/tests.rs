@@ -67,8 +67,9 @@ where
     R: Future<Output = Response> + Send + 'static,
 {
     type Body = Body;
+    type Kept = ();
 
-    async fn answer(&self, request: Request<RequestBody>) -> Response {
+    async fn answer(&self, (): &(), request: Request<RequestBody>) -> Response {
         (self.0)(request.map(Body::new)).await
     }
 }

@@ -85,9 +85,9 @@ impl<'a> RequestLog<'a> {
         }
     }
 
-    /// What the client finds this request by in the log.
-    pub(super) fn request_id(&self) -> &HeaderValue {
-        &self.request_id
+    /// What the client finds the request by in the log, once its line is written.
+    pub(super) fn take_request_id(&mut self) -> HeaderValue {
+        std::mem::replace(&mut self.request_id, HeaderValue::from_static(""))
     }
 
     pub(super) fn caller(&mut self, caller: Option<&Caller>) {

@@ -74,8 +74,8 @@ pub(super) async fn answer(
             let max = port.tasks.max_ids;
             let message = format!("{count} ids are more than tasks.max_ids, {max}. Ask for fewer at a time.");
             let mut response = ApiError::bad_request(message).into_response();
-            response.headers_mut().insert(X_REQUEST_ID, log.request_id().clone());
             log.finish(&response, Outcome::Refused);
+            response.headers_mut().insert(X_REQUEST_ID, log.take_request_id());
             return Turn::Answered(response.map(AnswerBody::from));
         }
         Action::Delete(id) => {
@@ -110,13 +110,14 @@ async fn look_up(
     let reply = port.retriever.retrieve(asked, &question).await;
     log.report(&reply.report);
     let outcome = outcome(&reply);
-    let mut response = answer::respond(reply, is_batch, log.request_id());
+    let mut response = answer::respond(reply, is_batch);
     if response.status().is_success()
         && let Some(applied) = answer::preference_applied(wait, lenient && is_batch)
     {
         response.headers_mut().insert("preference-applied", applied);
     }
     log.finish(&response, outcome);
+    response.headers_mut().insert(X_REQUEST_ID, log.take_request_id());
     response
 }
 
@@ -133,18 +134,18 @@ fn outcome(reply: &Reply) -> Outcome {
 /// Forwards a delete; if the upstream confirms it, the task is forgotten before the client learns so.
 pub(super) async fn forward_delete(
     port: &ClientPort,
-    caller: Option<Caller>,
+    caller: Option<&Caller>,
     parts: Parts,
     delete: Delete,
     log: &mut RequestLog<'_>,
 ) -> Response {
     let Delete { service, id, body } = delete;
-    let team_token = port.before_passing_on(caller.as_ref());
+    let team_token = port.before_passing_on(caller);
     let request = Request::from_parts(parts, Body::from(body));
     let response = match forward_whole(&port.passthrough, request, team_token, MAX_DELETE_ANSWER).await {
         Relayed::Stream(response) => response,
         Relayed::Whole(answer) => {
-            if let Some(caller) = &caller
+            if let Some(caller) = caller
                 && answer.parts.status.is_success()
                 && confirms(&answer.parts.headers, &answer.body, &id)
             {

@@ -15,7 +15,12 @@ pub struct Token(Arc<str>);
 impl Token {
     /// A token of one or more visible ASCII characters (RFC 9110 5.5 field content without white space).
     pub fn parse(token: &str) -> Option<Self> {
-        (!token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())).then(|| Self(token.into()))
+        Self::is_one(token).then(|| Self(token.into()))
+    }
+
+    /// Whether [`Token::parse`] takes this.
+    pub fn is_one(token: &str) -> bool {
+        !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
     }
 
     /// The secret itself, for the `authorization` field of an upstream call and for nothing else.
@@ -24,15 +29,15 @@ impl Token {
     }
 
     /// Whether both are the same, in a time that depends on their lengths alone.
-    pub fn matches(&self, other: &Token) -> bool {
-        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    pub fn matches(&self, other: &str) -> bool {
+        self.0.as_bytes().ct_eq(other.as_bytes()).into()
     }
 }
 
 /// Constant in time, as [`Token::matches`].
 impl PartialEq for Token {
     fn eq(&self, other: &Self) -> bool {
-        self.matches(other)
+        self.matches(&other.0)
     }
 }
 

@@ -26,6 +26,25 @@ async fn asks_for_itself(app: &TestApp, token: &str, id: &str, expected: &str) {
     assert_eq!(calls[before].token.as_deref(), Some(token));
 }
 
+/// A reverse proxy sends many clients' requests over one connection.
+#[tokio::test]
+async fn on_one_connection_each_request_counts_for_itself() {
+    let app = TestApp::spawn_with(fresh).await;
+    let id = app.upstream.create_finished("producer", "a");
+    let text = app.retrieve("a", &id).await.body;
+    let mut wire = Wire::connect(app.address).await;
+    for token in
+        ["Bearer a", "Bearer b", "bearer a", "Bearer aa", "Bearer a", "Bearer A", "Basic a", "", "Bearer a"]
+    {
+        let body = json!({"action": "retrieve", "id": id}).to_string();
+        wire.write(request("POST /producer/tasks", &[("authorization", token)], body)).await;
+        let answer = wire.answer().await;
+        let is_a = token.eq_ignore_ascii_case("bearer a") && token.ends_with('a');
+        assert_eq!(answer.header("x-cache") == "HIT", is_a, "{token}");
+        assert_eq!(answer.body == text, is_a, "{token}");
+    }
+}
+
 #[tokio::test]
 async fn a_stranger_gets_what_the_upstream_tells_it_of_a_stored_task() {
     for memory_bytes in [0, 1 << 20] {
@@ -178,6 +197,22 @@ fn shared(config: &mut Config) {
         Client { name: "one".into(), key: token("key-one") },
         Client { name: "two".into(), key: token("key-two") },
     ];
+}
+
+#[tokio::test]
+async fn on_one_connection_a_wrong_key_gets_nothing_after_a_right_one() {
+    let app = TestApp::spawn_with(shared).await;
+    let id = app.upstream.create_finished("producer", "team-canary");
+    app.retrieve("key-one", &id).await;
+    let mut wire = Wire::connect(app.address).await;
+    for (key, status) in
+        [("key-one", 200), ("key-on", 401), ("key-two", 200), ("key-one ", 200), ("key-ones", 401)]
+    {
+        let body = json!({"action": "retrieve", "id": id}).to_string();
+        wire.write(request("POST /producer/tasks", &[("authorization", &format!("Bearer {key}"))], body))
+            .await;
+        assert_eq!(wire.answer().await.status, status, "{key}");
+    }
 }
 
 /// Nothing of a client's key is in what the upstream saw.

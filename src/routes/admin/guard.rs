@@ -27,7 +27,7 @@ pub(super) async fn require_token(
     let allowed = match &port.token {
         None => true,
         Some(token) => authorization::bearer(&Fields::of(request.headers()).authorization)
-            .is_some_and(|presented| token.matches(&presented)),
+            .is_some_and(|presented| token.matches(presented)),
     };
     if allowed {
         return next.run(request).await;

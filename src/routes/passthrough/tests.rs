@@ -21,8 +21,9 @@ struct Sound(Passthrough);
 
 impl Handler for Sound {
     type Body = Body;
+    type Kept = ();
 
-    async fn answer(&self, request: Request<RequestBody>) -> Response {
+    async fn answer(&self, (): &(), request: Request<RequestBody>) -> Response {
         let (parts, body) = request.into_parts();
         let refusal = soundness::answer(&parts, &Fields::of(&parts.headers));
         match refusal {

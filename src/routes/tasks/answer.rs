@@ -28,8 +28,8 @@ static HIT: LazyLock<HeaderMap> = LazyLock::new(|| {
     ])
 });
 
-/// The answer to a look-up.
-pub(super) fn respond(reply: Reply, is_batch: bool, request_id: &HeaderValue) -> Response<AnswerBody> {
+/// The answer to a look-up, all but its `x-request-id`.
+pub(super) fn respond(reply: Reply, is_batch: bool) -> Response<AnswerBody> {
     let Reply { body, report } = reply;
     let is_from_upstream = matches!(body, ReplyBody::Upstream(_) | ReplyBody::Failed(Failure::Upstream(_)));
     let source = if body.is_answer() { report.source() } else { Source::Miss };
@@ -46,7 +46,6 @@ pub(super) fn respond(reply: Reply, is_batch: bool, request_id: &HeaderValue) ->
     };
     let status = response.status();
     let headers = response.headers_mut();
-    headers.insert(X_REQUEST_ID, request_id.clone());
     headers.insert(header::AGE, report.age.into());
     if is_hit {
         return response;
