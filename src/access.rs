@@ -199,8 +199,7 @@ impl Access {
 
     /// Whether the token's hits may be served now, as far as is known without waiting. `false` is a question for
     /// [`Access::gate`].
-    pub fn is_open(&self, digest: &Digest) -> bool {
-        let now = Instant::now();
+    pub fn is_open(&self, digest: &Digest, now: Instant) -> bool {
         let mut standings = self.lock();
         let Some(standing) = standings.get_mut(digest) else { return false };
         // Not each time: what is not written stays in every processor's cache.

@@ -33,6 +33,8 @@ pub struct Question<'a> {
     pub caller: &'a Caller,
     /// The request's header, of which some fields go upstream with it.
     pub headers: &'a HeaderMap,
+    /// When it came.
+    pub at: Instant,
     /// `prefer: wait=N`.
     pub wait: Option<Duration>,
     /// `prefer: handling=lenient`.
@@ -234,12 +236,11 @@ impl Retriever {
 
     /// Answers a look-up. Dropping the future withdraws it.
     pub async fn retrieve(&self, asked: Asked, question: &Question<'_>) -> Reply {
-        let held_since = question.wait.map(|_| Instant::now());
         let reply = match asked {
             Asked::One(id) => self.retrieve_one(question, id).await,
             Asked::Many(ids) => self.retrieve_many(question, ids).await,
         };
-        self.count(&reply, held_since.map(|since| since.elapsed()));
+        self.count(&reply, question.wait.map(|_| question.at.elapsed()));
         reply
     }
 

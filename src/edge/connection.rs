@@ -69,9 +69,7 @@ impl<H> Shared<H> {
             .max_header_size(limits.max_head_bytes)
             .max_buf_size(limits.max_head_bytes)
             // A client that closes has left: its handler, and with it the upstream call, is dropped.
-            .half_close(false)
-            // What passes through keeps the letter case of its field names.
-            .preserve_header_case(true);
+            .half_close(false);
         // hyper keeps its default of 100 on the stack, any other number on the heap.
         if limits.max_header_fields != 100 {
             http.max_headers(limits.max_header_fields);

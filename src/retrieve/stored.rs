@@ -25,7 +25,7 @@ impl Retriever {
     ) -> Result<Vec<Option<StoredTask>>, ReplyBody> {
         let (caller, service) = (question.caller, question.service);
         if let Some(found) = self.store.find_at_once(&caller.reader, service, ids, self.max_response_bytes)
-            && self.access.is_open(&caller.digest)
+            && self.access.is_open(&caller.digest, question.at)
         {
             return Ok(found);
         }

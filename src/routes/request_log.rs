@@ -3,11 +3,11 @@
 //! numbers, the request id and the first digits of the token's digest.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::response::Response;
 use http::request::Parts;
 use http::{HeaderValue, Method};
+use tokio::time::Instant;
 
 use crate::access::Caller;
 use crate::api_error::ApiError;
@@ -83,6 +83,11 @@ impl<'a> RequestLog<'a> {
             report: Report::default(),
             written: false,
         }
+    }
+
+    /// When the request's head was there.
+    pub(super) fn start_time(&self) -> Instant {
+        self.start
     }
 
     /// What the client finds the request by in the log, once its line is written.

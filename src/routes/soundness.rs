@@ -103,13 +103,23 @@ fn is_port(port: &[u8]) -> bool {
 
 /// `reg-name` of RFC 3986 3.2.2, at least one character long.
 fn is_registered_name(mut name: &[u8]) -> bool {
+    /// What stands for itself in one.
+    const PLAIN: [bool; 256] = {
+        let (mut plain, mut byte) = ([false; 256], 0);
+        while byte < 256 {
+            plain[byte] = matches!(byte as u8, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~'
+                | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b';' | b'=');
+            byte += 1;
+        }
+        plain
+    };
     if name.is_empty() {
         return false;
     }
     while let [byte, rest @ ..] = name {
         name = match (byte, rest) {
+            (byte, rest) if PLAIN[usize::from(*byte)] => rest,
             (b'%', [high, low, rest @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
-            (byte, rest) if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(byte) => rest,
             _ => return false,
         };
     }

@@ -102,6 +102,7 @@ async fn look_up(
         service: &candidate.service,
         caller,
         headers,
+        at: log.start_time(),
         wait,
         lenient: lenient && is_batch,
         only_if_cached,
