@@ -191,7 +191,7 @@ impl Store {
 
     async fn open_within(url: &str, limits: Limits, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
         let path = open::parse_url(url)?;
-        let lock = open::lock(&path)?;
+        let lock = open::lock(&path).await?;
         let (opened, set_aside) = open::open_or_set_aside(&path, None).await?;
         let shared = Arc::new(Shared::new(path, limits, metrics, opened.key));
         if set_aside {

@@ -497,6 +497,21 @@ async fn one_file_has_one_owner() {
 }
 
 #[tokio::test]
+async fn a_command_sees_whether_a_proxy_serves_and_never_keeps_one_from_starting() {
+    let disk = Disk::new();
+    let store = disk.open().await;
+    let beside = Beside::open_file(&disk.path()).await.unwrap();
+    assert!(beside.is_served());
+    store.close().await;
+    assert!(!beside.is_served());
+    // The look of another process, which ends after the first try to open.
+    let look = std::fs::File::open(disk.path().with_extension("db.lock")).unwrap();
+    look.lock_shared().unwrap();
+    let (opened, ()) = tokio::join!(disk.try_open(), async { drop(look) });
+    assert!(opened.is_ok() && beside.is_served());
+    beside.close().await.unwrap();
+}
+#[tokio::test]
 async fn unwritable_places_are_named() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("folder.db")).unwrap();
