@@ -35,7 +35,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio_util::task::TaskTracker;
 
 pub use beside::{Beside, DatedTask, Exported, Page, ServiceTotals, Totals};
 pub use error::StoreError;
@@ -173,7 +172,6 @@ pub struct Store {
     jobs: mpsc::Sender<Job>,
     room: Arc<Semaphore>,
     listings: Arc<Semaphore>,
-    background: TaskTracker,
 }
 
 impl std::fmt::Debug for Store {
@@ -191,7 +189,7 @@ impl Store {
 
     async fn open_within(url: &str, limits: Limits, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
         let path = open::parse_url(url)?;
-        let lock = open::lock(&path)?;
+        let lock = open::lock(&path).await?;
         let (opened, set_aside) = open::open_or_set_aside(&path, None).await?;
         let shared = Arc::new(Shared::new(path, limits, metrics, opened.key));
         if set_aside {
@@ -201,15 +199,13 @@ impl Store {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let mut writer = Writer::new(Arc::clone(&shared), queue, opened.writer, lock);
         writer.start().await?;
-        let background = TaskTracker::new();
-        background.spawn(watch(Arc::clone(&shared), tokio::spawn(writer.run())));
-        background.close();
+        shared.background.spawn(watch(Arc::clone(&shared), tokio::spawn(writer.run())));
+        shared.background.close();
         Ok(Self {
             shared,
             jobs,
             room: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
             listings: Arc::new(Semaphore::new(LISTINGS)),
-            background,
         })
     }
 
@@ -251,6 +247,7 @@ impl Store {
         let generation = shared.memory.generation();
         let (asked, mut on_disk) = (missing.len() as u64, 0);
         let reading = find::find(
+            shared,
             &readers,
             reader,
             service,
@@ -460,7 +457,7 @@ impl Store {
     /// called once nobody looks up any more.
     pub async fn close(&self) {
         self.shared.closing.cancel();
-        if tokio::time::timeout(CLOSE_TIMEOUT, self.background.wait()).await.is_err() {
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.shared.background.wait()).await.is_err() {
             tracing::warn!("the task store could not be closed in time");
         }
     }

@@ -63,6 +63,11 @@ impl Beside {
         &self.path
     }
 
+    /// Whether a proxy serves the file at this moment; yes where that cannot be told.
+    pub fn is_served(&self) -> bool {
+        open::is_served(&self.path)
+    }
+
     /// Forgets as [`Store::forget`](super::Store::forget) does. The number of rows removed.
     pub async fn forget(&mut self, scope: &Forget) -> Result<u64, StoreError> {
         let now = clock::unix_now();

@@ -1,16 +1,21 @@
 //! What a reader may read of some ids: as few rows as can be, each text verified. Called with the readers' pool; no policy
-//! about failures here.
+//! about failures here, but in [`group`].
+
+mod group;
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
-use super::state::Damage;
+use super::state::{Damage, Shared};
 use super::tasks::{checksum, hex_array, mark};
 use crate::task::{Digest, Service, TaskId};
+
+pub(super) use group::Groups;
 
 /// Ids that one statement of [`find`] asks for.
 const FIND_STEP: usize = 64;
@@ -37,6 +42,17 @@ pub(super) const FIND_JOINED: &str = "
     CROSS JOIN task t ON t.service = ?2 AND t.id = unhex(j.value)
     CROSS JOIN task_right r ON r.reader = (SELECT id FROM reader WHERE digest = ?3) AND r.task = t.row";
 
+/// The same where each id is asked for by a reader of its own, as [`group`] does: an element is the reader's digest
+/// and the id.
+pub(super) const FIND_FOR_EACH: &str = "
+    SELECT group_concat(format('%d,%d,%d,%d,%d,%d,%d', j.key, t.row, t.checksum, t.stored_at, t.used_hour, r.mark,
+                               iif(t.size <= ?3, length(t.body), -1)), ';'),
+           group_concat(iif(t.size <= ?3, t.body, NULL), '')
+    FROM json_each(?1) j
+    CROSS JOIN task t ON t.service = ?2 AND t.id = substr(unhex(j.value), 33)
+    CROSS JOIN task_right r ON r.reader = (SELECT id FROM reader WHERE digest = substr(unhex(j.value), 1, 32))
+                           AND r.task = t.row";
+
 /// A verified row.
 pub(super) struct Found {
     /// Place in the list of ids.
@@ -47,9 +63,17 @@ pub(super) struct Found {
     pub(super) text: Bytes,
 }
 
+/// What came joined with others. In place of a task the index of an id that has to be looked at alone: its text is
+/// long, or something does not verify, which may be the fault of another.
+pub(super) type Joined = Vec<Result<Found, usize>>;
+
+/// An id, and who wants to read it.
+type Wanted<'a> = (&'a Digest, &'a TaskId);
+
 /// Reads what `reader` may read of `ids`, some of them a statement, and hands each verified row to `found`, each bad one to
-/// `damaged`. A statement ends with this future: no read transaction outlives it.
+/// `damaged`. A statement ends with this future, unless others wait for it too: no read transaction lasts longer.
 pub(super) async fn find(
+    shared: &Arc<Shared>,
     pool: &SqlitePool,
     reader: &Digest,
     service: &Service,
@@ -60,7 +84,13 @@ pub(super) async fn find(
     let mut alone = Vec::new();
     for (step, ids) in ids.chunks(FIND_STEP).enumerate() {
         let first = step * FIND_STEP;
-        for joined in find_joined(pool, reader, service, ids).await? {
+        let joined = if ids.len() <= group::FEW_IDS {
+            // None: it failed, which was counted there.
+            group::find(shared, reader, service, ids).await.unwrap_or_default()
+        } else {
+            find_joined(pool, reader, service, ids).await?
+        };
+        for joined in joined {
             match joined {
                 Ok(task) => {
                     if found(Found { index: first + task.index, ..task }).is_break() {
@@ -79,34 +109,56 @@ pub(super) async fn find(
     find_by_row(pool, reader, service, &picked, found, damaged).await
 }
 
-/// Reads in one row what may come joined with others. In place of a task the index of an id that has to be looked at
-/// alone: its text is long, or something does not verify, which here may be the fault of another.
+/// Reads in one row what may come joined with others.
 async fn find_joined(
     pool: &SqlitePool,
     reader: &Digest,
     service: &Service,
     ids: &[&TaskId],
-) -> Result<Vec<Result<Found, usize>>, sqlx::Error> {
+) -> Result<Joined, sqlx::Error> {
     let row = sqlx::query(FIND_JOINED)
-        .bind(hex_array(ids.iter().copied()))
+        .bind(hex_array(ids.iter().map(|id| [id.as_str().as_bytes()])))
         .bind(service.as_str())
         .bind(reader.as_bytes().as_slice())
         .bind(JOINED_BYTES)
         .fetch_one(pool)
         .await?;
+    let wanted: Vec<Wanted<'_>> = ids.iter().map(|id| (reader, *id)).collect();
+    take_apart(&row, service, &wanted)
+}
+
+/// The same for ids of which each has a reader of its own.
+async fn find_for_each(
+    pool: &SqlitePool,
+    service: &Service,
+    wanted: &[Wanted<'_>],
+    longest: i64,
+) -> Result<Joined, sqlx::Error> {
+    let row = sqlx::query(FIND_FOR_EACH)
+        .bind(hex_array(wanted.iter().map(|(reader, id)| [reader.as_bytes(), id.as_str().as_bytes()])))
+        .bind(service.as_str())
+        .bind(longest)
+        .fetch_one(pool)
+        .await?;
+    take_apart(&row, service, wanted)
+}
+
+/// Verifies each text for the one who asked for it.
+fn take_apart(row: &SqliteRow, service: &Service, wanted: &[Wanted<'_>]) -> Result<Joined, sqlx::Error> {
     // Bytes whatever SQLite calls them: joined blobs are text to it.
     let numbers: Option<&[u8]> = row.try_get_unchecked(0)?;
     let texts: &[u8] = row.try_get_unchecked::<Option<&[u8]>, _>(1)?.unwrap_or_default();
     let Some(numbers) = numbers else { return Ok(Vec::new()) };
     let parsed: Option<Vec<[i64; 7]>> = numbers.split(|byte| *byte == b';').map(seven).collect();
-    let Some(parsed) = parsed else { return Ok((0..ids.len()).map(Err).collect()) };
+    let Some(parsed) = parsed else { return Ok((0..wanted.len()).map(Err).collect()) };
     let mut start = 0_usize;
     let found = parsed.into_iter().map(|[index, row, sum, stored_at, used_hour, right, length]| {
-        let index = usize::try_from(index).ok().filter(|index| *index < ids.len()).unwrap_or(0);
+        let index = usize::try_from(index).ok().filter(|index| *index < wanted.len()).unwrap_or(0);
+        let (reader, id) = wanted[index];
         let Ok(length) = usize::try_from(length) else { return Err(index) };
         let text = start.checked_add(length).and_then(|end| texts.get(start..end));
         start = start.saturating_add(length);
-        let text = text.filter(|text| checksum(service, ids[index], text) == sum).ok_or(index)?;
+        let text = text.filter(|text| checksum(service, id, text) == sum).ok_or(index)?;
         if mark(reader, row, sum) != right {
             return Err(index);
         }
@@ -134,7 +186,7 @@ async fn find_by_row(
     mut damaged: impl FnMut(Option<Damage>),
 ) -> Result<(), sqlx::Error> {
     let mut rows = sqlx::query(FIND)
-        .bind(hex_array(ids.iter().copied()))
+        .bind(hex_array(ids.iter().map(|id| [id.as_str().as_bytes()])))
         .bind(service.as_str())
         .bind(reader.as_bytes().as_slice())
         .fetch(pool);

@@ -17,6 +17,9 @@ static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 /// Reading connections. Each has a thread and a page cache of 2 MB of its own.
 const READERS: u32 = 3;
 
+/// Between two tries to take the lock, which [`is_served`] of another process may hold for some microseconds.
+const LOCK_AGAIN: Duration = Duration::from_millis(10);
+
 /// Larger files are not looked through at open: a start must not take longer because much is stored.
 const QUICK_CHECK_BYTES: u64 = 8 << 20;
 
@@ -40,20 +43,33 @@ pub(super) fn parse_url(url: &str) -> Result<PathBuf, StoreError> {
 }
 
 /// Takes `<path>.lock`; the lock lasts as long as the file stays open, and ends with the process however it ends.
-pub(super) fn lock(path: &Path) -> Result<File, StoreError> {
-    let lock_path = with_suffix(path, ".lock");
+pub(super) async fn lock(path: &Path) -> Result<File, StoreError> {
+    let unwritable =
+        |source: std::io::Error| StoreError::Unwritable { path: path.to_owned(), source: source.into() };
     let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
-        .open(&lock_path)
-        .map_err(|source| StoreError::Unwritable { path: path.to_owned(), source: source.into() })?;
-    match file.try_lock() {
+        .open(with_suffix(path, ".lock"))
+        .map_err(unwritable)?;
+    let mut taken = file.try_lock();
+    if let Err(TryLockError::WouldBlock) = taken {
+        tokio::time::sleep(LOCK_AGAIN).await;
+        taken = file.try_lock();
+    }
+    match taken {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path: path.to_owned() }),
-        Err(TryLockError::Error(source)) => {
-            Err(StoreError::Unwritable { path: path.to_owned(), source: source.into() })
-        }
+        Err(TryLockError::Error(source)) => Err(unwritable(source)),
+    }
+}
+
+/// Whether some process holds the lock that [`lock`] takes; yes where that cannot be told.
+pub(super) fn is_served(path: &Path) -> bool {
+    match File::open(with_suffix(path, ".lock")) {
+        // Taken for the blink of an eye: nothing tells of a lock but the attempt.
+        Ok(file) => file.try_lock_shared().is_err(),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
     }
 }
 
@@ -167,7 +183,7 @@ pub(super) async fn connect_beside(path: &Path) -> Result<SqliteConnection, Stor
 /// Makes the file, or brings its schema up to date, under the lock of those who serve it; then as
 /// [`connect_beside`].
 pub(super) async fn create_beside(path: &Path) -> Result<SqliteConnection, StoreError> {
-    let _lock = lock(path)?;
+    let _lock = lock(path).await?;
     let mut conn = connect_writer(path).await.map_err(|error| at_open(path, error))?;
     prepare(&mut conn, path, None).await?;
     conn.close().await.map_err(|error| at_open(path, error))?;

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use sqlx::sqlite::SqlitePool;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use super::find::Groups;
 use super::hidden::Hidden;
 use super::memory::Memory;
 use super::{Acceptance, Limits};
@@ -38,6 +40,9 @@ pub(super) struct Shared {
     pub(super) totals: Totals,
     pub(super) chores: Chores,
     pub(super) closing: CancellationToken,
+    pub(super) background: TaskTracker,
+    /// Look-ups that share their statements.
+    pub(super) groups: Groups,
     read_log: LogGate,
     write_log: LogGate,
     damage_log: LogGate,
@@ -57,6 +62,8 @@ impl Shared {
             totals: Totals::default(),
             chores: Chores::default(),
             closing: CancellationToken::new(),
+            background: TaskTracker::new(),
+            groups: Groups::default(),
             read_log: LogGate::default(),
             write_log: LogGate::default(),
             damage_log: LogGate::default(),

@@ -41,12 +41,13 @@ pub(super) fn mark(reader: &Digest, row: i64, checksum: i64) -> i64 {
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-/// A JSON array of the ids' bytes in hex: every id passes, NUL and all, and nothing needs escaping.
-pub(super) fn hex_array<'a>(ids: impl Iterator<Item = &'a TaskId>) -> String {
+/// A JSON array of bytes in hex, each element the parts one after the other: every id passes, NUL and all, and
+/// nothing needs escaping.
+pub(super) fn hex_array<'a, const PARTS: usize>(elements: impl Iterator<Item = [&'a [u8]; PARTS]>) -> String {
     let mut json = String::from("[");
-    for id in ids {
+    for parts in elements {
         json.push_str(if json.len() == 1 { "\"" } else { ",\"" });
-        for byte in id.as_str().bytes() {
+        for byte in parts.into_iter().flatten() {
             json.push(char::from(HEX[usize::from(byte >> 4)]));
             json.push(char::from(HEX[usize::from(byte & 15)]));
         }
@@ -173,7 +174,7 @@ async fn known(
     tasks: &[FinishedTask],
 ) -> Result<Vec<Vec<KnownRow>>, sqlx::Error> {
     let rows: Vec<(i64, i64, i64, i64, i64, bool)> = sqlx::query_as(KNOWN)
-        .bind(hex_array(tasks.iter().map(|task| &task.id)))
+        .bind(hex_array(tasks.iter().map(|task| [task.id.as_str().as_bytes()])))
         .bind(service.as_str())
         .bind(reader_row)
         .fetch_all(&mut *conn)

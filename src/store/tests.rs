@@ -1,5 +1,6 @@
 //! The store's promises over real files.
 
+mod find;
 mod listing;
 
 use std::path::PathBuf;
@@ -497,6 +498,22 @@ async fn one_file_has_one_owner() {
 }
 
 #[tokio::test]
+async fn a_command_sees_whether_a_proxy_serves_and_never_keeps_one_from_starting() {
+    let disk = Disk::new();
+    let store = disk.open().await;
+    let beside = Beside::open_file(&disk.path()).await.unwrap();
+    assert!(beside.is_served());
+    store.close().await;
+    assert!(!beside.is_served());
+    // The look of another process, which ends after the first try to open.
+    let look = std::fs::File::open(disk.path().with_extension("db.lock")).unwrap();
+    look.lock_shared().unwrap();
+    let (opened, ()) = tokio::join!(disk.try_open(), async { drop(look) });
+    assert!(opened.is_ok() && beside.is_served());
+    beside.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn unwritable_places_are_named() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("folder.db")).unwrap();
@@ -696,10 +713,9 @@ async fn ids_drive_the_query() {
     let disk = Disk::new();
     disk.open().await.close().await;
     let mut conn = disk.connect().await;
-    for sql in [find::FIND, find::FIND_JOINED] {
+    for sql in [super::find::FIND, super::find::FIND_JOINED, super::find::FIND_FOR_EACH] {
         let sql = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
-        let plan: Vec<(i64, i64, i64, String)> =
-            sqlx::query_as(sql).bind("[]").bind("").bind(&A[..]).fetch_all(&mut conn).await.unwrap();
+        let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(sql).fetch_all(&mut conn).await.unwrap();
         let steps: Vec<&str> = plan.iter().map(|step| step.3.as_str()).collect();
         assert!(steps[0].starts_with("SCAN j VIRTUAL TABLE"), "{steps:?}");
         assert_eq!(steps[1], "SEARCH t USING INDEX task_by_id (service=? AND id=?)", "{steps:?}");

@@ -34,6 +34,9 @@ const LONGEST_TOKEN: u64 = 64 << 10;
 /// The longest rest between two transactions, in which a running proxy writes.
 const LONGEST_REST: Duration = Duration::from_millis(50);
 
+/// Between two looks at whether there is one: a look holds the lock that a proxy needs to start.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 pub(super) async fn import(arguments: ImportArguments, config: &Config) -> Result<(), Failure> {
     let is_shared = config.access.mode == AccessMode::Shared;
     let token = token(&arguments)?;
@@ -82,6 +85,7 @@ async fn fill(
     let mut imported = Imported { reader, lines: 0, new: 0 };
     let bar = progress(lines.length, "{wide_bar} {msg}, {binary_bytes} of {binary_total_bytes}, {eta} to go");
     let mut batch = first;
+    let (mut is_served, mut looked) = (store.is_served(), Instant::now());
     while !batch.is_empty() {
         let start = Instant::now();
         imported.new += store.import(&reader, &batch).await.map_err(|error| {
@@ -90,7 +94,12 @@ async fn fill(
         imported.lines += batch.len() as u64;
         bar.set_position(lines.bytes);
         bar.set_message(tasks(imported.lines));
-        tokio::time::sleep(start.elapsed().min(LONGEST_REST)).await;
+        if looked.elapsed() > LOOK_EVERY {
+            (is_served, looked) = (store.is_served(), Instant::now());
+        }
+        if is_served {
+            tokio::time::sleep(start.elapsed().min(LONGEST_REST)).await;
+        }
         batch = lines.batch().map_err(|mistake| mistake.after(imported.lines))?;
     }
     bar.finish_and_clear();
