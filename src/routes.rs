@@ -3,7 +3,7 @@
 //! There is no path map, and on purpose: what is not exactly a look-up goes upstream as it came, so no router may
 //! decode a path, add a redirect or answer 405 of its own. Nor does one cost every hit its boxes.
 //!
-//! 1. [`soundness`]: what is not sound HTTP is refused.
+//! 1. `soundness`: what is not sound HTTP is refused.
 //! 2. CORS, where `server.cors_origins` asks for it: preflights are answered before a key is looked at.
 //! 3. `shared` mode: an unknown key gets 401 on every path.
 //! 4. `tasks`: look-ups and deletes of the configured services.

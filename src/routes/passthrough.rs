@@ -1,7 +1,7 @@
 //! Everything that is not a look-up: forwarded once, byte for byte, streaming both ways; nothing is learnt from the
 //! answer, and none of it is ours to edit but the fields of this one hop.
 //!
-//! Soundness of the request is [`soundness`](super::soundness)'s business, who may send it `access`'s.
+//! Soundness of the request is `soundness`'s business, who may send it `access`'s.
 
 mod body;
 mod headers;
