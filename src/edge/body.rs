@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::io::Activity;
 use crate::api_error::ApiError;
 
 /// Why a request's body could not be read. Its text is safe to show: no library's words.
@@ -60,11 +62,23 @@ pub struct RequestBody {
     silence: Option<Pin<Box<Sleep>>>,
     waiting: bool,
     failed: bool,
+    activity: Arc<Activity>,
+    /// Whether `activity` knows of it.
+    is_uploading: bool,
 }
 
 impl RequestBody {
-    pub(super) fn new(inner: Incoming, limit: Duration) -> Self {
-        Self { inner, limit, silence: None, waiting: false, failed: false }
+    pub(super) fn new(inner: Incoming, limit: Duration, activity: Arc<Activity>) -> Self {
+        Self { inner, limit, silence: None, waiting: false, failed: false, activity, is_uploading: false }
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if self.is_uploading {
+            self.activity.note();
+            self.activity.set_uploading(false);
+        }
     }
 }
 
@@ -91,6 +105,10 @@ impl http_body::Body for RequestBody {
             }));
         }
         let silence = this.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(this.limit)));
+        if !this.is_uploading {
+            this.is_uploading = true;
+            this.activity.set_uploading(true);
+        }
         if !this.waiting {
             this.waiting = true;
             silence.as_mut().reset(Instant::now() + this.limit);

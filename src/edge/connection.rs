@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::body::{HeldBody, RequestBody};
-use super::io::ClientIo;
+use super::io::{Activity, ClientIo};
 use super::{EdgeLimits, Handler};
 use crate::api_error::ApiError;
 
@@ -69,7 +69,9 @@ impl<H> Shared<H> {
             .max_header_size(limits.max_head_bytes)
             .max_buf_size(limits.max_head_bytes)
             // A client that closes has left: its handler, and with it the upstream call, is dropped.
-            .half_close(false);
+            .half_close(false)
+            // What passes through keeps the letter case of its field names.
+            .preserve_header_case(true);
         // hyper keeps its default of 100 on the stack, any other number on the heap.
         if limits.max_header_fields != 100 {
             http.max_headers(limits.max_header_fields);
@@ -89,41 +91,34 @@ struct Connection<H: Handler> {
     kept: H::Kept,
     /// Requests whose answer's last byte was not yet handed to hyper.
     in_hand: AtomicUsize,
-    /// Whether the client does not take what is written.
-    blocked: Arc<AtomicBool>,
+    activity: Arc<Activity>,
     /// Whether the client speaks HTTP/1.0 and takes the end of the connection for the end of an answer.
     ends_by_close: AtomicBool,
-    opened_at: Instant,
-    /// Since when the next head is awaited, while nothing is in hand, in nanoseconds since `opened_at`.
-    awaiting_since: AtomicU64,
 }
 
 impl<H: Handler> Connection<H> {
-    fn new(shared: Arc<Shared<H>>, blocked: Arc<AtomicBool>) -> Self {
+    fn new(shared: Arc<Shared<H>>, activity: Arc<Activity>) -> Self {
         Self {
             shared,
             kept: H::Kept::default(),
             in_hand: AtomicUsize::new(0),
-            blocked,
+            activity,
             ends_by_close: AtomicBool::new(false),
-            opened_at: Instant::now(),
-            awaiting_since: AtomicU64::new(0),
         }
     }
 
     fn is_idle(&self) -> bool {
-        self.in_hand.load(Ordering::Relaxed) == 0 && !self.blocked.load(Ordering::Relaxed)
+        self.in_hand.load(Ordering::Relaxed) == 0 && self.activity.is_idle()
     }
 
     /// Ends when a head has been awaited for [`EdgeLimits::header_timeout`].
     async fn head_overdue(&self) {
         let limit = self.shared.limits.header_timeout;
-        let mut look_at = self.opened_at + limit;
+        let mut look_at = self.activity.idle_since() + limit;
         loop {
             tokio::time::sleep_until(look_at).await;
             let now = Instant::now();
-            let since = self.opened_at + Duration::from_nanos(self.awaiting_since.load(Ordering::Relaxed));
-            look_at = if self.is_idle() { since + limit } else { now + limit };
+            look_at = if self.is_idle() { self.activity.idle_since() } else { now } + limit;
             if look_at <= now {
                 return;
             }
@@ -131,8 +126,8 @@ impl<H: Handler> Connection<H> {
     }
 }
 
-/// Why a connection is looked after from outside.
-enum Call {
+/// Why a connection is ended from outside.
+enum Alarm {
     /// The listener drains, or cuts.
     Stop,
     HeadOverdue,
@@ -150,8 +145,7 @@ impl<H: Handler> InHand<H> {
 
 impl<H: Handler> Drop for InHand<H> {
     fn drop(&mut self) {
-        let now = u64::try_from(self.0.opened_at.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.0.awaiting_since.store(now, Ordering::Relaxed);
+        self.0.activity.note();
         self.0.in_hand.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -163,25 +157,25 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, shared: Arc<Shared<H>>) {
     // A client that vanished without a word frees its place also while nothing is written to it.
     let _ = SockRef::from(&stream)
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE));
-    let blocked = Arc::new(AtomicBool::new(false));
-    let io = ClientIo::new(stream, Arc::clone(&blocked), shared.limits.write_idle);
-    let state = Arc::new(Connection::new(Arc::clone(&shared), blocked));
+    let activity = Arc::new(Activity::new());
+    let io = ClientIo::new(stream, Arc::clone(&activity), shared.limits.write_idle);
+    let state = Arc::new(Connection::new(Arc::clone(&shared), activity));
     let requests = service_fn(|request| answer(InHand::new(&state), request));
     let mut connection = shared.http.serve_connection(io, requests);
     let ended = 'ended: {
-        let call = async {
+        let alarm = async {
             tokio::select! {
-                () = shared.stop.cancelled() => Call::Stop,
-                () = state.head_overdue() => Call::HeadOverdue,
+                () = shared.stop.cancelled() => Alarm::Stop,
+                () = state.head_overdue() => Alarm::HeadOverdue,
             }
         };
         // Polling a token takes a lock that all connections share. In here it is polled only when it was woken.
-        let mut calls: FuturesUnordered<_> = [call].into_iter().collect();
+        let mut alarms: FuturesUnordered<_> = [alarm].into_iter().collect();
         tokio::select! {
             biased;
             ended = &mut connection => break 'ended ended,
-            call = calls.next() => {
-                if matches!(call, Some(Call::HeadOverdue)) {
+            alarm = alarms.next() => {
+                if matches!(alarm, Some(Alarm::HeadOverdue)) {
                     break 'ended Ok(());
                 }
             }
@@ -198,7 +192,7 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, shared: Arc<Shared<H>>) {
                         return;
                     }
                     asked = true;
-                    Pin::new(&mut connection).graceful_shutdown();
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
                     draining.set(drain(&shared));
                 }
             }
@@ -248,9 +242,10 @@ async fn answer<H: Handler>(
     in_hand: InHand<H>,
     request: Request<Incoming>,
 ) -> Result<Response<HeldBody<H::Body, InHand<H>>>, Infallible> {
-    let Connection { shared, kept, ends_by_close, .. } = &*in_hand.0;
+    let Connection { shared, kept, activity, ends_by_close, .. } = &*in_hand.0;
     ends_by_close.store(request.version() < Version::HTTP_11, Ordering::Relaxed);
-    let request = request.map(|body| RequestBody::new(body, shared.limits.body_idle));
+    let limit = shared.limits.body_idle;
+    let request = request.map(|body| RequestBody::new(body, limit, Arc::clone(activity)));
     let caught = {
         let mut answering = pin!(shared.handler.answer(kept, request));
         poll_fn(|cx| {

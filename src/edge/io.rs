@@ -4,19 +4,63 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
+
+/// What goes on between a client and us.
+#[derive(Debug)]
+pub(super) struct Activity {
+    opened_at: Instant,
+    /// When something came to its end last, in nanoseconds since `opened_at`.
+    ended: AtomicU64,
+    /// Whether the client does not take what is written.
+    is_blocked: AtomicBool,
+    /// Whether somebody waits for more of a request's body; it may outlast the answer.
+    is_uploading: AtomicBool,
+}
+
+impl Activity {
+    /// Of a connection that was just opened.
+    pub(super) fn new() -> Self {
+        Self {
+            opened_at: Instant::now(),
+            ended: AtomicU64::new(0),
+            is_blocked: AtomicBool::new(false),
+            is_uploading: AtomicBool::new(false),
+        }
+    }
+
+    /// Something came to its end just now: an answer, a request's body, or a time in which the client took nothing.
+    pub(super) fn note(&self) {
+        let now = u64::try_from(self.opened_at.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.ended.store(now, Ordering::Relaxed);
+    }
+
+    /// Since when the next request is awaited, if none is in hand.
+    pub(super) fn idle_since(&self) -> Instant {
+        self.opened_at + Duration::from_nanos(self.ended.load(Ordering::Relaxed))
+    }
+
+    /// Whether nothing is on its way in either direction.
+    pub(super) fn is_idle(&self) -> bool {
+        !self.is_blocked.load(Ordering::Relaxed) && !self.is_uploading.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_uploading(&self, is_uploading: bool) {
+        self.is_uploading.store(is_uploading, Ordering::Relaxed);
+    }
+}
 
 /// A client's socket.
 pub(super) struct ClientIo {
     inner: TokioIo<TcpStream>,
-    blocked: Arc<AtomicBool>,
+    activity: Arc<Activity>,
     write_idle: Duration,
     /// Runs while the client takes nothing of what is to be written.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -24,10 +68,10 @@ pub(super) struct ClientIo {
 }
 
 impl ClientIo {
-    /// Wraps `stream`; `blocked` is true while the client does not take what was written, and after `write_idle`
+    /// Wraps `stream`; `activity` is blocked while the client does not take what was written, and after `write_idle`
     /// of that the write fails.
-    pub(super) fn new(stream: TcpStream, blocked: Arc<AtomicBool>, write_idle: Duration) -> Self {
-        Self { inner: TokioIo::new(stream), blocked, write_idle, stalled: None, given_up: false }
+    pub(super) fn new(stream: TcpStream, activity: Arc<Activity>, write_idle: Duration) -> Self {
+        Self { inner: TokioIo::new(stream), activity, write_idle, stalled: None, given_up: false }
     }
 
     /// The socket again, and whether its client was given up while bytes were still to be sent.
@@ -36,9 +80,11 @@ impl ClientIo {
     }
 
     fn note<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        self.blocked.store(poll.is_pending(), Ordering::Relaxed);
+        self.activity.is_blocked.store(poll.is_pending(), Ordering::Relaxed);
         if poll.is_ready() {
-            self.stalled = None;
+            if self.stalled.take().is_some() {
+                self.activity.note();
+            }
             return poll;
         }
         let write_idle = self.write_idle;

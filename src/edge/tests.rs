@@ -108,6 +108,21 @@ async fn slow_heads_and_idle_connections_end_at_the_limit() {
 }
 
 #[tokio::test]
+async fn a_client_that_took_its_time_over_an_answer_may_ask_again() {
+    let limits = EdgeLimits { header_timeout: Duration::from_secs(2), ..limits() };
+    let edge = Edge::spawn(limits, |_: Request<Body>| async { vec![b'x'; 32 << 20].into_response() }).await;
+    let mut slow = Peer::connect(edge.address).await;
+    slow.write(GET).await;
+    // More than the sockets hold, and longer than the limit.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(slow.response().await.1.len(), 32 << 20);
+    // Beyond twice the limit since the answer began.
+    tokio::time::sleep(Duration::from_millis(1300)).await;
+    slow.write(GET).await;
+    assert_eq!(slow.response().await.1.len(), 32 << 20);
+}
+
+#[tokio::test]
 async fn where_places_are_scarce_nobody_keeps_one() {
     let limits = EdgeLimits { max_connections: 4, spare_places: 2, ..limits() };
     let edge = Edge::spawn(limits, hello).await;

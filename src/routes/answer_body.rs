@@ -19,8 +19,8 @@ pub enum AnswerBody {
     Any(Body),
     /// One text, until it was handed over.
     Whole(Option<Bytes>),
-    /// A batch, until it was handed over.
-    Batch(Option<Batch>),
+    /// A batch, until it was handed over. In a box, as it would make every answer as large as itself.
+    Batch(Option<Box<Batch>>),
 }
 
 /// An envelope on its way to a client.
@@ -37,7 +37,7 @@ pub enum AnswerData {
     /// Bytes as they came.
     Bytes(Bytes),
     /// The whole of a batch.
-    Batch(Batch),
+    Batch(Box<Batch>),
 }
 
 impl AnswerBody {
@@ -46,7 +46,7 @@ impl AnswerBody {
     }
 
     pub(super) fn batch(envelope: Envelope, room: OwnedSemaphorePermit) -> Self {
-        Self::Batch(Some(Batch { envelope, _room: room }))
+        Self::Batch(Some(Box::new(Batch { envelope, _room: room })))
     }
 }
 

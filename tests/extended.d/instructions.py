@@ -13,7 +13,7 @@ BATCHES = 200
 
 # Today's count and a quarter. A change that goes past it is to be explained, or to be made cheaper; one that takes
 # off a good part lowers the bound.
-BOUNDS = {"a hit": 28_000, "a batch of 50": 107_500}
+BOUNDS = {"a hit": 29_500, "a batch of 50": 107_500}
 
 
 def task(task_id):
