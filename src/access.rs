@@ -21,6 +21,9 @@ const RECHECK_PAUSE: Duration = Duration::from_secs(60);
 /// Most tokens whose standing is held in memory; the longest unused leave first and are read again from the store.
 const MAX_TOKENS: usize = 100_000;
 
+/// A longer token is not remembered for its connection, in bytes: connections are many.
+const LONGEST_REMEMBERED: usize = 4096;
+
 /// How exactly the last use of a token is known.
 const USE_STEP: Duration = Duration::from_secs(1);
 
@@ -171,7 +174,9 @@ impl Access {
         }
         let presented = Token::parse(presented)?;
         Some(self.caller(&presented).map(Arc::new).inspect(|caller| {
-            *last = Some((presented, Arc::clone(caller)));
+            if presented.expose().len() <= LONGEST_REMEMBERED {
+                *last = Some((presented, Arc::clone(caller)));
+            }
         }))
     }
 
@@ -202,7 +207,7 @@ impl Access {
     pub fn is_open(&self, digest: &Digest, now: Instant) -> bool {
         let mut standings = self.lock();
         let Some(standing) = standings.get_mut(digest) else { return false };
-        // Not each time: what is not written stays in every processor's cache.
+        // Not each time: what is not written need not go from one processor's cache to another's.
         if now.saturating_duration_since(standing.used_at) > USE_STEP {
             standing.used_at = now;
         }

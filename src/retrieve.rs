@@ -25,7 +25,7 @@ use crate::task::{FinishedTask, Service, TaskId, clock};
 use crate::upstream::{Credentials, UpstreamAnswer, UpstreamClient, UpstreamError};
 
 /// Who asks, and how.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Question<'a> {
     /// The service of the path.
     pub service: &'a Service,
@@ -33,7 +33,7 @@ pub struct Question<'a> {
     pub caller: &'a Caller,
     /// The request's header, of which some fields go upstream with it.
     pub headers: &'a HeaderMap,
-    /// When it came.
+    /// When it was asked, its body read.
     pub at: Instant,
     /// `prefer: wait=N`.
     pub wait: Option<Duration>,

@@ -35,7 +35,7 @@ use tower_http::cors::CorsLayer;
 pub use self::answer_body::{AnswerBody, AnswerData, Batch};
 use self::fields::{Field, Fields};
 use self::request_log::{Outcome, RequestLog};
-use self::tasks::{Candidate, Turn};
+use self::tasks::{Candidate, Decision};
 use crate::access::{Access, Caller, LastCaller, UnknownKey};
 use crate::api_error::ApiError;
 use crate::config::{Config, TasksConfig};
@@ -101,19 +101,17 @@ impl ClientPort {
         log.caller(caller.as_deref());
         let candidate = Candidate::of(&parts, &fields, &self.tasks.services);
         drop(fields);
-        let turn = match (&caller, candidate) {
+        let decision = match (&caller, candidate) {
             (Some(caller), Some(candidate)) => {
                 tasks::answer(self, caller, candidate, &parts, body, &mut log).await
             }
-            _ => Turn::PassOn(Body::new(body)),
+            _ => Decision::PassOn(Body::new(body)),
         };
-        let passed_on = match turn {
-            Turn::Answered(response) => return response,
+        let passed_on = match decision {
+            Decision::Answered(response) => return response,
             // In a box: none of it is on the way of a hit.
-            Turn::PassOn(body) => Box::pin(self.pass_on(caller.as_deref(), parts, body, &mut log)).await,
-            Turn::Delete(delete) => {
-                Box::pin(tasks::forward_delete(self, caller.as_deref(), parts, delete, &mut log)).await
-            }
+            Decision::PassOn(body) => Box::pin(self.pass_on(caller.as_deref(), parts, body, &mut log)).await,
+            Decision::Delete(delete) => Box::pin(tasks::forward_delete(self, parts, delete, &mut log)).await,
         };
         passed_on.map(AnswerBody::from)
     }

@@ -24,8 +24,9 @@ impl Retriever {
         ids: &[TaskId],
     ) -> Result<Vec<Option<StoredTask>>, ReplyBody> {
         let (caller, service) = (question.caller, question.service);
-        if let Some(found) = self.store.find_at_once(&caller.reader, service, ids, self.max_response_bytes)
-            && self.access.is_open(&caller.digest, question.at)
+        if self.access.is_open(&caller.digest, question.at)
+            && let Some(found) =
+                self.store.find_at_once(&caller.reader, service, ids, self.max_response_bytes)
         {
             return Ok(found);
         }

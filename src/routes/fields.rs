@@ -4,7 +4,7 @@
 use http::{HeaderMap, HeaderValue};
 
 /// A field of a header: absent, there once, or on several lines.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub(super) struct Field<'a> {
     first: Option<&'a HeaderValue>,
     more: Vec<&'a HeaderValue>,
@@ -40,7 +40,7 @@ impl<'a> Field<'a> {
 }
 
 /// See the head of this file.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Fields<'a> {
     pub(super) authorization: Field<'a>,
     pub(super) cache_control: Field<'a>,

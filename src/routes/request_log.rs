@@ -85,11 +85,6 @@ impl<'a> RequestLog<'a> {
         }
     }
 
-    /// When the request's head was there.
-    pub(super) fn start_time(&self) -> Instant {
-        self.start
-    }
-
     /// What the client finds the request by in the log, once its line is written.
     pub(super) fn take_request_id(&mut self) -> HeaderValue {
         std::mem::replace(&mut self.request_id, HeaderValue::from_static(""))

@@ -14,6 +14,7 @@ use http::{HeaderMap, Request};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use serde::Deserialize;
+use tokio::time::Instant;
 
 pub(super) use self::request::Candidate;
 use self::request::{CacheControl, Preferences};
@@ -31,38 +32,39 @@ use crate::upstream;
 const MAX_DELETE_ANSWER: usize = 64 * 1024;
 
 /// What became of a candidate.
-pub(super) enum Turn {
+pub(super) enum Decision<'a> {
     /// It was answered here.
     Answered(Response<AnswerBody>),
     /// It is no look-up; the body as it came.
     PassOn(Body),
     /// It is a delete, which passes through with an eye on its answer.
-    Delete(Delete),
+    Delete(Delete<'a>),
 }
 
 /// A delete as it came.
-pub(super) struct Delete {
+pub(super) struct Delete<'a> {
+    caller: &'a Caller,
     service: Service,
     id: TaskId,
     body: Bytes,
 }
 
 /// Reads the body and answers what is a look-up.
-pub(super) async fn answer(
+pub(super) async fn answer<'a>(
     port: &ClientPort,
-    caller: &Caller,
+    caller: &'a Caller,
     candidate: Candidate<'_>,
     parts: &Parts,
     body: RequestBody,
     log: &mut RequestLog<'_>,
-) -> Turn {
+) -> Decision<'a> {
     let body = match read(body, port.max_request_bytes).await {
         Ok(Read::Whole(body)) => body,
-        Ok(Read::PassOn(body)) => return Turn::PassOn(body),
+        Ok(Read::PassOn(body)) => return Decision::PassOn(body),
         Err(error) => {
             let response = ApiError::from(error).into_response();
             log.finish(&response, Outcome::Refused);
-            return Turn::Answered(response.map(AnswerBody::from));
+            return Decision::Answered(response.map(AnswerBody::from));
         }
     };
     let action = Action::parse(&body, port.tasks.max_ids);
@@ -76,14 +78,14 @@ pub(super) async fn answer(
             let mut response = ApiError::bad_request(message).into_response();
             log.finish(&response, Outcome::Refused);
             response.headers_mut().insert(X_REQUEST_ID, log.take_request_id());
-            return Turn::Answered(response.map(AnswerBody::from));
+            return Decision::Answered(response.map(AnswerBody::from));
         }
         Action::Delete(id) => {
-            return Turn::Delete(Delete { service: candidate.service.into_owned(), id, body });
+            return Decision::Delete(Delete { caller, service: candidate.service.into_owned(), id, body });
         }
-        Action::Other => return Turn::PassOn(Body::from(body)),
+        Action::Other => return Decision::PassOn(Body::from(body)),
     };
-    Turn::Answered(look_up(port, caller, &candidate, &parts.headers, asked, log).await)
+    Decision::Answered(look_up(port, caller, &candidate, &parts.headers, asked, log).await)
 }
 
 async fn look_up(
@@ -102,7 +104,7 @@ async fn look_up(
         service: &candidate.service,
         caller,
         headers,
-        at: log.start_time(),
+        at: Instant::now(),
         wait,
         lenient: lenient && is_batch,
         only_if_cached,
@@ -135,21 +137,17 @@ fn outcome(reply: &Reply) -> Outcome {
 /// Forwards a delete; if the upstream confirms it, the task is forgotten before the client learns so.
 pub(super) async fn forward_delete(
     port: &ClientPort,
-    caller: Option<&Caller>,
     parts: Parts,
-    delete: Delete,
+    delete: Delete<'_>,
     log: &mut RequestLog<'_>,
 ) -> Response {
-    let Delete { service, id, body } = delete;
-    let team_token = port.before_passing_on(caller);
+    let Delete { caller, service, id, body } = delete;
+    let team_token = port.before_passing_on(Some(caller));
     let request = Request::from_parts(parts, Body::from(body));
     let response = match forward_whole(&port.passthrough, request, team_token, MAX_DELETE_ANSWER).await {
         Relayed::Stream(response) => response,
         Relayed::Whole(answer) => {
-            if let Some(caller) = caller
-                && answer.parts.status.is_success()
-                && confirms(&answer.parts.headers, &answer.body, &id)
-            {
+            if answer.parts.status.is_success() && confirms(&answer.parts.headers, &answer.body, &id) {
                 forget(port, caller, service, id).await;
             }
             answer.into_response()

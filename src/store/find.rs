@@ -71,7 +71,7 @@ pub(super) type Joined = Vec<Result<Found, usize>>;
 type Wanted<'a> = (&'a Digest, &'a TaskId);
 
 /// Reads what `reader` may read of `ids`, some of them a statement, and hands each verified row to `found`, each bad one to
-/// `damaged`. A statement ends with this future, unless others wait for it too: no read transaction lasts longer.
+/// `damaged`. A statement ends with this future; one that look-ups share, after [`group::LONGEST`] at the latest.
 pub(super) async fn find(
     shared: &Arc<Shared>,
     pool: &SqlitePool,
@@ -85,7 +85,7 @@ pub(super) async fn find(
     for (step, ids) in ids.chunks(FIND_STEP).enumerate() {
         let first = step * FIND_STEP;
         let joined = if ids.len() <= group::FEW_IDS {
-            // None: it failed, which was counted there.
+            // None: it failed, or the store was closed; what is to be counted is counted there.
             group::find(shared, reader, service, ids).await.unwrap_or_default()
         } else {
             find_joined(pool, reader, service, ids).await?

@@ -6,8 +6,11 @@
 //! the store: a look-up that is dropped harms none of the others.
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
 use super::{FIND_STEP, Found, Joined, Wanted, find_for_each};
@@ -18,8 +21,15 @@ use crate::task::{Digest, Service, TaskId};
 /// A look-up of more ids has a statement of its own, for which nobody else has to wait.
 pub(super) const FEW_IDS: usize = 8;
 
-/// Statements at a time: one that waits for the disk does not hold up everybody, and a reader is left to larger look-ups.
+/// Statements at a time: one that waits for the disk does not hold up everybody, and larger look-ups find a reader too.
 const TURNS: usize = 2;
+
+/// A statement that takes longer is given up. Those who asked have counted it by then: each of them gives up after
+/// [`FIND_TIMEOUT`].
+pub(super) const LONGEST: Duration = FIND_TIMEOUT.saturating_add(Duration::from_millis(500));
+
+/// Once so many wait, those that were withdrawn meanwhile are taken out: a disk that hangs does not let them pile up.
+const MANY: usize = 4096;
 
 /// A longer text comes alone, in bytes: others wait for what stands beside theirs.
 const LONGEST_TEXT: i64 = 16 << 10;
@@ -76,6 +86,9 @@ impl Turn {
     /// Puts `asked` into the queue, and gives a turn if there is a free one.
     fn take(shared: &Arc<Shared>, asked: Asked) -> Option<Self> {
         let mut waiting = shared.groups.lock();
+        if waiting.asked.len() >= MANY {
+            waiting.asked.retain(|asked| !asked.answer.is_closed());
+        }
         waiting.asked.push_back(asked);
         (waiting.turns < TURNS).then(|| {
             waiting.turns += 1;
@@ -85,7 +98,11 @@ impl Turn {
 
     async fn run(mut self) {
         while let Some(group) = self.next() {
-            self.read(group).await;
+            // What one statement does is not to hold up those who wait for the next.
+            if AssertUnwindSafe(self.read(group)).catch_unwind().await.is_err() {
+                self.shared.metrics.panics.inc();
+                tracing::error!("a look-up in the task store panicked");
+            }
         }
     }
 
@@ -119,12 +136,11 @@ impl Turn {
         let wanted: Vec<Wanted<'_>> =
             group.iter().flat_map(|asked| asked.ids.iter().map(|id| (&asked.reader, id))).collect();
         let reading = find_for_each(&readers, &service, &wanted, LONGEST_TEXT);
-        let joined = match tokio::time::timeout(FIND_TIMEOUT, reading).await {
+        let joined = match tokio::time::timeout(LONGEST, reading).await {
             Ok(Ok(joined)) => joined,
             // Closed under our hands, by `close` or to set the file aside.
             Ok(Err(sqlx::Error::PoolClosed)) => return,
             Ok(Err(error)) => return self.shared.read_failed(&error),
-            // Everyone in the group has asked before that and has counted it.
             Err(_) => return,
         };
         hand_out(joined, group);
