@@ -20,7 +20,7 @@ const MAX_READERS: usize = 64;
 
 /// What an entry costs besides its text, its id and its readers: key, pointers, the cache's own tables, and what the
 /// allocator leaves unused between blocks.
-const ENTRY_OVERHEAD: u64 = 384;
+const ENTRY_OVERHEAD: u64 = 512;
 
 /// Each shard of the cache holds at least this much, so that a large task still fits.
 const SHARD_BYTES: u64 = 8 << 20;
