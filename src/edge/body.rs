@@ -59,23 +59,22 @@ impl From<ClientBodyError> for ApiError {
 pub struct RequestBody {
     inner: Incoming,
     limit: Duration,
+    /// Made when somebody waits for the first time; from then on `activity` knows of an upload.
     silence: Option<Pin<Box<Sleep>>>,
     waiting: bool,
     failed: bool,
     activity: Arc<Activity>,
-    /// Whether `activity` knows of it.
-    is_uploading: bool,
 }
 
 impl RequestBody {
     pub(super) fn new(inner: Incoming, limit: Duration, activity: Arc<Activity>) -> Self {
-        Self { inner, limit, silence: None, waiting: false, failed: false, activity, is_uploading: false }
+        Self { inner, limit, silence: None, waiting: false, failed: false, activity }
     }
 }
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if self.is_uploading {
+        if self.silence.is_some() {
             self.activity.note();
             self.activity.set_uploading(false);
         }
@@ -104,11 +103,10 @@ impl http_body::Body for RequestBody {
                 })
             }));
         }
-        let silence = this.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(this.limit)));
-        if !this.is_uploading {
-            this.is_uploading = true;
+        let silence = this.silence.get_or_insert_with(|| {
             this.activity.set_uploading(true);
-        }
+            Box::pin(tokio::time::sleep(this.limit))
+        });
         if !this.waiting {
             this.waiting = true;
             silence.as_mut().reset(Instant::now() + this.limit);

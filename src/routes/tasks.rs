@@ -20,7 +20,7 @@ pub(super) use self::request::Candidate;
 use self::request::{CacheControl, Preferences};
 use super::passthrough::{Relayed, forward_whole, with_prefix};
 use super::request_log::{Outcome, RequestLog};
-use super::{AnswerBody, ClientPort, X_REQUEST_ID};
+use super::{AnswerBody, ClientPort, X_REQUEST_ID, refuse};
 use crate::access::Caller;
 use crate::api_error::ApiError;
 use crate::edge::{ClientBodyError, RequestBody};
@@ -62,9 +62,7 @@ pub(super) async fn answer<'a>(
         Ok(Read::Whole(body)) => body,
         Ok(Read::PassOn(body)) => return Decision::PassOn(body),
         Err(error) => {
-            let response = ApiError::from(error).into_response();
-            log.finish(&response, Outcome::Refused);
-            return Decision::Answered(response.map(AnswerBody::from));
+            return Decision::Answered(refuse(ApiError::from(error).into_response(), log));
         }
     };
     let action = Action::parse(&body, port.tasks.max_ids);
@@ -75,10 +73,9 @@ pub(super) async fn answer<'a>(
         Action::TooManyIds(count) => {
             let max = port.tasks.max_ids;
             let message = format!("{count} ids are more than tasks.max_ids, {max}. Ask for fewer at a time.");
-            let mut response = ApiError::bad_request(message).into_response();
-            log.finish(&response, Outcome::Refused);
+            let mut response = refuse(ApiError::bad_request(message).into_response(), log);
             response.headers_mut().insert(X_REQUEST_ID, log.take_request_id());
-            return Decision::Answered(response.map(AnswerBody::from));
+            return Decision::Answered(response);
         }
         Action::Delete(id) => {
             return Decision::Delete(Delete { caller, service: candidate.service.into_owned(), id, body });
