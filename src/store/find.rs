@@ -28,8 +28,9 @@ const JOINED_BYTES: i64 = 64 << 10;
 pub(super) const FIND: &str = "
     SELECT j.key, t.row, t.checksum, t.stored_at, t.used_hour, r.mark, t.body
     FROM json_each(?1) j
-    CROSS JOIN task t ON t.service = ?2 AND t.id = unhex(j.value)
-    CROSS JOIN task_right r ON r.reader = (SELECT id FROM reader WHERE digest = ?3) AND r.task = t.row";
+    CROSS JOIN task_right r ON r.service = ?2 AND r.id = unhex(j.value)
+                           AND r.reader = (SELECT id FROM reader WHERE digest = ?3)
+    CROSS JOIN task t ON t.row = r.task AND t.service = r.service AND t.id = r.id";
 
 /// What [`FIND`] finds, as one row: numbers of each task, and the texts one after the other. Each row that comes from SQLite's
 /// thread costs two changes of thread, several times what reading it does. `format` takes anything for a number, so
@@ -39,8 +40,9 @@ pub(super) const FIND_JOINED: &str = "
                                iif(t.size <= ?4, length(t.body), -1)), ';'),
            group_concat(iif(t.size <= ?4, t.body, NULL), '')
     FROM json_each(?1) j
-    CROSS JOIN task t ON t.service = ?2 AND t.id = unhex(j.value)
-    CROSS JOIN task_right r ON r.reader = (SELECT id FROM reader WHERE digest = ?3) AND r.task = t.row";
+    CROSS JOIN task_right r ON r.service = ?2 AND r.id = unhex(j.value)
+                           AND r.reader = (SELECT id FROM reader WHERE digest = ?3)
+    CROSS JOIN task t ON t.row = r.task AND t.service = r.service AND t.id = r.id";
 
 /// The same where each id is asked for by a reader of its own, as [`group`] does: an element is the reader's digest
 /// and the id.
@@ -49,9 +51,9 @@ pub(super) const FIND_FOR_EACH: &str = "
                                iif(t.size <= ?3, length(t.body), -1)), ';'),
            group_concat(iif(t.size <= ?3, t.body, NULL), '')
     FROM json_each(?1) j
-    CROSS JOIN task t ON t.service = ?2 AND t.id = substr(unhex(j.value), 33)
-    CROSS JOIN task_right r ON r.reader = (SELECT id FROM reader WHERE digest = substr(unhex(j.value), 1, 32))
-                           AND r.task = t.row";
+    CROSS JOIN task_right r ON r.service = ?2 AND r.id = substr(unhex(j.value), 33)
+                           AND r.reader = (SELECT id FROM reader WHERE digest = substr(unhex(j.value), 1, 32))
+    CROSS JOIN task t ON t.row = r.task AND t.service = r.service AND t.id = r.id";
 
 /// A verified row.
 pub(super) struct Found {

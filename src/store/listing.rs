@@ -55,7 +55,8 @@ pub(super) const BY_ID: &str = "
 /// What a listing tells of rows. `CROSS JOIN` keeps the rows outermost.
 pub(super) const DETAILS: &str = "
     SELECT t.row, t.service, t.id, t.size, t.stored_at,
-           (SELECT COUNT(*) FROM (SELECT 1 FROM task_right r WHERE r.task = t.row LIMIT ?2)),
+           (SELECT COUNT(*) FROM (SELECT 1 FROM task_right r
+                                  WHERE r.service = t.service AND r.id = t.id AND r.task = t.row LIMIT ?2)),
            CASE WHEN t.size <= ?3 THEN t.body END
     FROM json_each(?1) j CROSS JOIN task t ON t.row = j.value";
 
@@ -472,8 +473,10 @@ pub(super) async fn texts(
         }
         let readers: Vec<Vec<u8>> = sqlx::query_scalar(
             "SELECT r.digest FROM task_right t CROSS JOIN reader r ON r.id = t.reader
-             WHERE t.task = ?1 ORDER BY t.reader LIMIT ?2",
+             WHERE t.service = ?1 AND t.id = ?2 AND t.task = ?3 ORDER BY t.reader LIMIT ?4",
         )
+        .bind(service.as_str())
+        .bind(id.as_str().as_bytes())
         .bind(row)
         .bind(limits.readers)
         .fetch_all(&mut *conn)

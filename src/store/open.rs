@@ -12,7 +12,7 @@ use super::error::{is_busy, is_unwritable};
 use super::{BESIDE_BUSY_TIMEOUT, BUSY_TIMEOUT, StoreError};
 use crate::task::clock;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// Reading connections. Each has a thread and a page cache of 2 MB of its own.
 const READERS: u32 = 3;
@@ -152,11 +152,13 @@ fn writing_options(path: &Path) -> SqliteConnectOptions {
     options(path)
         // Readers do without: what they find is verified by its own checksum, and they can spread no damage.
         .pragma("cell_size_check", "ON")
-        .page_size(8192)
+        // A look-up reads a page for each step of its way, and tasks of some kB fill small pages as well as large ones.
+        // A file that is there keeps what it was made with.
+        .page_size(4096)
         .synchronous(SqliteSynchronous::Full)
         .pragma("fullfsync", "ON")
         .pragma("checkpoint_fullfsync", "ON")
-        .pragma("wal_autocheckpoint", "1000")
+        .pragma("wal_autocheckpoint", "2000")
         .pragma("journal_size_limit", "16777216")
 }
 

@@ -17,7 +17,8 @@ const FORGET_STEP: i64 = 1000;
 /// What is known of the ids of a batch before it is written.
 const KNOWN: &str = "
     SELECT j.key, t.row, t.checksum, t.size, t.stored_at,
-           EXISTS (SELECT 1 FROM task_right r WHERE r.reader = ?3 AND r.task = t.row) AS held
+           EXISTS (SELECT 1 FROM task_right r
+                   WHERE r.service = t.service AND r.id = t.id AND r.reader = ?3 AND r.task = t.row) AS held
     FROM json_each(?1) j
     CROSS JOIN task t ON t.service = ?2 AND t.id = unhex(j.value)
     ORDER BY j.key, t.row";
@@ -148,12 +149,18 @@ pub(super) async fn keep_dated(
                 (insert(conn, service, task, &new).await?, new.stored_at)
             }
         };
-        sqlx::query("INSERT INTO task_right (reader, task, mark) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")
-            .bind(reader_row)
-            .bind(row)
-            .bind(mark(reader, row, sum))
-            .execute(&mut *conn)
-            .await?;
+        // A right that is there is none, if it leads to no row of this id.
+        sqlx::query(
+            "INSERT INTO task_right (service, id, reader, task, mark) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT DO UPDATE SET task = excluded.task, mark = excluded.mark",
+        )
+        .bind(service.as_str())
+        .bind(task.id.as_str().as_bytes())
+        .bind(reader_row)
+        .bind(row)
+        .bind(mark(reader, row, sum))
+        .execute(&mut *conn)
+        .await?;
         kept.push(Kept::Stored { row, stored_at });
     }
     Ok(kept)
@@ -292,9 +299,10 @@ pub(super) async fn forget_more(
         Forget::Confirmed { reader, service, id } => {
             let held: bool = sqlx::query_scalar(
                 "SELECT EXISTS (
-                     SELECT 1 FROM task t CROSS JOIN task_right r
-                     ON r.reader = (SELECT id FROM reader WHERE digest = ?3) AND r.task = t.row
-                     WHERE t.service = ?1 AND t.id = ?2)",
+                     SELECT 1 FROM task_right r CROSS JOIN task t
+                     ON t.row = r.task AND t.service = r.service AND t.id = r.id
+                     WHERE r.service = ?1 AND r.id = ?2
+                     AND r.reader = (SELECT id FROM reader WHERE digest = ?3))",
             )
             .bind(service.as_str())
             .bind(id.as_str().as_bytes())
@@ -353,7 +361,10 @@ pub(super) async fn chores(
                 ("DELETE FROM task WHERE row = ?1 AND checksum = ?2", row, checksum)
             }
             Damage::Right { row, mark } => {
-                ("DELETE FROM task_right WHERE task = ?1 AND mark = ?2", row, mark)
+                let sql = "DELETE FROM task_right
+                           WHERE (service, id) = (SELECT service, id FROM task WHERE row = ?1)
+                           AND task = ?1 AND mark = ?2";
+                (sql, row, mark)
             }
         };
         sqlx::query(sql).bind(row).bind(sum).execute(&mut *conn).await?;
