@@ -1,5 +1,5 @@
 //! What a reader may read of some ids: as few rows as can be, each text verified. Called with the readers' pool; no policy
-//! about failures here, but in [`group`].
+//! about failures here, but in [`group`], through which all statements go but those for what has to be read alone.
 
 mod group;
 
@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::{Row, SqliteConnection};
 
 use super::state::{Damage, Shared};
 use super::tasks::{checksum, hex_array, mark};
@@ -19,9 +19,6 @@ pub(super) use group::Groups;
 
 /// Ids that one statement of [`find`] asks for.
 const FIND_STEP: usize = 64;
-
-/// A longer text does not come with others, in bytes: what one statement brings is bounded.
-const JOINED_BYTES: i64 = 64 << 10;
 
 /// All ids as one JSON array of hex strings. `CROSS JOIN` keeps the order of the loops: ids outermost, never a
 /// scan of `task` (<https://www.sqlite.org/optoverview.html#manual_control_of_query_plans_using_cross_join>).
@@ -37,15 +34,14 @@ pub(super) const FIND: &str = "
 /// that a damaged row cannot make its text come without its numbers.
 pub(super) const FIND_JOINED: &str = "
     SELECT group_concat(format('%d,%d,%d,%d,%d,%d,%d', j.key, t.row, t.checksum, t.stored_at, t.used_hour, r.mark,
-                               iif(t.size <= ?4, length(t.body), -1)), ';'),
-           group_concat(iif(t.size <= ?4, t.body, NULL), '')
+                               iif(t.size <= ?3, length(t.body), -1)), ';'),
+           group_concat(iif(t.size <= ?3, t.body, NULL), '')
     FROM json_each(?1) j
     CROSS JOIN task_right r ON r.service = ?2 AND r.id = unhex(j.value)
-                           AND r.reader = (SELECT id FROM reader WHERE digest = ?3)
+                           AND r.reader = (SELECT id FROM reader WHERE digest = ?4)
     CROSS JOIN task t ON t.row = r.task AND t.service = r.service AND t.id = r.id";
 
-/// The same where each id is asked for by a reader of its own, as [`group`] does: an element is the reader's digest
-/// and the id.
+/// The same where readers differ: an element is a reader's digest and the id.
 pub(super) const FIND_FOR_EACH: &str = "
     SELECT group_concat(format('%d,%d,%d,%d,%d,%d,%d', j.key, t.row, t.checksum, t.stored_at, t.used_hour, r.mark,
                                iif(t.size <= ?3, length(t.body), -1)), ';'),
@@ -73,7 +69,7 @@ pub(super) type Joined = Vec<Result<Found, usize>>;
 type Wanted<'a> = (&'a Digest, &'a TaskId);
 
 /// Reads what `reader` may read of `ids`, some of them a statement, and hands each verified row to `found`, each bad one to
-/// `damaged`. A statement ends with this future; one that look-ups share, after [`group::LONGEST`] at the latest.
+/// `damaged`. A statement may outlive this future, but not [`group::LONGEST`].
 pub(super) async fn find(
     shared: &Arc<Shared>,
     pool: &SqlitePool,
@@ -86,12 +82,8 @@ pub(super) async fn find(
     let mut alone = Vec::new();
     for (step, ids) in ids.chunks(FIND_STEP).enumerate() {
         let first = step * FIND_STEP;
-        let joined = if ids.len() <= group::FEW_IDS {
-            // None: it failed, or the store was closed; what is to be counted is counted there.
-            group::find(shared, reader, service, ids).await.unwrap_or_default()
-        } else {
-            find_joined(pool, reader, service, ids).await?
-        };
+        // None: it failed, or the store was closed; what is to be counted is counted there.
+        let Some(joined) = group::find(shared, reader, service, ids).await else { return Ok(()) };
         for joined in joined {
             match joined {
                 Ok(task) => {
@@ -111,38 +103,27 @@ pub(super) async fn find(
     find_by_row(pool, reader, service, &picked, found, damaged).await
 }
 
-/// Reads in one row what may come joined with others.
+/// Reads in one row what may come joined with others: texts of at most `longest` bytes.
 async fn find_joined(
-    pool: &SqlitePool,
-    reader: &Digest,
-    service: &Service,
-    ids: &[&TaskId],
-) -> Result<Joined, sqlx::Error> {
-    let row = sqlx::query(FIND_JOINED)
-        .bind(hex_array(ids.iter().map(|id| [id.as_str().as_bytes()])))
-        .bind(service.as_str())
-        .bind(reader.as_bytes().as_slice())
-        .bind(JOINED_BYTES)
-        .fetch_one(pool)
-        .await?;
-    let wanted: Vec<Wanted<'_>> = ids.iter().map(|id| (reader, *id)).collect();
-    take_apart(&row, service, &wanted)
-}
-
-/// The same for ids of which each has a reader of its own.
-async fn find_for_each(
-    pool: &SqlitePool,
+    conn: &mut SqliteConnection,
     service: &Service,
     wanted: &[Wanted<'_>],
     longest: i64,
 ) -> Result<Joined, sqlx::Error> {
-    let row = sqlx::query(FIND_FOR_EACH)
-        .bind(hex_array(wanted.iter().map(|(reader, id)| [reader.as_bytes(), id.as_str().as_bytes()])))
-        .bind(service.as_str())
-        .bind(longest)
-        .fetch_one(pool)
-        .await?;
-    take_apart(&row, service, wanted)
+    let Some(&(reader, _)) = wanted.first() else { return Ok(Vec::new()) };
+    let query = if wanted.iter().all(|(other, _)| *other == reader) {
+        sqlx::query(FIND_JOINED)
+            .bind(hex_array(wanted.iter().map(|(_, id)| [id.as_str().as_bytes()])))
+            .bind(service.as_str())
+            .bind(longest)
+            .bind(reader.as_bytes().as_slice())
+    } else {
+        sqlx::query(FIND_FOR_EACH)
+            .bind(hex_array(wanted.iter().map(|(reader, id)| [reader.as_bytes(), id.as_str().as_bytes()])))
+            .bind(service.as_str())
+            .bind(longest)
+    };
+    take_apart(&query.fetch_one(conn).await?, service, wanted)
 }
 
 /// Verifies each text for the one who asked for it.

@@ -14,8 +14,8 @@ use crate::task::clock;
 
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
-/// Reading connections. Each has a thread and a page cache of 2 MB of its own.
-const READERS: u32 = 3;
+/// Reading connections. Each has a thread and a page cache of 2 MB of its own. Look-ups keep two of them.
+const READERS: u32 = 4;
 
 /// Between two tries to take the lock, which [`is_served`] of another process may hold for some microseconds.
 const LOCK_AGAIN: Duration = Duration::from_millis(10);

@@ -75,9 +75,14 @@ impl Shared {
         self.readers.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Puts another pool in place; the former one is to be closed.
+    /// Puts another pool in place; the former one is to be closed, and has its connections back.
     pub(super) fn set_readers(&self, pool: Option<SqlitePool>) -> Option<SqlitePool> {
-        std::mem::replace(&mut *self.readers.write().unwrap_or_else(PoisonError::into_inner), pool)
+        let former =
+            std::mem::replace(&mut *self.readers.write().unwrap_or_else(PoisonError::into_inner), pool);
+        if former.is_some() {
+            self.groups.release();
+        }
+        former
     }
 
     pub(super) fn count(&self, kind: StoreErrorKind) {

@@ -1,6 +1,6 @@
-//! Look-ups of few ids share their statements: those that come while others are read wait, and the next statement
-//! answers them all. What a statement costs besides its rows, above all the ways to SQLite's thread and back, is then
-//! paid once for many. Nobody waits for company: who finds a free turn goes at once.
+//! Look-ups at the same time share statements: those that come while others are read wait, and the next statement
+//! answers as many of them as fit into it. What a statement costs besides its rows, above all the ways to SQLite's thread and
+//! back, is then paid once for many. Nobody waits for company: who finds a free turn goes at once.
 //!
 //! A statement begins after all it answers were asked, so that each sees what was committed before it. It belongs to
 //! the store: a look-up that is dropped harms none of the others.
@@ -11,17 +11,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use sqlx::Sqlite;
+use sqlx::pool::PoolConnection;
 use tokio::sync::oneshot;
 
-use super::{FIND_STEP, Found, Joined, Wanted, find_for_each};
+use super::{FIND_STEP, Found, Joined, Wanted, find_joined};
 use crate::store::FIND_TIMEOUT;
 use crate::store::state::Shared;
 use crate::task::{Digest, Service, TaskId};
 
-/// A look-up of more ids has a statement of its own, for which nobody else has to wait.
-pub(super) const FEW_IDS: usize = 8;
-
-/// Statements at a time: one that waits for the disk does not hold up everybody, and larger look-ups find a reader too.
+/// Statements at a time: one that waits for the disk does not hold up everybody, and a reader is left for what does not
+/// come through here.
 const TURNS: usize = 2;
 
 /// A statement that takes longer is given up. Those who asked have counted it by then: each of them gives up after
@@ -31,8 +31,11 @@ pub(super) const LONGEST: Duration = FIND_TIMEOUT.saturating_add(Duration::from_
 /// Once so many wait, those that were withdrawn meanwhile are taken out: a disk that hangs does not let them pile up.
 const MANY: usize = 4096;
 
-/// A longer text comes alone, in bytes: others wait for what stands beside theirs.
-const LONGEST_TEXT: i64 = 16 << 10;
+/// A longer text comes alone, in bytes: what one statement brings is bounded.
+const LONGEST_TEXT: i64 = 64 << 10;
+
+/// The same in a statement that others share, who wait for what stands beside theirs.
+const LONGEST_SHARED_TEXT: i64 = 16 << 10;
 
 /// Who waits. Bounded by the requests in hand, each of which waits for one answer here and not longer than
 /// [`FIND_TIMEOUT`].
@@ -43,6 +46,9 @@ pub(in crate::store) struct Groups(Mutex<Waiting>);
 struct Waiting {
     asked: VecDeque<Asked>,
     turns: usize,
+    /// For the next statements, at most [`TURNS`]. Not given back to the pool in between: it asks every connection that
+    /// comes back whether it still answers, which is as many changes of thread as a statement takes.
+    idle: Vec<PoolConnection<Sqlite>>,
 }
 
 struct Asked {
@@ -57,9 +63,15 @@ impl Groups {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Lets go of the connections of a pool that is about to be closed, and no longer there for [`Shared::readers`].
+    pub(in crate::store) fn release(&self) {
+        let idle = std::mem::take(&mut self.lock().idle);
+        drop(idle);
+    }
 }
 
-/// What `reader` may read of `ids`, at most [`FEW_IDS`]. `None` if that could not be read, which is counted here.
+/// What `reader` may read of `ids`, at most [`FIND_STEP`]. `None` if that could not be read, which is counted here.
 pub(super) async fn find(
     shared: &Arc<Shared>,
     reader: &Digest,
@@ -131,11 +143,21 @@ impl Turn {
 
     /// One statement. Who gets no answer from it is told by the end of the channel.
     async fn read(&self, group: Vec<Asked>) {
-        let Some(readers) = self.shared.readers() else { return };
         let Some(service) = group.first().map(|first| first.service.clone()) else { return };
         let wanted: Vec<Wanted<'_>> =
             group.iter().flat_map(|asked| asked.ids.iter().map(|id| (&asked.reader, id))).collect();
-        let reading = find_for_each(&readers, &service, &wanted, LONGEST_TEXT);
+        let longest = if group.len() == 1 { LONGEST_TEXT } else { LONGEST_SHARED_TEXT };
+        let reading = async {
+            let idle = self.shared.groups.lock().idle.pop();
+            let mut conn = match idle {
+                Some(conn) => conn,
+                None => self.shared.readers().ok_or(sqlx::Error::PoolClosed)?.acquire().await?,
+            };
+            let joined = find_joined(&mut conn, &service, &wanted, longest).await?;
+            // After anything but this the pool looks after the connection.
+            self.keep(conn);
+            Ok(joined)
+        };
         let joined = match tokio::time::timeout(LONGEST, reading).await {
             Ok(Ok(joined)) => joined,
             // Closed under our hands, by `close` or to set the file aside.
@@ -144,6 +166,15 @@ impl Turn {
             Err(_) => return,
         };
         hand_out(joined, group);
+    }
+
+    /// Keeps a connection for the next statement, unless its pool is on its way out. Under the lock, so that it is kept
+    /// before [`Groups::release`] comes, or not at all.
+    fn keep(&self, conn: PoolConnection<Sqlite>) {
+        let mut waiting = self.shared.groups.lock();
+        if self.shared.readers().is_some() {
+            waiting.idle.push(conn);
+        }
     }
 }
 
