@@ -89,8 +89,8 @@ async fn a_right_of_another_row_or_reader_opens_nothing() {
     // As if a bit of the reader's number had flipped: the rights of a for b.
     let moved = file
         .run(
-            "INSERT OR IGNORE INTO task_right (reader, task, mark)
-             SELECT other.id, r.task, r.mark FROM task_right r, reader other",
+            "INSERT OR IGNORE INTO task_right (service, id, reader, task, mark)
+             SELECT r.service, r.id, other.id, r.task, r.mark FROM task_right r, reader other",
         )
         .await;
     assert!(moved > 0);
