@@ -15,7 +15,7 @@ use super::state::{Damage, Shared};
 use super::tasks::{checksum, hex_array, mark};
 use crate::task::{Digest, Service, TaskId};
 
-pub(super) use group::Groups;
+pub(super) use group::{Groups, TURNS};
 
 /// Ids that one statement of [`find`] asks for.
 const FIND_STEP: usize = 64;

@@ -9,13 +9,15 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteSy
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 
 use super::error::{is_busy, is_unwritable};
-use super::{BESIDE_BUSY_TIMEOUT, BUSY_TIMEOUT, StoreError};
+use super::find::TURNS;
+use super::{BESIDE_BUSY_TIMEOUT, BUSY_TIMEOUT, LISTINGS, StoreError};
 use crate::task::clock;
 
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
-/// Reading connections. Each has a thread and a page cache of 2 MB of its own. Look-ups keep two of them.
-const READERS: u32 = 4;
+/// Reading connections, made when they are needed. Each has a thread and a page cache of 2 MB of its own. One is always
+/// left for who reads neither in a shared statement nor a listing.
+const READERS: u32 = (TURNS + LISTINGS + 1) as u32;
 
 /// Between two tries to take the lock, which [`is_served`] of another process may hold for some microseconds.
 const LOCK_AGAIN: Duration = Duration::from_millis(10);
@@ -152,7 +154,8 @@ fn writing_options(path: &Path) -> SqliteConnectOptions {
     options(path)
         // Readers do without: what they find is verified by its own checksum, and they can spread no damage.
         .pragma("cell_size_check", "ON")
-        // A look-up reads a page for each step of its way, and tasks of some kB fill small pages as well as large ones.
+        // A look-up reads a page for each step of its way, and tasks of most sizes fill small pages as well as large ones
+        // (docs/benchmarks.md).
         // A file that is there keeps what it was made with.
         .page_size(4096)
         .synchronous(SqliteSynchronous::Full)

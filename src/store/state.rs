@@ -79,9 +79,7 @@ impl Shared {
     pub(super) fn set_readers(&self, pool: Option<SqlitePool>) -> Option<SqlitePool> {
         let former =
             std::mem::replace(&mut *self.readers.write().unwrap_or_else(PoisonError::into_inner), pool);
-        if former.is_some() {
-            self.groups.release();
-        }
+        self.groups.release();
         former
     }
 

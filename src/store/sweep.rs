@@ -94,7 +94,8 @@ pub(super) async fn prune_tombstones(conn: &mut SqliteConnection, seq: i64) -> R
 pub(super) async fn prune_readers(conn: &mut SqliteConnection, now: i64) -> Result<(), sqlx::Error> {
     sqlx::query(
         "DELETE FROM reader WHERE id IN (
-             SELECT id FROM reader WHERE COALESCE(accepted_at, 0) < ?1 AND rights <= 0 LIMIT 1000)",
+             SELECT r.id FROM reader r WHERE COALESCE(r.accepted_at, 0) < ?1
+             AND NOT EXISTS (SELECT 1 FROM reader_rights c WHERE c.reader = r.id AND c.rights > 0) LIMIT 1000)",
     )
     .bind(now.saturating_sub(READER_AGE_SECS))
     .execute(conn)

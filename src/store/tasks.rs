@@ -14,13 +14,15 @@ use crate::task::{Digest, FinishedTask, Service, TaskId};
 /// Rows that one statement of a wide forget removes.
 const FORGET_STEP: i64 = 1000;
 
-/// What is known of the ids of a batch before it is written.
+/// What is known of the ids of a batch before it is written. The row itself has to be of the id, as look-ups see it: an
+/// index that says otherwise than its table is damaged, and the task would be missed and not stored again for ever.
 const KNOWN: &str = "
     SELECT j.key, t.row, t.checksum, t.size, t.stored_at,
            EXISTS (SELECT 1 FROM task_right r
                    WHERE r.service = t.service AND r.id = t.id AND r.reader = ?3 AND r.task = t.row) AS held
     FROM json_each(?1) j
-    CROSS JOIN task t ON t.service = ?2 AND t.id = unhex(j.value)
+    CROSS JOIN task i INDEXED BY task_by_id ON i.service = ?2 AND i.id = unhex(j.value)
+    CROSS JOIN task t ON t.row = i.row AND t.service = ?2 AND t.id = unhex(j.value)
     ORDER BY j.key, t.row";
 
 /// XXH3-64 over service, id and body. Each part seeds the next and XXH3 takes in the length of each, so that no

@@ -169,7 +169,7 @@ impl Beside {
         let conn = &mut self.conn;
         let totals = async {
             let (tasks, bytes, readers, schema): (i64, i64, i64, i64) = sqlx::query_as(
-                "SELECT tasks, bytes, (SELECT COUNT(*) FROM reader WHERE rights > 0),
+                "SELECT tasks, bytes, (SELECT COUNT(*) FROM reader_rights WHERE rights > 0),
                         (SELECT MAX(version) FROM _sqlx_migrations)
                  FROM meta",
             )

@@ -20,9 +20,8 @@ use crate::store::FIND_TIMEOUT;
 use crate::store::state::Shared;
 use crate::task::{Digest, Service, TaskId};
 
-/// Statements at a time: one that waits for the disk does not hold up everybody, and a reader is left for what does not
-/// come through here.
-const TURNS: usize = 2;
+/// Statements at a time: one that waits for the disk does not hold up everybody.
+pub(in crate::store) const TURNS: usize = 2;
 
 /// A statement that takes longer is given up. Those who asked have counted it by then: each of them gives up after
 /// [`FIND_TIMEOUT`].
@@ -49,6 +48,8 @@ struct Waiting {
     /// For the next statements, at most [`TURNS`]. Not given back to the pool in between: it asks every connection that
     /// comes back whether it still answers, which is as many changes of thread as a statement takes.
     idle: Vec<PoolConnection<Sqlite>>,
+    /// Which pool these are of, counted up by [`Groups::release`].
+    pool: u64,
 }
 
 struct Asked {
@@ -64,9 +65,14 @@ impl Groups {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets go of the connections of a pool that is about to be closed, and no longer there for [`Shared::readers`].
+    /// Lets go of the connections of the pool so far. Those in use are not kept either: a statement may last longer than
+    /// its pool.
     pub(in crate::store) fn release(&self) {
-        let idle = std::mem::take(&mut self.lock().idle);
+        let idle = {
+            let mut waiting = self.lock();
+            waiting.pool += 1;
+            std::mem::take(&mut waiting.idle)
+        };
         drop(idle);
     }
 }
@@ -148,14 +154,17 @@ impl Turn {
             group.iter().flat_map(|asked| asked.ids.iter().map(|id| (&asked.reader, id))).collect();
         let longest = if group.len() == 1 { LONGEST_TEXT } else { LONGEST_SHARED_TEXT };
         let reading = async {
-            let idle = self.shared.groups.lock().idle.pop();
+            let (idle, pool) = {
+                let mut waiting = self.shared.groups.lock();
+                (waiting.idle.pop(), waiting.pool)
+            };
             let mut conn = match idle {
                 Some(conn) => conn,
                 None => self.shared.readers().ok_or(sqlx::Error::PoolClosed)?.acquire().await?,
             };
             let joined = find_joined(&mut conn, &service, &wanted, longest).await?;
             // After anything but this the pool looks after the connection.
-            self.keep(conn);
+            self.keep(conn, pool);
             Ok(joined)
         };
         let joined = match tokio::time::timeout(LONGEST, reading).await {
@@ -168,11 +177,10 @@ impl Turn {
         hand_out(joined, group);
     }
 
-    /// Keeps a connection for the next statement, unless its pool is on its way out. Under the lock, so that it is kept
-    /// before [`Groups::release`] comes, or not at all.
-    fn keep(&self, conn: PoolConnection<Sqlite>) {
+    /// Keeps a connection for the next statement, if its pool is still the one in use.
+    fn keep(&self, conn: PoolConnection<Sqlite>, pool: u64) {
         let mut waiting = self.shared.groups.lock();
-        if self.shared.readers().is_some() {
+        if waiting.pool == pool {
             waiting.idle.push(conn);
         }
     }

@@ -1,4 +1,4 @@
-//! Look-ups of few ids at the same time, which share their statements.
+//! Look-ups at the same time, which share their statements.
 
 use std::pin::pin;
 
