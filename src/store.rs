@@ -56,7 +56,7 @@ const BESIDE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest a look-up waits for SQLite before it is a miss.
 const FIND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Listings and texts of an id that are read at a time: look-ups want readers too.
+/// Listings and texts of an id that are read at a time.
 const LISTINGS: usize = 2;
 
 /// The longest [`Store::keep`] takes: the busy time-out and 5 s.

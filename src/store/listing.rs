@@ -1,8 +1,8 @@
 //! Looking at what is stored: a page of a listing with filters, and the texts of one id. Used by the running store
 //! and by the commands beside it; no policy about failures here.
 //!
-//! Every statement looks at a bounded number of rows, however many are stored, and ends before the next begins: no
-//! read keeps the write-ahead log from being emptied.
+//! Every statement looks at a bounded number of tasks, however many are stored, and ends before the next begins: no
+//! read keeps the write-ahead log from being emptied. The readers of a task are found among those of its id.
 
 mod served;
 

@@ -74,7 +74,7 @@ async fn a_damaged_row_is_a_miss_and_fetched_again() {
 }
 
 #[tokio::test]
-async fn a_right_of_another_row_or_reader_opens_nothing() {
+async fn a_right_of_another_reader_opens_nothing() {
     let app = TestApp::spawn().await;
     for token in ["a", "b"] {
         for id in ["one", "two"] {

@@ -126,3 +126,20 @@ async fn look_ups_end_with_the_store() {
     assert!(start.elapsed() < FIND_TIMEOUT, "nobody is forgotten");
     assert_eq!(disk.errors("read"), 0);
 }
+
+/// Shared statements keep their connections, and listings may have theirs: the others still find one.
+#[tokio::test]
+async fn what_is_read_alone_finds_a_reader_beside_listings_and_shared_statements() {
+    let disk = Disk::without_memory();
+    let store = disk.open().await;
+    let (text, other) = ("x".repeat(100_000), Service::parse("other").unwrap());
+    assert!(keep(&store, A, "long", &text).await);
+    let (by, ids) = (reader(A), [id("long")]);
+    let (_, found) = tokio::join!(find(&store, A, "none"), store.find(&by, &other, &ids, u64::MAX));
+    assert_eq!(found, Ok(vec![None]));
+    let readers = store.shared.readers().unwrap();
+    let _listings = (readers.acquire().await.unwrap(), readers.acquire().await.unwrap());
+    assert_eq!(readers.size(), 4, "two are kept");
+    assert!(find(&store, A, "long").await.as_deref() == Some(&*text));
+    assert_eq!((store.acceptance(&by).await, disk.errors("read")), (None, 0));
+}
