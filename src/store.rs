@@ -6,7 +6,8 @@
 //! - One process at a time opens a file, held by `<file>.lock`; other programs may read and write beside it, and
 //!   what they change is seen within a second.
 //! - SQLite in WAL mode, `synchronous=FULL`. One writer (`writer`) commits in groups; a pool of readers whose
-//!   statements end with the call that began them; look-ups share theirs, which end after 5.5 s at the latest. The write-ahead log stays below 256 MiB and one transaction:
+//!   statements end with the call that began them; look-ups share theirs, which end after 5.5 s at the latest. The
+//!   write-ahead log stays below 256 MiB and one transaction:
 //!   past 32 MiB it is emptied actively, at 256 MiB, with a foreign reader that never ends, nothing is stored.
 //! - Rows and rights carry checksums; what does not fit is a miss, dropped and counted.
 //! - A failing store never fails a caller: a look-up misses, a keep says `false`, and readiness tells why.

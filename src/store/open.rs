@@ -154,9 +154,8 @@ fn writing_options(path: &Path) -> SqliteConnectOptions {
     options(path)
         // Readers do without: what they find is verified by its own checksum, and they can spread no damage.
         .pragma("cell_size_check", "ON")
-        // A look-up reads a page for each step of its way, and tasks of most sizes fill small pages as well as large ones
-        // (docs/benchmarks.md).
-        // A file that is there keeps what it was made with.
+        // A look-up reads a page for each step of its way, and tasks of most sizes fill small pages as well as large ones:
+        // docs/benchmarks.md. A file that is there keeps what it was made with.
         .page_size(4096)
         .synchronous(SqliteSynchronous::Full)
         .pragma("fullfsync", "ON")

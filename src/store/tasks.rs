@@ -151,7 +151,7 @@ pub(super) async fn keep_dated(
                 (insert(conn, service, task, &new).await?, new.stored_at)
             }
         };
-        // A right that is there is none, if it leads to no row of this id.
+        // Where there is a right already, it leads to no row of this id: it would be held otherwise.
         sqlx::query(
             "INSERT INTO task_right (service, id, reader, task, mark) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT DO UPDATE SET task = excluded.task, mark = excluded.mark",
