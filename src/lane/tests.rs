@@ -3,6 +3,7 @@
 mod ends;
 mod folding;
 mod joining;
+mod lab;
 mod pacing;
 mod pending;
 mod storm;

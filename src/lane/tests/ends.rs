@@ -1,5 +1,6 @@
 //! The other ways out: panics, and refrain going down.
 
+use super::lab::*;
 use super::world::*;
 use crate::lane::{Failure, Outcome};
 

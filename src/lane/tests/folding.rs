@@ -1,5 +1,6 @@
 //! Ids that wait for the token's turn go out together; a bad one harms only what it concerns.
 
+use super::lab::*;
 use super::world::*;
 use crate::lane::{Failure, Outcome};
 use crate::upstream::UpstreamError;

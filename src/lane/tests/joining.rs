@@ -1,5 +1,6 @@
 //! One call answers all who ask for the same id at the same time, and belongs to none of them.
 
+use super::lab::*;
 use super::world::*;
 use crate::lane::Outcome;
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::lab::*;
 use super::world::*;
 use crate::lane::Failure;
 use crate::task::{Digest, clock};

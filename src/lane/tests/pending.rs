@@ -1,5 +1,6 @@
 //! What is not finished: remembered for a moment, shown when the queue is long, and never old news told as new.
 
+use super::lab::*;
 use super::world::*;
 use crate::lane::{Failure, LookUp, Outcome};
 

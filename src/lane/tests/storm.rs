@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::task::LocalSet;
 
+use super::lab::*;
 use super::world::*;
 use crate::lane::Outcome;
 

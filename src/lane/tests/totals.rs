@@ -1,5 +1,6 @@
 //! What metrics say of lanes, at moments of which everything is known.
 
+use super::lab::*;
 use super::world::*;
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,6 @@
 //! An upstream in trouble: tried again within reason, known to be down for all, and errors that concern only some.
 
+use super::lab::*;
 use super::world::*;
 use crate::lane::{Failure, Outcome};
 

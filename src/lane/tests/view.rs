@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::lab::*;
 use super::world::*;
 
 #[tokio::test(start_paused = true)]

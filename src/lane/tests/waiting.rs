@@ -1,5 +1,6 @@
 //! `prefer: wait`: held until everything is finished, told at once, looked at as often as the task's age suggests.
 
+use super::lab::*;
 use super::world::*;
 use crate::lane::{Failure, Outcome};
 

@@ -1,7 +1,6 @@
 //! A simulated outside: answers as scripted, else as an upstream with tasks would; records every call.
 
 use std::collections::{HashMap, VecDeque};
-use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -9,14 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 
-use crate::config::{Services, TasksConfig, UpstreamConfig};
-use crate::lane::{Answer, Failure, LaneKey, Lanes, LookUp, Outcome, Outside};
-use crate::observe::Metrics;
-use crate::task::{DigestKey, FinishedTask, Service, TaskId, Token};
+use crate::lane::{LaneKey, Outside};
+use crate::task::{FinishedTask, Service, TaskId, Token};
 use crate::upstream::{Credentials, UpstreamAnswer, UpstreamError};
 
 /// The errors of the upstream room that lanes tell apart, made in one place.
@@ -40,7 +35,7 @@ pub(super) mod error {
     }
 }
 
-fn credentials(token: &str, forwarded: &[(HeaderName, HeaderValue)]) -> Credentials {
+pub(super) fn credentials(token: &str, forwarded: &[(HeaderName, HeaderValue)]) -> Credentials {
     Credentials { token: Token::parse(token).unwrap(), forwarded: forwarded.to_vec() }
 }
 
@@ -129,6 +124,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl World {
+    pub(super) fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            latency: Duration::from_millis(10),
+            tasks: Mutex::default(),
+            script: Mutex::default(),
+            rule: Mutex::default(),
+            hold: watch::Sender::new(false),
+            calls: Mutex::default(),
+            under_way: Mutex::default(),
+            kept: Mutex::default(),
+            keep_panics: AtomicBool::new(false),
+            disk_is_full: AtomicBool::new(false),
+            answered: Mutex::default(),
+        }
+    }
+
+    /// Forgets what was recorded so far.
+    pub(super) fn forget_records(&self) {
+        lock(&self.calls).clear();
+        lock(&self.kept).clear();
+    }
+
     /// A task that is never finished.
     pub(super) fn pending(&self, id: &str) {
         lock(&self.tasks).insert(id.to_owned(), Task { finishes: None, created_at: None });
@@ -289,248 +307,5 @@ impl Outside for Arc<World> {
 
     fn answered(&self, _key: &LaneKey, answer: &UpstreamAnswer) {
         lock(&self.answered).push(answer.status.as_u16());
-    }
-}
-
-/// Who asks: a token, a service and forwarded headers.
-#[derive(Clone, Debug)]
-pub(super) struct Asker {
-    token: String,
-    service: &'static str,
-    forwarded: Vec<(HeaderName, HeaderValue)>,
-}
-
-pub(super) fn asker(token: &str) -> Asker {
-    Asker { token: token.to_owned(), service: "producer", forwarded: Vec::new() }
-}
-
-impl Asker {
-    pub(super) fn service(mut self, service: &'static str) -> Self {
-        self.service = service;
-        self
-    }
-
-    pub(super) fn forwarding(mut self, value: &str) -> Self {
-        let header = (HeaderName::from_static("x-record-exempt"), HeaderValue::from_str(value).unwrap());
-        self.forwarded.push(header);
-        self
-    }
-
-    pub(super) fn key(&self) -> LaneKey {
-        LaneKey {
-            service: Service::parse(self.service).unwrap(),
-            token: DigestKey::new(&[0; 32]).digest(&Token::parse(&self.token).unwrap()),
-            forwarded: self.forwarded.clone(),
-        }
-    }
-}
-
-pub(super) fn id(name: &str) -> TaskId {
-    TaskId::parse(name).unwrap()
-}
-
-pub(super) fn single(name: &str) -> LookUp {
-    LookUp { ids: vec![id(name)], lone: true, wait: None, lenient: false, max_age: None }
-}
-
-pub(super) fn batch<T: AsRef<str>>(names: &[T]) -> LookUp {
-    let ids = names.iter().map(|name| id(name.as_ref())).collect();
-    LookUp { ids, lone: false, wait: None, lenient: false, max_age: None }
-}
-
-pub(super) fn waiting(look_up: LookUp, wait: f64) -> LookUp {
-    LookUp { wait: Some(seconds(wait)), ..look_up }
-}
-
-pub(super) fn lenient(look_up: LookUp) -> LookUp {
-    LookUp { lenient: true, ..look_up }
-}
-
-pub(super) fn no_cache(look_up: LookUp) -> LookUp {
-    LookUp { max_age: Some(Duration::ZERO), ..look_up }
-}
-
-pub(super) fn names(prefix: &str, count: usize) -> Vec<String> {
-    (0..count).map(|number| format!("{prefix}{number}")).collect()
-}
-
-pub(super) fn seconds(seconds: f64) -> Duration {
-    Duration::from_secs_f64(seconds)
-}
-
-/// Lets paused time pass.
-pub(super) async fn pass(length: f64) {
-    sleep(seconds(length)).await;
-}
-
-/// Lanes over a simulated world.
-#[derive(Clone)]
-pub(super) struct Lab {
-    pub(super) world: Arc<World>,
-    pub(super) lanes: Arc<Lanes<Arc<World>>>,
-    pub(super) draining: CancellationToken,
-    pub(super) ending: CancellationToken,
-}
-
-impl Deref for Lab {
-    type Target = World;
-
-    fn deref(&self) -> &World {
-        &self.world
-    }
-}
-
-impl Lab {
-    /// Lanes and token buckets.
-    pub(super) fn counts(&self) -> (usize, usize) {
-        let totals = self.lanes.totals();
-        (totals.lanes, totals.tokens)
-    }
-
-    pub(super) fn new() -> Self {
-        Self::with(|_, _| {})
-    }
-
-    pub(super) fn with(configure: impl FnOnce(&mut UpstreamConfig, &mut TasksConfig)) -> Self {
-        let mut upstream = UpstreamConfig::default();
-        let mut tasks = TasksConfig { services: Services::All, ..TasksConfig::default() };
-        configure(&mut upstream, &mut tasks);
-        // So that the tests can count in whole seconds.
-        upstream.requests_per_second /= crate::lane::USED_SHARE;
-        let world = Arc::new(World {
-            start: Instant::now(),
-            latency: Duration::from_millis(10),
-            tasks: Mutex::default(),
-            script: Mutex::default(),
-            rule: Mutex::default(),
-            hold: watch::Sender::new(false),
-            calls: Mutex::default(),
-            under_way: Mutex::default(),
-            kept: Mutex::default(),
-            keep_panics: AtomicBool::new(false),
-            disk_is_full: AtomicBool::new(false),
-            answered: Mutex::default(),
-        });
-        let (draining, ending) = (CancellationToken::new(), CancellationToken::new());
-        let metrics = Arc::new(Metrics::default());
-        let (world_side, drain, end) = (Arc::clone(&world), draining.clone(), ending.clone());
-        let lanes = Arc::new(Lanes::new(world_side, &upstream, &tasks, metrics, drain, end));
-        Self { world, lanes, draining, ending }
-    }
-
-    pub(super) async fn ask_as(&self, asker: &Asker, look_up: LookUp) -> Answer {
-        let credentials = credentials(&asker.token, &asker.forwarded);
-        let answer = self.lanes.look_up(asker.key(), &credentials, look_up);
-        tokio::time::timeout(seconds(2000.0), answer).await.expect("nobody waits without end")
-    }
-
-    pub(super) async fn ask(&self, look_up: LookUp) -> Answer {
-        self.ask_as(&asker("t"), look_up).await
-    }
-
-    /// The outcome of a single look-up.
-    pub(super) async fn ask_one(&self, name: &str) -> Outcome {
-        only(self.ask(single(name)).await)
-    }
-
-    /// Asks from a task of its own; aborting it is a hang-up.
-    pub(super) fn begin_as(&self, asker: &Asker, look_up: LookUp) -> JoinHandle<Answer> {
-        let (lab, asker) = (self.clone(), asker.clone());
-        tokio::spawn(async move { lab.ask_as(&asker, look_up).await })
-    }
-
-    pub(super) fn begin(&self, look_up: LookUp) -> JoinHandle<Answer> {
-        self.begin_as(&asker("t"), look_up)
-    }
-
-    /// Uses up the token's first call, so that what comes next has to queue for a second.
-    pub(super) async fn spend_first_call(&self) {
-        self.finished("first");
-        self.ask(single("first")).await;
-        lock(&self.calls).clear();
-        lock(&self.kept).clear();
-    }
-
-    /// Lets the token save up as many calls as it may.
-    pub(super) async fn save_up(&self) {
-        self.lanes.passed_through(&asker("t").key().token);
-        pass(100.0).await;
-    }
-
-    /// Sweeps as the program does, from now on.
-    pub(super) fn sweep(&self) {
-        let lanes = Arc::clone(&self.lanes);
-        tokio::spawn(async move { lanes.sweep_for_ever().await });
-    }
-}
-
-/// The outcome of a look-up of one id.
-#[track_caller]
-pub(super) fn only(answer: Answer) -> Outcome {
-    let [outcome] = <[Option<Outcome>; 1]>::try_from(answer.outcomes).unwrap();
-    outcome.expect("an outcome")
-}
-
-#[track_caller]
-pub(super) fn finished(outcome: &Outcome) -> String {
-    match outcome {
-        Outcome::Finished { text, .. } => String::from_utf8(text.to_vec()).unwrap(),
-        other => panic!("not finished: {other:?}"),
-    }
-}
-
-pub(super) fn is_finished(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Finished { .. })
-}
-
-/// The text, age and origin of a pending answer.
-#[track_caller]
-pub(super) fn pending(outcome: &Outcome) -> (String, Duration, bool) {
-    match outcome {
-        Outcome::Pending { text, age, remembered } => {
-            (String::from_utf8(text.to_vec()).unwrap(), *age, *remembered)
-        }
-        other => panic!("not pending: {other:?}"),
-    }
-}
-
-#[track_caller]
-pub(super) fn failure(outcome: &Outcome) -> &Failure {
-    match outcome {
-        Outcome::Failed(failure) => failure,
-        other => panic!("not failed: {other:?}"),
-    }
-}
-
-/// The status of the upstream's own error.
-#[track_caller]
-pub(super) fn failed_with(outcome: &Outcome) -> u16 {
-    match failure(outcome) {
-        Failure::Upstream(answer) => answer.status.as_u16(),
-        other => panic!("not the upstream's error: {other:?}"),
-    }
-}
-
-/// The moment, since the start of the world, at which a pending text was true.
-pub(super) fn true_at(text: &[u8]) -> Duration {
-    #[derive(serde::Deserialize)]
-    struct Moment {
-        at: u64,
-    }
-    Duration::from_millis(serde_json::from_slice::<Moment>(text).unwrap().at)
-}
-
-/// Never more calls than `rate` and `burst` allow, over any length of time.
-#[track_caller]
-pub(super) fn assert_pace(calls: &[Call], rate: f64, burst: u32) {
-    for (first, from) in calls.iter().enumerate() {
-        for (number, to) in calls[first..].iter().enumerate() {
-            let (count, length) = ((number + 1) as f64, (to.at - from.at).as_secs_f64());
-            assert!(
-                count <= rate * length + f64::from(burst) + 0.001,
-                "{count} calls within {length} s from {:?}",
-                from.at
-            );
-        }
     }
 }
