@@ -5,7 +5,7 @@
 //! run and load these files alone, whatever a task's text holds.
 
 use axum::Router;
-use axum::extract::{Path, Request};
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -68,8 +68,10 @@ async fn shell(request: Request) -> Response {
     answer(&SHELL, request.headers())
 }
 
-async fn asset(Path(path): Path<String>, request: Request) -> Response {
-    match ASSETS.iter().find(|asset| asset.path == path) {
+/// By the path as it was sent: no name of a file needs an escape.
+async fn asset(request: Request) -> Response {
+    let path = request.uri().path().strip_prefix("/assets/");
+    match ASSETS.iter().find(|asset| Some(asset.path) == path) {
         Some(asset) => answer(asset, request.headers()),
         None => ApiError::refused(StatusCode::NOT_FOUND, "There is nothing here.").into_response(),
     }

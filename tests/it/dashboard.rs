@@ -164,6 +164,8 @@ async fn nothing_else_is_below_the_assets() {
         "/assets/%2e%2e/dashboard.rs",
         "/assets/vendor",
         "/assets//dashboard.js",
+        "/assets/dashboard%2ejs",
+        "/assets/%ff",
     ] {
         assert_eq!(app.admin(path).await.status, StatusCode::NOT_FOUND, "{path}");
     }
