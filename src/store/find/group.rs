@@ -75,6 +75,12 @@ impl Groups {
         };
         drop(idle);
     }
+
+    /// How many connections are kept at the moment.
+    #[cfg(test)]
+    pub(in crate::store) fn kept(&self) -> usize {
+        self.lock().idle.len()
+    }
 }
 
 /// What `reader` may read of `ids`, at most [`FIND_STEP`]. `None` if that could not be read, which is counted here.
