@@ -1,9 +1,11 @@
 """The work that is measured, a function a part. Each starts the servers it needs and ends them."""
 
 import contextlib
+import json
 import os
 import random
 import re
+import sqlite3
 import sys
 import time
 
@@ -159,6 +161,36 @@ def batch(bench):
             report.target("a stored batch of 50, ÷ floor", median(report.ratios(found, "refrain", "floor")), 1.6)
 
 
+class Alone(Entry):
+    """What SQLite alone takes for 50 tasks of a store: one thread, no HTTP, nothing verified. Python's own SQLite does it."""
+
+    BY_ROW = "SELECT t.body FROM json_each(?1) j CROSS JOIN task t ON t.row = j.value"
+    BY_ID = """SELECT t.body FROM json_each(?1) j
+               CROSS JOIN task_right r ON r.service = 'producer' AND r.id = CAST(j.value AS BLOB) AND r.reader = 1
+               CROSS JOIN task t ON t.row = r.task"""
+
+    def __init__(self, name, store, statement, keys, size):
+        self.name, self.size = name, size
+        self.store, self.statement, self.keys = store, statement, keys
+
+    def run(self, seconds, number):
+        chosen, waits = random.Random(number), []
+        with contextlib.closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True)) as connection:
+            questions = [json.dumps(self.keys(chosen)) for _ in range(2000)]
+            end, cpu = time.monotonic() + seconds, time.process_time()
+            while not waits or time.monotonic() < end:
+                began = time.monotonic()
+                rows = connection.execute(self.statement, (questions[len(waits) % len(questions)],)).fetchall()
+                waits.append(time.monotonic() - began)
+                if sum(len(row[0]) for row in rows) != self.size:
+                    raise Failed(f"{self.name}: {len(rows)} rows")
+            cpu = time.process_time() - cpu
+        waits.sort()
+        told = {"requests": len(waits), "seconds": sum(waits), "p50_ms": 1e3 * waits[len(waits) // 2],
+                "p99_ms": 1e3 * waits[len(waits) * 99 // 100]}
+        return load.Round(told, cpu)
+
+
 def cold(bench):
     """hits that are in SQLite but not in memory"""
     tasks, big = bench.tasks, bench.options.big
@@ -175,9 +207,13 @@ def cold(bench):
                   name="one from SQLite", warm=disk.read_store),
             Entry(disk, ["scatter", big, 50, 2000], tasks.size * 50,
                   lambda: tasks.batch(random.sample(range(big), 50)), name="50 from SQLite", warm=disk.read_store),
+            Alone("SQLite alone, 50 by id and reader", disk.store, Alone.BY_ID,
+                  lambda chosen: [tasks.id_of(chosen.randrange(big)) for _ in range(50)], tasks.size * 50),
+            Alone("SQLite alone, 50 by row number", disk.store, Alone.BY_ROW,
+                  lambda chosen: [chosen.randrange(big) + 1 for _ in range(50)], tasks.size * 50),
         ])
     report = bench.report
-    report.heading(f"Out of SQLite: any of {big:,} tasks with `store.memory_bytes = 0`")
+    report.heading(f"Out of SQLite: any of {big:,} tasks with `store.memory_bytes = 0`; alone: SQLite {sqlite3.sqlite_version}")
     report.servers(found, "one from memory")
     ratio = lambda name: median(report.ratios(found, name, "one from memory"))
     report.target("one from SQLite, ÷ one from memory", ratio("one from SQLite"), 4, 2.5)
