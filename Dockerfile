@@ -5,7 +5,7 @@ WORKDIR /build
 # Dependencies in a layer of their own: compiled against an empty program, so that a change of a source file leaves
 # them alone. Tests and benchmarks are no part of the image, so their sections leave the manifest.
 # rust-toolchain.toml stays out, the image is the toolchain.
-COPY .cargo ./.cargo
+COPY .cargo/config.toml ./.cargo/
 COPY Cargo.toml Cargo.lock ./
 RUN awk '/^\[/ { image = !/^\[\[(test|bench|example)\]\]/ } image' Cargo.toml > stripped.toml \
     && mv stripped.toml Cargo.toml \

@@ -1,5 +1,5 @@
-//! The set of wanted ids of one lane: who waits for what, what was seen last, what goes next. No clock, no I/O:
-//! every method is given `now`.
+//! The set of wanted ids of one lane: who waits for what, what was seen last; `calls`: what goes next. No clock, no
+//! I/O: every method is given `now`.
 
 mod calls;
 
@@ -10,13 +10,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+pub(super) use self::calls::{Call, Next};
 use super::entry::{Absence, Entry, MAX_ABSENCE, Snapshot, Stage, Waiter, Wanted};
 use super::ticket::Ticket;
 use super::{Failure, LaneLimits, Outcome};
 use crate::task::TaskId;
 use crate::upstream::UpstreamAnswer;
-
-pub(super) use calls::{Call, Next};
 
 /// Ids for which every lane has room, however full the others are: one noisy token does not shut out the quiet ones.
 const MIN_WANTED: usize = 256;

@@ -198,7 +198,7 @@ async fn connect_readers(path: &Path) -> Result<SqlitePool, sqlx::Error> {
     // Rows wait for the reader; each holds a whole task.
     let options =
         options(path).read_only(true).row_buffer_size(16).thread_name(|n| format!("refrain-reader-{n}"));
-    SqlitePoolOptions::new()
+    let readers = SqlitePoolOptions::new()
         .max_connections(READERS)
         .min_connections(1)
         .acquire_timeout(BUSY_TIMEOUT)
@@ -206,19 +206,23 @@ async fn connect_readers(path: &Path) -> Result<SqlitePool, sqlx::Error> {
         .test_before_acquire(false)
         .idle_timeout(None)
         .max_lifetime(None)
-        .after_connect(|conn, _| Box::pin(keep_freed_memory(conn)))
         .connect_with(options)
-        .await
+        .await?;
+    keep_freed_memory(&readers).await;
+    Ok(readers)
 }
 
-/// What one statement found, some hundred kB, is not to be fresh memory from the system each time: that took a fifth to a
-/// quarter of what a batch of 50 costs. glibc returns so large a block at once when it is freed, until it saw a larger
-/// one freed that it had mapped; then all up to that size are kept for the next, and up to twice as much in all for each
-/// of its heaps (`M_MMAP_THRESHOLD` in mallopt(3)). So one is made and freed. Other C libraries do as they always do.
-async fn keep_freed_memory(conn: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    // The cast makes bytes of what is a mere number so far. 1 MiB: 64 tasks of 16 kB, or 300 of 3 kB.
-    sqlx::query("SELECT length(CAST(zeroblob(1048576) AS TEXT))").execute(conn).await?;
-    Ok(())
+/// What one statement found, some hundred kB in three copies, is not to be fresh memory from the system each time: that took
+/// a fifth to a quarter of what a batch of 50 costs. glibc gives the free end of its heap back once that is more than
+/// twice the largest block freed so far of those that it had mapped (`M_TRIM_THRESHOLD`, `M_MMAP_THRESHOLD` in
+/// mallopt(3)). So one is made and freed, once for the whole process. Other C libraries do as they always do.
+async fn keep_freed_memory(readers: &SqlitePool) {
+    // The cast makes bytes of what is a mere number so far. 4 MiB, so that 8 MiB are kept: a statement that look-ups
+    // share brings at most 1 MiB. Only speed hangs on it, so that its failure is none.
+    let _ = sqlx::query("SELECT length(CAST(zeroblob(4194304) AS TEXT))")
+        .persistent(false)
+        .execute(readers)
+        .await;
 }
 
 /// A migrated file with a proven write, or the reason why not.

@@ -385,6 +385,18 @@ async fn ids_drive_the_query() {
     assert!(parts >= vec![3, 51, 3], "{version}");
 }
 
+/// Lost without a word where cargo does not read `.cargo/config.toml` or `LIBSQLITE3_FLAGS` is set.
+#[tokio::test]
+async fn sqlite_is_compiled_without_locks_over_all_connections() {
+    let disk = Disk::new();
+    disk.open().await.close().await;
+    let mut conn = disk.connect().await;
+    let options: Vec<String> =
+        sqlx::query_scalar("PRAGMA compile_options").fetch_all(&mut conn).await.unwrap();
+    assert!(options.iter().any(|option| option == "DEFAULT_MEMSTATUS=0"), "{options:?}");
+    assert!(options.iter().all(|option| option != "ENABLE_MEMORY_MANAGEMENT"), "{options:?}");
+}
+
 #[tokio::test]
 async fn connections_are_set_up_for_power_loss() {
     let disk = Disk::new();

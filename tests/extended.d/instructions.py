@@ -1,5 +1,5 @@
 """Instructions of a stored look-up in the release build, counted by callgrind, stay below a bound; and a batch out of
-SQLite asks the system for no memory.
+SQLite hardly asks the system for memory.
 
 Time depends on the machine, the number of instructions hardly does. Runs of the same program: a warm-up alone, and
 the warm-up and hits of one kind. What a run counts more than the first, divided by its requests, is what one request
@@ -10,6 +10,7 @@ from support import *
 
 SIZE = 3000
 SINGLES = 2000
+# So many that what a run counts besides, some million instructions more or less, does not show.
 BATCHES = 1000
 BATCHES_ON_DISK = 200
 
@@ -39,19 +40,25 @@ class SameSize(Upstream):
         return b"200 OK", b'{"items":[%s],"count":%d}' % (b",".join(map(task, ids)), len(ids))
 
 
-async def ask(client, singles=0, batches=0):
-    """Each a hit, after all tasks were stored."""
-    whole = b'{"items":[%s],"count":50}' % b",".join(map(task, IDS))
+WHOLE = b'{"items":[%s],"count":50}' % b",".join(map(task, IDS))
+
+
+async def store(client):
+    """Has all tasks stored, and asks for them again."""
     for _ in range(3):
-        check((await client.batch("token", IDS)).body == whole, "not the batch")
+        check((await client.batch("token", IDS)).body == WHOLE, "not the batch")
         for task_id in IDS:
             check((await client.retrieve("token", task_id)).body == task(task_id), "not the bytes of", task_id)
+
+
+async def hit(client, singles=0, batches=0):
+    """Asks for what is stored."""
     for number in range(singles):
         reply = await client.retrieve("token", IDS[number % 50])
         check(reply.cache == "HIT" and len(reply.body) == len(task(IDS[0])), "no hit:", reply.status, reply.cache)
     for _ in range(batches):
         reply = await client.batch("token", IDS)
-        check(reply.cache == "HIT" and len(reply.body) == len(whole), "no hit:", reply.status, reply.cache)
+        check(reply.cache == "HIT" and len(reply.body) == len(WHOLE), "no hit:", reply.status, reply.cache)
 
 
 async def count(folder, name, singles=0, batches=0, **settings):
@@ -64,7 +71,8 @@ async def count(folder, name, singles=0, batches=0, **settings):
     settings["TOKIO_WORKER_THREADS"] = "1"
     async with SameSize() as upstream, Proxy(folder, upstream, wrap, **settings) as proxy:
         client = proxy.client()
-        await ask(client, singles, batches)
+        await store(client)
+        await hit(client, singles, batches)
         client.close()
         check(await proxy.stop() == 0, "a clean end")
     with open(output) as file:
@@ -77,9 +85,10 @@ async def faults(folder):
     os.mkdir(folder)
     async with SameSize() as upstream, Proxy(folder, upstream, **NO_MEMORY) as proxy:
         client = proxy.client()
-        await ask(client, batches=BATCHES_ON_DISK)
+        await store(client)
+        await hit(client, batches=BATCHES_ON_DISK)
         before = minor_faults(proxy.process.pid)
-        await ask(client, batches=BATCHES_ON_DISK)
+        await hit(client, batches=BATCHES_ON_DISK)
         found = minor_faults(proxy.process.pid) - before
         client.close()
     return found / BATCHES_ON_DISK
