@@ -196,6 +196,7 @@ impl Store {
         if set_aside {
             shared.count(StoreErrorKind::Corrupt);
         }
+        shared.background.spawn(open::keep_freed_memory(opened.readers.clone()));
         shared.set_readers(Some(opened.readers));
         let (jobs, queue) = mpsc::channel(QUEUE);
         let mut writer = Writer::new(Arc::clone(&shared), queue, opened.writer, lock);

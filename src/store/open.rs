@@ -198,7 +198,7 @@ async fn connect_readers(path: &Path) -> Result<SqlitePool, sqlx::Error> {
     // Rows wait for the reader; each holds a whole task.
     let options =
         options(path).read_only(true).row_buffer_size(16).thread_name(|n| format!("refrain-reader-{n}"));
-    let readers = SqlitePoolOptions::new()
+    SqlitePoolOptions::new()
         .max_connections(READERS)
         .min_connections(1)
         .acquire_timeout(BUSY_TIMEOUT)
@@ -207,21 +207,20 @@ async fn connect_readers(path: &Path) -> Result<SqlitePool, sqlx::Error> {
         .idle_timeout(None)
         .max_lifetime(None)
         .connect_with(options)
-        .await?;
-    keep_freed_memory(&readers).await;
-    Ok(readers)
+        .await
 }
 
 /// What one statement found, some hundred kB in three copies, is not to be fresh memory from the system each time: that took
 /// a fifth to a quarter of what a batch of 50 costs. glibc gives the free end of its heap back once that is more than
 /// twice the largest block freed so far of those that it had mapped (`M_TRIM_THRESHOLD`, `M_MMAP_THRESHOLD` in
-/// mallopt(3)). So one is made and freed, once for the whole process. Other C libraries do as they always do.
-async fn keep_freed_memory(readers: &SqlitePool) {
+/// mallopt(3)). So one is made and freed, which holds for the whole process. It takes some 2 ms, for which no start has to wait.
+/// Other C libraries do as they always do.
+pub(super) async fn keep_freed_memory(readers: SqlitePool) {
     // The cast makes bytes of what is a mere number so far. 4 MiB, so that 8 MiB are kept: a statement that look-ups
     // share brings at most 1 MiB. Only speed hangs on it, so that its failure is none.
     let _ = sqlx::query("SELECT length(CAST(zeroblob(4194304) AS TEXT))")
         .persistent(false)
-        .execute(readers)
+        .execute(&readers)
         .await;
 }
 
