@@ -38,9 +38,12 @@ impl Disk {
         self.dir.path().join("refrain.db")
     }
 
+    fn url(&self) -> String {
+        format!("sqlite://{}", self.path().display())
+    }
+
     async fn try_open(&self) -> Result<Store, StoreError> {
-        let url = format!("sqlite://{}", self.path().display());
-        Store::open_within(&url, self.limits.clone(), Arc::clone(&self.metrics)).await
+        Store::open_within(&self.url(), self.limits.clone(), Arc::clone(&self.metrics)).await
     }
 
     async fn open(&self) -> Store {
@@ -265,10 +268,15 @@ async fn many_keeps_at_once_are_all_on_disk() {
     }
 }
 
+/// Where `what` begins.
+fn place(bytes: &[u8], what: &[u8]) -> usize {
+    bytes.windows(what.len()).position(|window| window == what).expect("is in the file")
+}
+
 /// Replaces bytes in the closed file.
 fn overwrite(disk: &Disk, old: &[u8], new: &[u8]) {
     let mut bytes = std::fs::read(disk.path()).unwrap();
-    let at = bytes.windows(old.len()).position(|window| window == old).expect("is in the file");
+    let at = place(&bytes, old);
     bytes[at..at + new.len()].copy_from_slice(new);
     std::fs::write(disk.path(), bytes).unwrap();
 }

@@ -68,7 +68,7 @@ async fn a_forget_by_another_process_is_seen_within_a_second() {
     let store = disk.open().await;
     assert!(keep(&store, A, "t", "text").await);
     let epoch = store.epoch();
-    let config = StoreConfig { url: format!("sqlite://{}", disk.path().display()), ..StoreConfig::default() };
+    let config = StoreConfig { url: disk.url(), ..StoreConfig::default() };
     let start = Instant::now();
     let scope = Forget::Task { service: service(), id: id("t") };
     assert_eq!(forget_beside(&config, &scope).await, 1);

@@ -49,8 +49,6 @@ async fn a_row_that_lost_its_id_is_stored_again() {
     assert!(keep(&store, A, "the-id", "the text of it").await);
     store.close().await;
     let mut bytes = std::fs::read(disk.path()).unwrap();
-    let place =
-        |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|window| window == what).unwrap();
     let page = place(&bytes, b"the text of it") / 4096 * 4096;
     let at = page + place(&bytes[page..page + 4096], b"the-id");
     bytes[at] ^= 1;
