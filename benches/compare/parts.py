@@ -170,12 +170,12 @@ class Alone(Entry):
                CROSS JOIN task t ON t.row = r.task"""
 
     def __init__(self, name, server, statement, keys, size):
-        self.name, self.size, self.server = name, size, server
+        super().__init__(server, None, size, None, name, warm=server.read_store)
         self.statement, self.keys = statement, keys
 
     def run(self, seconds, number):
         chosen, waits = random.Random(number), []
-        self.server.read_store()
+        self.warm()
         with contextlib.closing(sqlite3.connect(f"file:{self.server.store}?mode=ro", uri=True)) as connection:
             questions = [json.dumps(self.keys(chosen)) for _ in range(2000)]
             end, cpu = time.monotonic() + seconds, time.process_time()

@@ -29,6 +29,10 @@ def task(task_id):
     return json.dumps(body, separators=(",", ":")).encode()
 
 
+def batch(ids):
+    return b'{"items":[%s],"count":%d}' % (b",".join(map(task, ids)), len(ids))
+
+
 class SameSize(Upstream):
     """Tasks of 3 kB each."""
 
@@ -37,10 +41,10 @@ class SameSize(Upstream):
         ids = asked.get("ids") or [asked["id"]]
         if "ids" not in asked:
             return b"200 OK", task(ids[0])
-        return b"200 OK", b'{"items":[%s],"count":%d}' % (b",".join(map(task, ids)), len(ids))
+        return b"200 OK", batch(ids)
 
 
-WHOLE = b'{"items":[%s],"count":50}' % b",".join(map(task, IDS))
+WHOLE = batch(IDS)
 
 
 async def store(client):
@@ -87,9 +91,9 @@ async def faults(folder):
         client = proxy.client()
         await store(client)
         await hit(client, batches=BATCHES_ON_DISK)
-        before = minor_faults(proxy.process.pid)
+        before = minor_faults(proxy.pid)
         await hit(client, batches=BATCHES_ON_DISK)
-        found = minor_faults(proxy.process.pid) - before
+        found = minor_faults(proxy.pid) - before
         client.close()
     return found / BATCHES_ON_DISK
 
