@@ -7,17 +7,20 @@ WORKDIR /build
 # rust-toolchain.toml stays out, the image is the toolchain.
 COPY .cargo/config.toml ./.cargo/
 COPY Cargo.toml Cargo.lock ./
+COPY simulator/Cargo.toml ./simulator/
 RUN awk '/^\[/ { image = !/^\[\[(test|bench|example)\]\]/ } image' Cargo.toml > stripped.toml \
     && mv stripped.toml Cargo.toml \
-    && mkdir src \
-    && touch src/lib.rs \
+    && mkdir src simulator/src \
+    && touch src/lib.rs simulator/src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \
     && echo 'fn main() {}' > build.rs \
     && cargo build --release --locked \
-    && cargo clean --release --package refrain \
-    && rm -r src build.rs
+    && cargo clean --release --package refrain --package refrain-simulator \
+    && rm -r src simulator/src build.rs
 COPY build.rs ./
 COPY migrations ./migrations
+COPY dashboard ./dashboard
+COPY simulator/src ./simulator/src
 COPY src ./src
 # Names of functions are a fifth of the program, and a panic's log line has file and line.
 RUN cargo build --release --locked \

@@ -9,19 +9,20 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::Access;
+use crate::admin;
+use crate::admin::AdminPort;
+use crate::auth::Auth;
+use crate::clock;
 use crate::config::Loaded;
-use crate::edge::{self, EdgeCounts, EdgeLimits};
-use crate::observe::{History, Metrics, Present, Snapshot};
-use crate::retrieve::Retriever;
-use crate::routes::admin::AdminPort;
-use crate::routes::{ClientPort, admin};
+use crate::lookup::LookupService;
+use crate::proxy::ClientPort;
+use crate::server::{self, ServerCounters, ServerLimits};
 use crate::store::Store;
-use crate::task::clock;
+use crate::telemetry::{Gauges, History, Metrics, Snapshot};
 use crate::upstream;
 
 /// Before the end of `shutdown_timeout`, whoever still waits gets an answer; so much earlier.
-const LAST_WORD: Duration = Duration::from_secs(1);
+const DRAIN_MARGIN: Duration = Duration::from_secs(1);
 
 /// The proxy, built but not yet running.
 pub struct App {
@@ -29,10 +30,10 @@ pub struct App {
     admin: Option<TcpListener>,
     client_port: ClientPort,
     admin_port: Arc<AdminPort>,
-    retriever: Arc<Retriever>,
+    lookups: Arc<LookupService>,
     store: Store,
     /// Of the client port.
-    counts: EdgeCounts,
+    counts: ServerCounters,
     shutdown_timeout: Duration,
     draining: CancellationToken,
     ending: CancellationToken,
@@ -58,8 +59,8 @@ impl App {
         let store = Store::open(&config.store, Arc::clone(&metrics)).await?;
         let (draining, ending) = (CancellationToken::new(), CancellationToken::new());
         let access =
-            Access::new(&config.access, config.upstream.token.clone(), store.clone(), Arc::clone(&metrics));
-        let retriever = Arc::new(Retriever::new(
+            Auth::new(&config.access, config.upstream.token.clone(), store.clone(), Arc::clone(&metrics));
+        let lookups = Arc::new(LookupService::new(
             &config,
             Arc::clone(&access),
             store.clone(),
@@ -69,19 +70,19 @@ impl App {
             ending.clone(),
         ));
         let client_port =
-            ClientPort::new(&config, access, Arc::clone(&retriever), passthrough, Arc::clone(&metrics));
-        let counts = EdgeCounts { panics: metrics.panics.clone(), ..EdgeCounts::default() };
+            ClientPort::new(&config, access, Arc::clone(&lookups), passthrough, Arc::clone(&metrics));
+        let counts = ServerCounters { panics: metrics.panics.clone(), ..ServerCounters::default() };
         let admin_port = Arc::new(AdminPort {
             token: config.admin.token.clone(),
             sqlite_version: store.sqlite_version().await,
             store: store.clone(),
-            retriever: Arc::clone(&retriever),
+            lookups: Arc::clone(&lookups),
             values,
             started_at: clock::unix_now(),
             started: std::time::Instant::now(),
             draining: draining.clone(),
             connections: counts.connections.clone(),
-            history: Mutex::new(History::new(Snapshot::of(&metrics, &Present::default()))),
+            history: Mutex::new(History::new(Snapshot::of(&metrics, &Gauges::default()))),
             metrics,
         });
         Ok(Self {
@@ -89,7 +90,7 @@ impl App {
             admin,
             client_port,
             admin_port,
-            retriever,
+            lookups,
             store,
             counts,
             shutdown_timeout: config.server.shutdown_timeout,
@@ -126,9 +127,9 @@ impl App {
                     tracing::error!("the history panicked; its charts stand still until the next start");
                 }
             });
-            let limits = EdgeLimits::of_admin_port();
-            let counts = EdgeCounts { panics: self.counts.panics.clone(), ..EdgeCounts::default() };
-            tokio::spawn(edge::serve(
+            let limits = ServerLimits::of_admin_port();
+            let counts = ServerCounters { panics: self.counts.panics.clone(), ..ServerCounters::default() };
+            tokio::spawn(server::serve(
                 listener,
                 admin::router(self.admin_port),
                 limits,
@@ -138,13 +139,13 @@ impl App {
             ))
         });
         let sweep = tokio::spawn({
-            let retriever = Arc::clone(&self.retriever);
-            async move { retriever.lanes().sweep_for_ever().await }
+            let lookups = Arc::clone(&self.lookups);
+            async move { lookups.batcher().sweep_for_ever().await }
         });
-        let clients = edge::serve(
+        let clients = server::serve(
             self.client,
             self.client_port,
-            EdgeLimits::default(),
+            ServerLimits::default(),
             self.counts,
             self.draining.clone(),
             cut.clone(),
@@ -154,7 +155,7 @@ impl App {
             tracing::info!("draining");
             let start = Instant::now();
             self.draining.cancel();
-            tokio::time::sleep_until(start + self.shutdown_timeout.saturating_sub(LAST_WORD)).await;
+            tokio::time::sleep_until(start + self.shutdown_timeout.saturating_sub(DRAIN_MARGIN)).await;
             self.ending.cancel();
             tokio::time::sleep_until(start + self.shutdown_timeout).await;
             tracing::warn!("the shutdown timeout is over; what is still in hand is cut");
@@ -172,10 +173,10 @@ impl App {
         tokio::select! {
             () = clients => {}
             () = clock => {}
-            ended = sweep_died => ended.context("sweep the lanes")?,
+            ended = sweep_died => ended.context("sweep the batcher")?,
         }
         self.ending.cancel();
-        let calls_end = tokio::time::timeout(LAST_WORD, self.retriever.lanes().finished());
+        let calls_end = tokio::time::timeout(DRAIN_MARGIN, self.lookups.batcher().finished());
         if calls_end.await.is_err() {
             tracing::warn!("look-up calls are still under way; their answers are not stored");
         }

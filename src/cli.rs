@@ -19,8 +19,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Loaded};
-use crate::observe::logging;
 use crate::store::StoreError;
+use crate::telemetry::logging;
 use settings::{Environment, Settings};
 
 /// Caching proxy for Ace Data Cloud's task API.

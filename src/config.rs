@@ -17,7 +17,8 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::task::{Service, Token};
+use crate::task::Service;
+use crate::token::Token;
 
 /// The whole configuration, as checked at start.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -179,7 +180,7 @@ pub struct StoreConfig {
 pub struct LogConfig {
     /// Shape of a line.
     pub format: LogFormat,
-    /// A tracing filter, for example `info,refrain::lane=debug`.
+    /// A tracing filter, for example `info,refrain::batcher=debug`.
     pub filter: String,
 }
 

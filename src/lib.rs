@@ -1,25 +1,25 @@
-//! refrain: a caching proxy in front of Ace Data Cloud's task API.
+//! refrain: a caching reverse proxy for Ace Data Cloud's task API.
 //!
-//! Apps poll `POST /{service}/tasks`; finished tasks come from SQLite, what is not known yet goes upstream
-//! folded into as few calls as the token's rate allows, and everything else passes through untouched.
+//! Applications poll `POST /{service}/tasks`. Finished tasks are served from a local store. Lookups of unfinished
+//! tasks are coalesced into as few upstream calls as the token's rate limit allows. Every other request is forwarded
+//! untouched.
 //!
-//! Arrows run one way:
-//! `routes -> retrieve -> { access, store, lane -> { pace, upstream } } -> task`.
-//! `store`, `pace` and `upstream` do not know each other; `config` and `observe` are used by all and use none;
-//! `edge` accepts connections and knows no routes; only `app` knows everyone.
+//! `docs/architecture.md` has the module map; `tests/it/architecture.rs` compares it with the imports.
 
-pub mod access;
+pub mod admin;
 pub mod api_error;
 pub mod app;
+pub mod auth;
+pub mod batcher;
 pub mod cli;
+pub mod clock;
 pub mod config;
-pub mod edge;
-pub mod lane;
-pub mod observe;
-pub mod pace;
-pub mod retrieve;
-pub mod routes;
-pub mod simulator;
+pub mod headers;
+pub mod lookup;
+pub mod proxy;
+pub mod server;
 pub mod store;
 pub mod task;
+pub mod telemetry;
+pub mod token;
 pub mod upstream;

@@ -1,7 +1,7 @@
 //! The task store: the only room with SQL. Finished tasks on disk, who may read them, and a memory tier in front.
 //!
 //! Called by `retrieve` and `lane` (find, keep, forget), by `access` (acceptances, the digest key), by the
-//! admin port, and by the store commands through [`Beside`]. It knows nothing of HTTP, of the upstream or of what counts as finished.
+//! admin port, and by the store commands through [`StoreMaintenance`]. It knows nothing of HTTP, of the upstream or of what counts as finished.
 //!
 //! - One process at a time opens a file, held by `<file>.lock`; other programs may read and write beside it, and
 //!   what they change is seen within a second.
@@ -13,13 +13,13 @@
 //! - A failing store never fails a caller: a look-up misses, a keep says `false`, and readiness tells why.
 //! - Disk space of removed tasks is used again, not given back.
 
-mod beside;
 mod error;
 mod find;
-mod hidden;
 mod listing;
+mod maintenance;
 mod memory;
 mod open;
+mod pending_deletes;
 mod state;
 mod sweep;
 mod tasks;
@@ -37,13 +37,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-pub use beside::{Beside, DatedTask, Exported, Page, ServiceTotals, Totals};
 pub use error::StoreError;
 pub use listing::{Cursor, Filter, Listed, Seen, StoredText};
+pub use maintenance::{DatedTask, Exported, Page, ServiceTotals, StoreMaintenance, Totals};
 
 use crate::config::StoreConfig;
-use crate::observe::{FindTier, Metrics, StoreErrorKind, StoreStats};
-use crate::task::{Digest, FinishedTask, Service, TaskId};
+use crate::task::{FinalRecord, Service, TaskId};
+use crate::telemetry::{FindTier, Metrics, StoreErrorKind, StoreStats};
+use crate::token::Digest;
 use memory::Fill;
 use state::{Health, Shared};
 use writer::{Job, Writer};
@@ -149,9 +150,9 @@ struct Limits {
     max_bytes: u64,
     max_age: Duration,
     /// The write-ahead log is emptied actively past this.
-    log_soft: u64,
+    wal_soft_limit: u64,
     /// Nothing is written past this.
-    log_hard: u64,
+    wal_hard_limit: u64,
 }
 
 impl From<&StoreConfig> for Limits {
@@ -160,8 +161,8 @@ impl From<&StoreConfig> for Limits {
             memory_bytes: config.memory_bytes,
             max_bytes: config.max_bytes,
             max_age: config.max_age,
-            log_soft: 32 << 20,
-            log_hard: 256 << 20,
+            wal_soft_limit: 32 << 20,
+            wal_hard_limit: 256 << 20,
         }
     }
 }
@@ -295,7 +296,7 @@ impl Store {
     }
 
     /// What [`Store::find`] would give, if all of it is in memory: no waiting.
-    pub fn find_at_once(
+    pub fn find_cached(
         &self,
         reader: &Digest,
         service: &Service,
@@ -341,7 +342,7 @@ impl Store {
         reader: &Digest,
         service: &Service,
         epoch: Epoch,
-        tasks: Vec<FinishedTask>,
+        tasks: Vec<FinalRecord>,
     ) -> Vec<bool> {
         let refused = vec![false; tasks.len()];
         if tasks.is_empty() || epoch.at.elapsed() > EPOCH_AGE || self.shared.health.get() != Health::Good {
@@ -426,7 +427,7 @@ impl Store {
         match self.shared.health.get() {
             Health::Good => Ok(()),
             Health::WriteFailed => Err("the task store cannot be written"),
-            Health::LogFull => {
+            Health::WalFull => {
                 Err("the task store's write-ahead log is full: some program reads it without end")
             }
             Health::Corrupt => Err("the task store is corrupt and is being set aside"),

@@ -2,24 +2,21 @@
 //!
 //! Used by every room; knows none of them. No I/O here, no HTTP server, no SQL.
 
-pub mod clock;
+mod body;
 mod finality;
 mod id;
-mod look_up;
 mod summary;
-mod token;
 
+pub use body::Action;
 pub use finality::{Inspection, Standing, inspect};
 pub use id::{Service, TaskId};
-pub use look_up::Action;
 pub use summary::{LONGEST_SUMMARIZED, Link, LinkKind, Summary};
-pub use token::{Digest, DigestKey, Token};
 
 use bytes::Bytes;
 
 /// A finished task as the upstream sent it: the text is kept and served byte for byte (law 5).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FinishedTask {
+pub struct FinalRecord {
     /// The id that was asked for, equal to the `id` inside `text`.
     pub id: TaskId,
     /// The task's JSON text exactly as it came, in a batch without the white space around the item.

@@ -4,20 +4,20 @@
 //! No caching here, no pace and no retries: each call is sent once.
 
 mod connect;
-mod connected;
+mod connect_time;
+mod content_coding;
 mod error;
-mod look_up;
+mod lookup;
 mod passthrough;
 #[cfg(test)]
 mod tests;
-mod unpack;
 
 use http::{HeaderMap, Uri, header};
 
+pub use content_coding::unpack;
 pub use error::{Unreachable, UpstreamError};
-pub use look_up::{Credentials, UpstreamAnswer, UpstreamClient};
+pub use lookup::{Credentials, UpstreamClient, UpstreamResponse};
 pub use passthrough::Passthrough;
-pub use unpack::unpack;
 
 use crate::config::UpstreamConfig;
 use connect::OutgoingProxy;

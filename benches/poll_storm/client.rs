@@ -90,7 +90,7 @@ struct Response {
 }
 
 /// What a client does about a response.
-enum Verdict {
+enum RecheckResult {
     Answer(Bytes),
     TryAgain { retry_after: Option<Duration> },
     Final,
@@ -125,39 +125,39 @@ impl Poller {
             let began = Instant::now();
             let result = self.send(body.clone()).await;
             match self.judge(result, began.elapsed()) {
-                Verdict::Answer(answer) => return Some(answer),
-                Verdict::Final => return None,
-                Verdict::TryAgain { retry_after } if attempt < RETRIES => {
+                RecheckResult::Answer(answer) => return Some(answer),
+                RecheckResult::Final => return None,
+                RecheckResult::TryAgain { retry_after } if attempt < RETRIES => {
                     let pause = retry_after.unwrap_or(Duration::from_secs(1 << attempt));
                     tokio::time::sleep(pause + Duration::from_millis(fastrand::u64(0..1000))).await;
                 }
-                Verdict::TryAgain { .. } => {}
+                RecheckResult::TryAgain { .. } => {}
             }
         }
         None
     }
 
     /// Counts what came of a request.
-    fn judge(&self, result: reqwest::Result<Response>, took: Duration) -> Verdict {
+    fn judge(&self, result: reqwest::Result<Response>, took: Duration) -> RecheckResult {
         let mut seen = self.log.lock();
         seen.longest_answer = seen.longest_answer.max(took);
         match result {
-            Ok(Response { status: StatusCode::OK, body, .. }) => return Verdict::Answer(body),
+            Ok(Response { status: StatusCode::OK, body, .. }) => return RecheckResult::Answer(body),
             Ok(Response { status: StatusCode::TOO_MANY_REQUESTS, retry_after, .. }) => {
                 seen.too_many_requests += 1;
-                return Verdict::TryAgain { retry_after };
+                return RecheckResult::TryAgain { retry_after };
             }
             Ok(Response { status, retry_after, .. }) => {
                 seen.count_error(status.as_str());
                 if status.is_server_error() {
-                    return Verdict::TryAgain { retry_after };
+                    return RecheckResult::TryAgain { retry_after };
                 }
-                return Verdict::Final;
+                return RecheckResult::Final;
             }
             Err(error) if error.is_timeout() => seen.count_error("timeout"),
             Err(_) => seen.count_error("no answer"),
         }
-        Verdict::TryAgain { retry_after: None }
+        RecheckResult::TryAgain { retry_after: None }
     }
 
     async fn send(&self, body: Bytes) -> reqwest::Result<Response> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use refrain::app::App;
 use refrain::config::Config;
-use refrain::simulator::{Simulator, SimulatorConfig};
+use refrain_simulator::{Simulator, SimulatorConfig};
 use tempfile::TempDir;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;

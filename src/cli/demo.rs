@@ -11,7 +11,7 @@ use anyhow::Context;
 use super::settings::Settings;
 use super::{Failure, print, serve, signals};
 use crate::config::{Flag, Loaded};
-use crate::simulator::{Simulator, SimulatorConfig};
+use refrain_simulator::{Simulator, SimulatorConfig};
 
 /// Any token will do for the simulated upstream.
 const TOKEN: &str = "demo-token";

@@ -43,7 +43,7 @@ pub(super) struct Settings {
         long,
         global = true,
         value_name = "FILTER",
-        help = "What to log, such as debug or info,refrain::lane=debug"
+        help = "What to log, such as debug or info,refrain::batcher=debug"
     )]
     log_filter: Option<String>,
 }

@@ -7,7 +7,7 @@ use anyhow::Context;
 use super::settings::Settings;
 use super::{Failure, print, signals};
 use crate::config::{Config, Flag};
-use crate::simulator::{Simulator, SimulatorConfig};
+use refrain_simulator::{Simulator, SimulatorConfig};
 
 /// Nobody asks for the calls that it records.
 const RECORD_BYTES: usize = 1 << 20;

@@ -18,9 +18,10 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::Failure;
+use crate::clock;
 use crate::config::Config;
-use crate::store::Beside;
-use crate::task::{Service, TaskId, clock};
+use crate::store::StoreMaintenance;
+use crate::task::{Service, TaskId};
 
 /// What to do with the store.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
@@ -147,7 +148,7 @@ pub(super) async fn run(command: Command, config: Config) -> Result<(), Failure>
     if let Command::Import(arguments) = command {
         return import::import(arguments, &config).await;
     }
-    let mut store = Beside::open(&config.store).await?;
+    let mut store = StoreMaintenance::open(&config.store).await?;
     let done = match command {
         Command::List(arguments) => list::list(&mut store, &arguments).await,
         Command::Show(arguments) => show::show(&mut store, &arguments).await,

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::value::{self, Given, Read};
+use super::value::{self, RawValue, Read};
 use super::{AccessMode, Client, Config, LogFormat, Services};
 use crate::task::Service;
 
 /// A configuration in the making: what is read, and the files that secrets come from.
 #[derive(Default)]
-pub(super) struct Draft {
+pub(super) struct PartialConfig {
     pub(super) config: Config,
     pub(super) upstream_token_file: Option<PathBuf>,
     pub(super) admin_token_file: Option<PathBuf>,
@@ -19,24 +19,24 @@ pub(super) struct Key {
     /// Section and key, `upstream.max_batch`.
     pub(super) name: &'static str,
     /// How a value stands in an environment variable.
-    pub(super) spelling: Spelling,
+    pub(super) spelling: EnvFormat,
     /// A secret is never printed.
     pub(super) is_secret: bool,
-    pub(super) set: fn(&mut Draft, &Given) -> Read<()>,
+    pub(super) set: fn(&mut PartialConfig, &RawValue) -> Read<()>,
     /// The effective value, secrets as stars; `None` for a key that only says where another's value is.
-    pub(super) show: Option<fn(&Config) -> Given>,
+    pub(super) show: Option<fn(&Config) -> RawValue>,
 }
 
 /// How a value stands in an environment variable.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Spelling {
+pub(super) enum EnvFormat {
     /// Strings, durations and sizes: as they are.
     AsItIs,
     /// Numbers and lists.
     Toml,
 }
 
-use Spelling::{AsItIs, Toml};
+use EnvFormat::{AsItIs, Toml};
 
 /// `field` of the configuration is read by `read` and shown by `show`.
 macro_rules! key {
@@ -90,7 +90,7 @@ pub(super) const KEYS: [Key; 33] = [
     key!(AsItIs server.shutdown_timeout, value::duration, duration),
     key!(Toml server.cors_origins, value::origins, |origins: &Vec<String>| texts(origins)),
     key!(AsItIs admin.listen, value::address_or_off, |listen: &Option<std::net::SocketAddr>| {
-        listen.as_ref().map_or_else(|| Given::text("off"), text)
+        listen.as_ref().map_or_else(|| RawValue::text("off"), text)
     }),
     secret!(key!(AsItIs admin.token, value::token, |token: &Option<_>| value::show_token(token.as_ref()))),
     token_file!("admin.token_file", admin_token_file),
@@ -101,11 +101,11 @@ pub(super) const KEYS: [Key; 33] = [
     key!(AsItIs upstream.request_timeout, value::duration_above_zero, duration),
     key!(Toml upstream.max_retries, |given| value::whole(given, 0, 20), whole),
     key!(Toml upstream.max_batch, |given| value::whole(given, 1, 1000).map(|number| number as usize), count),
-    key!(Toml upstream.requests_per_second, value::rate, |rate: &f64| Given::Decimal(*rate)),
+    key!(Toml upstream.requests_per_second, value::rate, |rate: &f64| RawValue::Decimal(*rate)),
     key!(Toml upstream.burst, |given| value::whole(given, 1, u32::MAX), whole),
     key!(AsItIs upstream.max_response_bytes, |given| value::size(given, LEAST_RESPONSE_BYTES), size),
     key!(Toml tasks.services, value::services, |services: &Services| match services {
-        Services::All => Given::List(vec![Given::text("*")]),
+        Services::All => RawValue::List(vec![RawValue::text("*")]),
         Services::Named(services) => list(services.iter().map(Service::as_str)),
     }),
     key!(Toml tasks.forward_headers, value::header_names, |names: &Vec<http::HeaderName>| {
@@ -118,7 +118,7 @@ pub(super) const KEYS: [Key; 33] = [
     key!(Toml tasks.max_ids, |given| value::whole(given, 1, u32::MAX).map(|number| number as usize), count),
     key!(AsItIs access.mode, |given| value::word(given, &MODES), |mode: &AccessMode| spell(mode, &MODES)),
     secret!(key!(Toml access.clients, value::clients, |clients: &Vec<Client>| {
-        Given::List(clients.iter().map(show_client).collect())
+        RawValue::List(clients.iter().map(show_client).collect())
     })),
     key!(AsItIs access.recheck_after, value::duration, duration),
     key!(AsItIs store.url, value::store_url, text),
@@ -169,39 +169,39 @@ pub(super) fn nearest_section(name: &str) -> Option<&'static str> {
     KEYS.iter().min_by_key(distance).filter(|key| distance(key) <= 3).map(Key::section)
 }
 
-fn text(value: &impl ToString) -> Given {
-    Given::Text(value.to_string())
+fn text(value: &impl ToString) -> RawValue {
+    RawValue::Text(value.to_string())
 }
 
-fn texts(values: &[String]) -> Given {
+fn texts(values: &[String]) -> RawValue {
     list(values.iter().map(String::as_str))
 }
 
-fn list<'a>(values: impl Iterator<Item = &'a str>) -> Given {
-    Given::List(values.map(Given::text).collect())
+fn list<'a>(values: impl Iterator<Item = &'a str>) -> RawValue {
+    RawValue::List(values.map(RawValue::text).collect())
 }
 
-fn size(value: &u64) -> Given {
+fn size(value: &u64) -> RawValue {
     value::show_size(*value)
 }
 
-fn duration(value: &std::time::Duration) -> Given {
+fn duration(value: &std::time::Duration) -> RawValue {
     value::show_duration(*value)
 }
 
-fn whole(value: &u32) -> Given {
-    Given::Whole((*value).into())
+fn whole(value: &u32) -> RawValue {
+    RawValue::Whole((*value).into())
 }
 
-fn count(value: &usize) -> Given {
-    Given::Whole(i64::try_from(*value).unwrap_or(i64::MAX))
+fn count(value: &usize) -> RawValue {
+    RawValue::Whole(i64::try_from(*value).unwrap_or(i64::MAX))
 }
 
-fn spell<T: PartialEq>(value: &T, words: &[(&str, T)]) -> Given {
-    Given::text(words.iter().find(|(_, meaning)| meaning == value).map_or("", |(word, _)| word))
+fn spell<T: PartialEq>(value: &T, words: &[(&str, T)]) -> RawValue {
+    RawValue::text(words.iter().find(|(_, meaning)| meaning == value).map_or("", |(word, _)| word))
 }
 
-fn show_client(client: &Client) -> Given {
+fn show_client(client: &Client) -> RawValue {
     let entries = [("name", client.name.as_str()), ("key", "***")];
-    Given::Table(entries.map(|(key, value)| (key.to_owned(), Given::text(value))).into())
+    RawValue::Table(entries.map(|(key, value)| (key.to_owned(), RawValue::text(value))).into())
 }

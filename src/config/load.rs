@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{self, Draft, KEYS, Key, Spelling};
-use super::value::{self, Given};
+use super::keys::{self, EnvFormat, KEYS, Key, PartialConfig};
+use super::value::{self, RawValue};
 use super::{Config, rules};
 
 /// Everything that configuration may come from.
@@ -126,7 +126,7 @@ impl Config {
 
 #[derive(Default)]
 struct Loader {
-    draft: Draft,
+    draft: PartialConfig,
     origins: Origins,
     mistakes: Vec<String>,
 }
@@ -199,7 +199,7 @@ impl Loader {
         self.set(key, &given(key, &flag.value), Origin::Flag(flag.flag));
     }
 
-    fn set(&mut self, key: &'static Key, given: &Given, origin: Origin) {
+    fn set(&mut self, key: &'static Key, given: &RawValue, origin: Origin) {
         match (key.set)(&mut self.draft, given) {
             Ok(()) => {
                 self.origins.insert(key.name, origin);
@@ -248,10 +248,10 @@ impl Loader {
                 .push(format!("{origin}: {file_key} and {name} ({other}) are both set; keep one of them"));
             return;
         }
-        let shown = Given::text(path.to_string_lossy());
+        let shown = RawValue::text(path.to_string_lossy());
         let mistake = match read(&path) {
             Err(error) => format!("cannot be read: {error}"),
-            Ok(text) => match value::token(&Given::text(text.trim_end_matches(['\r', '\n']))) {
+            Ok(text) => match value::token(&RawValue::text(text.trim_end_matches(['\r', '\n']))) {
                 Ok(None) => "the file is empty".to_owned(),
                 Err(right) => format!("what the file holds {right}"),
                 Ok(token) => {
@@ -265,15 +265,15 @@ impl Loader {
     }
 }
 
-fn given(key: &Key, text: &str) -> Given {
+fn given(key: &Key, text: &str) -> RawValue {
     match key.spelling {
-        Spelling::AsItIs => Given::text(text),
-        Spelling::Toml => Given::from_toml(text),
+        EnvFormat::AsItIs => RawValue::text(text),
+        EnvFormat::Toml => RawValue::from_toml(text),
     }
 }
 
 /// `upstream.burst = "x"`, cut where it is long; nothing of what may be a secret.
-fn assignment(key: &Key, given: &Given) -> String {
+fn assignment(key: &Key, given: &RawValue) -> String {
     const LONGEST: usize = 100;
     let shown = given.to_string();
     // A password or a key may stand in a URL.

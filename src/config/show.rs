@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::keys::KEYS;
 use super::load::{Loaded, Origin};
-use super::value::Given;
+use super::value::RawValue;
 
 /// A value in force.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +45,7 @@ impl Loaded {
             .collect()
     }
 
-    fn shown(&self) -> impl Iterator<Item = (&'static str, Given, &Origin)> {
+    fn shown(&self) -> impl Iterator<Item = (&'static str, RawValue, &Origin)> {
         KEYS.iter().filter_map(|key| {
             let origin = self.origins.get(key.name).unwrap_or(&Origin::Default);
             Some((key.name, key.show?(&self.config), origin))
@@ -53,12 +53,12 @@ impl Loaded {
     }
 }
 
-fn json(value: Given) -> Value {
+fn json(value: RawValue) -> Value {
     match value {
-        Given::Text(text) | Given::Other(text) => text.into(),
-        Given::Whole(number) => number.into(),
-        Given::Decimal(number) => number.into(),
-        Given::List(items) => items.into_iter().map(json).collect(),
-        Given::Table(entries) => entries.into_iter().map(|(key, value)| (key, json(value))).collect(),
+        RawValue::Text(text) | RawValue::Other(text) => text.into(),
+        RawValue::Whole(number) => number.into(),
+        RawValue::Decimal(number) => number.into(),
+        RawValue::List(items) => items.into_iter().map(json).collect(),
+        RawValue::Table(entries) => entries.into_iter().map(|(key, value)| (key, json(value))).collect(),
     }
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::keys::{KEYS, Spelling};
+use super::keys::{EnvFormat, KEYS};
 use super::load::{Flag, Loaded, Sources};
 use super::*;
 
@@ -362,7 +362,7 @@ fn good_values_are_taken() {
     assert_eq!(loaded.config.upstream.base_url.authority().unwrap().as_str(), "[::1]:9");
     let loaded = load(&file("[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\""));
     assert_eq!(loaded.config.admin.listen, Some(loaded.config.server.listen));
-    for filter in ["off", "hyper", "info,refrain::lane=debug", "TRACE", "refrain[request]=trace"] {
+    for filter in ["off", "hyper", "info,refrain::batcher=debug", "TRACE", "refrain[request]=trace"] {
         assert_eq!(load(&environment(&[("REFRAIN_LOG__FILTER", filter)])).config.log.filter, filter);
     }
 }
@@ -482,7 +482,7 @@ fn tokens_come_from_files() {
 #[test]
 fn sizes_and_numbers_keep_their_spelling_rules() {
     let as_it_is =
-        |name: &str| KEYS.iter().find(|key| key.name == name).unwrap().spelling == Spelling::AsItIs;
+        |name: &str| KEYS.iter().find(|key| key.name == name).unwrap().spelling == EnvFormat::AsItIs;
     assert!(as_it_is("store.max_bytes") && as_it_is("tasks.max_wait") && !as_it_is("upstream.burst"));
     for (bytes, shown) in
         [(0, "\"0\""), (1, "\"1B\""), (1000, "\"1000B\""), (1536, "\"1536B\""), (64 << 20, "\"64MiB\"")]

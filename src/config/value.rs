@@ -13,16 +13,17 @@ use toml::de::DeValue;
 use tracing_subscriber::EnvFilter;
 
 use super::{Client, Services};
-use crate::task::{Service, Token};
+use crate::task::Service;
+use crate::token::Token;
 
 /// A value as it was given. [`fmt::Display`] writes it as TOML on one line.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Given {
+pub(super) enum RawValue {
     Text(String),
     Whole(i64),
     Decimal(f64),
-    List(Vec<Given>),
-    Table(Vec<(String, Given)>),
+    List(Vec<RawValue>),
+    Table(Vec<(String, RawValue)>),
     /// A boolean, a date or a number that is none: nothing here takes one.
     Other(String),
 }
@@ -30,7 +31,7 @@ pub(super) enum Given {
 /// What a reader found, or what would have been right.
 pub(super) type Read<T> = Result<T, String>;
 
-impl Given {
+impl RawValue {
     pub(super) fn text(text: impl Into<String>) -> Self {
         Self::Text(text.into())
     }
@@ -55,7 +56,7 @@ impl Given {
     }
 }
 
-impl From<&DeValue<'_>> for Given {
+impl From<&DeValue<'_>> for RawValue {
     fn from(value: &DeValue<'_>) -> Self {
         match value {
             DeValue::String(text) => Self::text(text.as_ref()),
@@ -77,7 +78,7 @@ impl From<&DeValue<'_>> for Given {
     }
 }
 
-impl fmt::Display for Given {
+impl fmt::Display for RawValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Text(text) => quote(text, f),
@@ -120,35 +121,35 @@ fn quote(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 /// The shortest exact spelling: `64MiB`, `1000B`, `0`.
-pub(super) fn show_size(bytes: u64) -> Given {
+pub(super) fn show_size(bytes: u64) -> RawValue {
     let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")];
     let shown = units
         .iter()
         .find(|(factor, _)| bytes > 0 && bytes.is_multiple_of(*factor))
         .map_or_else(|| "0".to_owned(), |(factor, unit)| format!("{}{unit}", bytes / factor));
-    Given::Text(shown)
+    RawValue::Text(shown)
 }
 
-pub(super) fn show_duration(duration: Duration) -> Given {
-    Given::Text(humantime::format_duration(duration).to_string())
+pub(super) fn show_duration(duration: Duration) -> RawValue {
+    RawValue::Text(humantime::format_duration(duration).to_string())
 }
 
-pub(super) fn show_uri(uri: &Uri) -> Given {
-    Given::text(uri.to_string().trim_end_matches('/'))
+pub(super) fn show_uri(uri: &Uri) -> RawValue {
+    RawValue::text(uri.to_string().trim_end_matches('/'))
 }
 
 /// Stars for a secret that is set, nothing for one that is not.
-pub(super) fn show_token(token: Option<&Token>) -> Given {
-    Given::text(if token.is_some() { "***" } else { "" })
+pub(super) fn show_token(token: Option<&Token>) -> RawValue {
+    RawValue::text(if token.is_some() { "***" } else { "" })
 }
 
-pub(super) fn address(given: &Given) -> Read<SocketAddr> {
+pub(super) fn address(given: &RawValue) -> Read<SocketAddr> {
     given.as_text().and_then(|text| text.parse().ok()).ok_or_else(|| {
         "must be an IP address with a port, such as \"127.0.0.1:8080\" or \"[::]:8080\"".to_owned()
     })
 }
 
-pub(super) fn address_or_off(given: &Given) -> Read<Option<SocketAddr>> {
+pub(super) fn address_or_off(given: &RawValue) -> Read<Option<SocketAddr>> {
     if given.as_text() == Some("off") {
         return Ok(None);
     }
@@ -156,10 +157,10 @@ pub(super) fn address_or_off(given: &Given) -> Read<Option<SocketAddr>> {
 }
 
 /// A size of at least `least` bytes, as text or as a number of bytes. The store counts in 64 signed bits.
-pub(super) fn size(given: &Given, least: u64) -> Read<u64> {
+pub(super) fn size(given: &RawValue, least: u64) -> Read<u64> {
     let bytes = match given {
-        Given::Text(text) => text.parse().ok().map(|ByteSize(bytes)| bytes),
-        Given::Whole(bytes) => u64::try_from(*bytes).ok(),
+        RawValue::Text(text) => text.parse().ok().map(|ByteSize(bytes)| bytes),
+        RawValue::Whole(bytes) => u64::try_from(*bytes).ok(),
         _ => None,
     };
     bytes.filter(|bytes| (least..=i64::MAX.unsigned_abs()).contains(bytes)).ok_or_else(|| match least {
@@ -173,7 +174,7 @@ pub(super) fn size(given: &Given, least: u64) -> Read<u64> {
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// A duration, zero included.
-pub(super) fn duration(given: &Given) -> Read<Duration> {
+pub(super) fn duration(given: &RawValue) -> Read<Duration> {
     given
         .as_text()
         // Sums near 2^64 seconds make `humantime` panic.
@@ -186,7 +187,7 @@ pub(super) fn duration(given: &Given) -> Read<Duration> {
 }
 
 /// A duration above zero.
-pub(super) fn duration_above_zero(given: &Given) -> Read<Duration> {
+pub(super) fn duration_above_zero(given: &RawValue) -> Read<Duration> {
     match duration(given) {
         Ok(Duration::ZERO) => Err("must be longer than 0, such as \"5s\"".to_owned()),
         other => other,
@@ -194,9 +195,9 @@ pub(super) fn duration_above_zero(given: &Given) -> Read<Duration> {
 }
 
 /// A whole number of at least `least` and at most `most`.
-pub(super) fn whole(given: &Given, least: u32, most: u32) -> Read<u32> {
+pub(super) fn whole(given: &RawValue, least: u32, most: u32) -> Read<u32> {
     let number = match given {
-        Given::Whole(number) => u32::try_from(*number).ok(),
+        RawValue::Whole(number) => u32::try_from(*number).ok(),
         _ => None,
     };
     number.filter(|number| (least..=most).contains(number)).ok_or_else(|| match most {
@@ -206,10 +207,10 @@ pub(super) fn whole(given: &Given, least: u32, most: u32) -> Read<u32> {
 }
 
 /// Calls a second. A slower rate than one call in 1,000 seconds would outwait every client.
-pub(super) fn rate(given: &Given) -> Read<f64> {
+pub(super) fn rate(given: &RawValue) -> Read<f64> {
     let number = match given {
-        Given::Whole(number) => i32::try_from(*number).ok().map(f64::from),
-        Given::Decimal(number) => Some(*number),
+        RawValue::Whole(number) => i32::try_from(*number).ok().map(f64::from),
+        RawValue::Decimal(number) => Some(*number),
         _ => None,
     };
     number
@@ -218,7 +219,7 @@ pub(super) fn rate(given: &Given) -> Read<f64> {
 }
 
 /// One of a few words.
-pub(super) fn word<T: Copy>(given: &Given, words: &[(&str, T)]) -> Read<T> {
+pub(super) fn word<T: Copy>(given: &RawValue, words: &[(&str, T)]) -> Read<T> {
     words.iter().find(|(word, _)| given.as_text() == Some(word)).map(|(_, value)| *value).ok_or_else(|| {
         let words: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
         format!("must be {}", words.join(" or "))
@@ -226,7 +227,7 @@ pub(super) fn word<T: Copy>(given: &Given, words: &[(&str, T)]) -> Read<T> {
 }
 
 /// A token, or `None` for the empty text.
-pub(super) fn token(given: &Given) -> Read<Option<Token>> {
+pub(super) fn token(given: &RawValue) -> Read<Option<Token>> {
     match given.as_text() {
         Some("") => Ok(None),
         Some(text) if Token::parse(text).is_some() => Ok(Token::parse(text)),
@@ -238,7 +239,7 @@ pub(super) fn token(given: &Given) -> Read<Option<Token>> {
 }
 
 /// A path, or `None` for the empty text.
-pub(super) fn path(given: &Given) -> Read<Option<PathBuf>> {
+pub(super) fn path(given: &RawValue) -> Read<Option<PathBuf>> {
     match given.as_text() {
         Some("") => Ok(None),
         Some(text) if !text.contains('\0') => Ok(Some(text.into())),
@@ -247,7 +248,7 @@ pub(super) fn path(given: &Given) -> Read<Option<PathBuf>> {
 }
 
 /// Scheme and authority; the path of every request is the client's own.
-pub(super) fn base_url(given: &Given) -> Read<Uri> {
+pub(super) fn base_url(given: &RawValue) -> Read<Uri> {
     let right = |why: &str| format!("{why}; right is for example \"https://api.acedata.cloud\"");
     let text = given.as_text().ok_or_else(|| right("must be a URL"))?;
     // `Uri` drops a fragment silently.
@@ -286,7 +287,7 @@ fn port_is_sound(authority: &http::uri::Authority) -> bool {
 }
 
 /// `sqlite://` and a path. A query would be taken for a part of the path.
-pub(super) fn store_url(given: &Given) -> Read<String> {
+pub(super) fn store_url(given: &RawValue) -> Read<String> {
     given
         .as_text()
         .filter(|url| {
@@ -304,7 +305,7 @@ pub(super) fn store_url(given: &Given) -> Read<String> {
 }
 
 /// Names of services, or all.
-pub(super) fn services(given: &Given) -> Read<Services> {
+pub(super) fn services(given: &RawValue) -> Read<Services> {
     let right = || {
         "must be a list of service names ([A-Za-z0-9_-], at most 64 characters) or exactly [\"*\"]".to_owned()
     };
@@ -347,7 +348,7 @@ const NEVER_FORWARDED: [&str; 27] = [
 ];
 
 /// Names of header fields that may go upstream with a look-up.
-pub(super) fn header_names(given: &Given) -> Read<Vec<HeaderName>> {
+pub(super) fn header_names(given: &RawValue) -> Read<Vec<HeaderName>> {
     let names = given.as_texts().ok_or("must be a list of header names, such as [\"x-record-exempt\"]")?;
     let mut headers = Vec::new();
     for name in names {
@@ -367,7 +368,7 @@ pub(super) fn header_names(given: &Given) -> Read<Vec<HeaderName>> {
 }
 
 /// Origins as browsers write them (lower case, no default port), or `*` alone.
-pub(super) fn origins(given: &Given) -> Read<Vec<String>> {
+pub(super) fn origins(given: &RawValue) -> Read<Vec<String>> {
     let right =
         || "must be a list of origins such as [\"https://app.example\"], or exactly [\"*\"]".to_owned();
     let texts = given.as_texts().ok_or_else(right)?;
@@ -397,12 +398,12 @@ fn origin(text: &str) -> Option<String> {
 }
 
 /// The clients of `shared` mode. No error of this reader quotes a value: keys are secrets.
-pub(super) fn clients(given: &Given) -> Read<Vec<Client>> {
+pub(super) fn clients(given: &RawValue) -> Read<Vec<Client>> {
     const RIGHT: &str = "must be a list such as [{ name = \"reports\", key = \"…\" }]";
-    let Given::List(items) = given else { return Err(RIGHT.to_owned()) };
+    let RawValue::List(items) = given else { return Err(RIGHT.to_owned()) };
     let mut clients: Vec<Client> = Vec::new();
     for (number, item) in (1..).zip(items) {
-        let Given::Table(entries) = item else { return Err(RIGHT.to_owned()) };
+        let RawValue::Table(entries) = item else { return Err(RIGHT.to_owned()) };
         if let Some((key, _)) = entries.iter().find(|(key, _)| key != "name" && key != "key") {
             let key = key.escape_debug();
             return Err(format!("client {number} has an unknown key {key}; a client has a name and a key"));
@@ -426,8 +427,8 @@ pub(super) fn clients(given: &Given) -> Read<Vec<Client>> {
 }
 
 /// A tracing filter. A misspelt level alone would be read as the name of a module and silence everything.
-pub(super) fn filter(given: &Given) -> Read<String> {
-    let right = || "must be a filter such as \"info\" or \"info,refrain::lane=debug\"".to_owned();
+pub(super) fn filter(given: &RawValue) -> Read<String> {
+    let right = || "must be a filter such as \"info\" or \"info,refrain::batcher=debug\"".to_owned();
     let text = given.as_text().filter(|text| !text.trim().is_empty()).ok_or_else(right)?;
     EnvFilter::builder().parse(text).map_err(|_| right())?;
     let levels = ["off", "error", "warn", "info", "debug", "trace"];

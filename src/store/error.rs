@@ -92,7 +92,7 @@ pub enum StoreError {
     Random,
     /// The write-ahead log is at its bound because some reader never ends.
     #[error("the write-ahead log of {} is full; end the program that reads it for so long", path.display())]
-    LogFull {
+    WalFull {
         /// The database file.
         path: PathBuf,
     },

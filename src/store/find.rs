@@ -1,7 +1,7 @@
 //! What a reader may read of some ids: as few rows as can be, each text verified. Called with the readers' pool; no policy
 //! about failures here, but in [`group`], through which all statements go but those for what has to be read alone.
 
-mod group;
+mod coalescer;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -11,11 +11,12 @@ use futures_util::TryStreamExt;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{Row, SqliteConnection};
 
-use super::state::{Damage, Shared};
+use super::state::{CorruptRow, Shared};
 use super::tasks::{checksum, hex_array, mark};
-use crate::task::{Digest, Service, TaskId};
+use crate::task::{Service, TaskId};
+use crate::token::Digest;
 
-pub(super) use group::{Groups, TURNS};
+pub(super) use coalescer::{ReadCoalescer, TURNS};
 
 /// Ids that one statement of [`find`] asks for.
 const FIND_STEP: usize = 64;
@@ -77,13 +78,13 @@ pub(super) async fn find(
     service: &Service,
     ids: &[&TaskId],
     mut found: impl FnMut(Found) -> ControlFlow<()>,
-    damaged: impl FnMut(Option<Damage>),
+    damaged: impl FnMut(Option<CorruptRow>),
 ) -> Result<(), sqlx::Error> {
     let mut alone = Vec::new();
     for (step, ids) in ids.chunks(FIND_STEP).enumerate() {
         let first = step * FIND_STEP;
         // None: it failed, or the store was closed; what is to be counted is counted there.
-        let Some(joined) = group::find(shared, reader, service, ids).await else { return Ok(()) };
+        let Some(joined) = coalescer::find(shared, reader, service, ids).await else { return Ok(()) };
         for joined in joined {
             match joined {
                 Ok(task) => {
@@ -166,7 +167,7 @@ async fn find_by_row(
     service: &Service,
     ids: &[&TaskId],
     mut found: impl FnMut(Found) -> ControlFlow<()>,
-    mut damaged: impl FnMut(Option<Damage>),
+    mut damaged: impl FnMut(Option<CorruptRow>),
 ) -> Result<(), sqlx::Error> {
     let mut rows = sqlx::query(FIND)
         .bind(hex_array(ids.iter().map(|id| [id.as_str().as_bytes()])))
@@ -184,7 +185,7 @@ async fn find_by_row(
             // A value of another type than was written: flipped bits in the row's header.
             Err(_) => damaged(
                 row.try_get(1)
-                    .and_then(|row_number| Ok(Damage::Row { row: row_number, checksum: row.try_get(2)? }))
+                    .and_then(|row_number| Ok(CorruptRow::Row { row: row_number, checksum: row.try_get(2)? }))
                     .ok(),
             ),
         }
@@ -197,16 +198,16 @@ fn verify(
     reader: &Digest,
     service: &Service,
     ids: &[&TaskId],
-) -> Result<Result<Found, Damage>, sqlx::Error> {
+) -> Result<Result<Found, CorruptRow>, sqlx::Error> {
     let index = usize::try_from(row.try_get::<i64, _>(0)?).unwrap_or(usize::MAX);
     let Some(id) = ids.get(index) else { return Err(sqlx::Error::RowNotFound) };
     let (row_number, stored_checksum, stored_mark) = (row.try_get(1)?, row.try_get(2)?, row.try_get(5)?);
     let text: &[u8] = row.try_get(6)?;
     if checksum(service, id, text) != stored_checksum {
-        return Ok(Err(Damage::Row { row: row_number, checksum: stored_checksum }));
+        return Ok(Err(CorruptRow::Row { row: row_number, checksum: stored_checksum }));
     }
     if mark(reader, row_number, stored_checksum) != stored_mark {
-        return Ok(Err(Damage::Right { row: row_number, mark: stored_mark }));
+        return Ok(Err(CorruptRow::Right { row: row_number, mark: stored_mark }));
     }
     Ok(Ok(Found {
         index,

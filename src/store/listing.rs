@@ -14,7 +14,8 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, SqliteConnection};
 
 use super::tasks::{checksum, number_array};
-use crate::task::{Digest, LONGEST_SUMMARIZED, Service, Summary, TaskId};
+use crate::task::{LONGEST_SUMMARIZED, Service, Summary, TaskId};
+use crate::token::Digest;
 
 /// Rows that one page looks at; fewer where titles are looked at, which means reading texts.
 const LOOKS: usize = 10_000;

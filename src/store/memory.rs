@@ -13,7 +13,8 @@ use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Equivalent, OptionsBuilder, Weighter};
 
 use super::StoredTask;
-use crate::task::{Digest, Service, TaskId};
+use crate::task::{Service, TaskId};
+use crate::token::Digest;
 
 /// Readers that one entry knows at most; the one known longest leaves first.
 const MAX_READERS: usize = 64;

@@ -11,7 +11,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use super::error::{is_busy, is_unwritable};
 use super::find::TURNS;
 use super::{BESIDE_BUSY_TIMEOUT, BUSY_TIMEOUT, LISTINGS, StoreError};
-use crate::task::clock;
+use crate::clock;
 
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 

@@ -12,12 +12,13 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::find::Groups;
-use super::hidden::Hidden;
+use super::find::ReadCoalescer;
 use super::memory::Memory;
+use super::pending_deletes::PendingDeletes;
 use super::{Acceptance, Limits};
-use crate::observe::{Metrics, StoreErrorKind};
-use crate::task::{Digest, clock};
+use crate::clock;
+use crate::telemetry::{Metrics, StoreErrorKind};
+use crate::token::Digest;
 
 /// Tokens whose acceptance may wait to be written, rows whose use may, and damaged rows to drop; more are let go,
 /// which costs a recheck, an hour's precision or another checksum error.
@@ -35,17 +36,17 @@ pub(super) struct Shared {
     /// None while the file is set aside and after close.
     readers: RwLock<Option<SqlitePool>>,
     pub(super) memory: Memory,
-    pub(super) hidden: Hidden,
+    pub(super) hidden: PendingDeletes,
     pub(super) health: HealthCell,
     pub(super) totals: Totals,
-    pub(super) chores: Chores,
+    pub(super) chores: DeferredWrites,
     pub(super) closing: CancellationToken,
     pub(super) background: TaskTracker,
     /// Look-ups that share their statements.
-    pub(super) groups: Groups,
-    read_log: LogGate,
-    write_log: LogGate,
-    damage_log: LogGate,
+    pub(super) groups: ReadCoalescer,
+    read_log: LogThrottle,
+    write_log: LogThrottle,
+    damage_log: LogThrottle,
 }
 
 impl Shared {
@@ -57,16 +58,16 @@ impl Shared {
             metrics,
             key,
             readers: RwLock::new(None),
-            hidden: Hidden::default(),
+            hidden: PendingDeletes::default(),
             health: HealthCell::default(),
             totals: Totals::default(),
-            chores: Chores::default(),
+            chores: DeferredWrites::default(),
             closing: CancellationToken::new(),
             background: TaskTracker::new(),
-            groups: Groups::default(),
-            read_log: LogGate::default(),
-            write_log: LogGate::default(),
-            damage_log: LogGate::default(),
+            groups: ReadCoalescer::default(),
+            read_log: LogThrottle::default(),
+            write_log: LogThrottle::default(),
+            damage_log: LogThrottle::default(),
         }
     }
 
@@ -90,8 +91,8 @@ impl Shared {
     /// Counts and logs a failed read; a corrupt file is handed to the writer.
     pub(super) fn read_failed(&self, error: &sqlx::Error) {
         self.count(StoreErrorKind::Read);
-        if let Some(hushed) = self.read_log.open() {
-            tracing::warn!(error = %error, hushed, "the task store could not be read; going on as if nothing were stored");
+        if let Some(suppressed) = self.read_log.open() {
+            tracing::warn!(error = %error, suppressed, "the task store could not be read; going on as if nothing were stored");
         }
         if super::error::is_corrupt(error) {
             self.report_corrupt();
@@ -101,21 +102,21 @@ impl Shared {
     /// A read that took too long, because of a lock or a slow disk.
     pub(super) fn read_timed_out(&self) {
         self.count(StoreErrorKind::Read);
-        if let Some(hushed) = self.read_log.open() {
+        if let Some(suppressed) = self.read_log.open() {
             tracing::warn!(
-                hushed,
+                suppressed,
                 "reading the task store took too long; going on as if nothing were stored"
             );
         }
     }
 
     /// Counts and logs something damaged; what is known of it is handed to the writer to be dropped.
-    pub(super) fn damaged(&self, damage: Option<Damage>) {
+    pub(super) fn damaged(&self, damage: Option<CorruptRow>) {
         self.count(StoreErrorKind::Checksum);
-        if let Some(hushed) = self.damage_log.open() {
+        if let Some(suppressed) = self.damage_log.open() {
             tracing::warn!(
                 ?damage,
-                hushed,
+                suppressed,
                 "a stored task is damaged; it is dropped and will be fetched again"
             );
         }
@@ -127,8 +128,12 @@ impl Shared {
     /// Counts and logs a failed write.
     pub(super) fn write_failed(&self, error: &str) {
         self.count(StoreErrorKind::Write);
-        if let Some(hushed) = self.write_log.open() {
-            tracing::warn!(error, hushed, "the task store could not be written; going on without storing");
+        if let Some(suppressed) = self.write_log.open() {
+            tracing::warn!(
+                error,
+                suppressed,
+                "the task store could not be written; going on without storing"
+            );
         }
     }
 
@@ -147,7 +152,7 @@ impl Shared {
 pub(super) enum Health {
     Good = 0,
     WriteFailed = 1,
-    LogFull = 2,
+    WalFull = 2,
     Corrupt = 3,
     Stopped = 4,
     Closed = 5,
@@ -162,7 +167,7 @@ impl HealthCell {
         match self.0.load(Ordering::Acquire) {
             0 => Health::Good,
             1 => Health::WriteFailed,
-            2 => Health::LogFull,
+            2 => Health::WalFull,
             3 => Health::Corrupt,
             4 => Health::Stopped,
             _ => Health::Closed,
@@ -208,7 +213,7 @@ impl Totals {
 
 /// Something a reader found that must not be served again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Damage {
+pub(super) enum CorruptRow {
     /// A row whose checksum does not fit. With the stored checksum, so that a later row of that number stays.
     Row { row: i64, checksum: i64 },
     /// A right whose mark does not fit.
@@ -217,23 +222,23 @@ pub(super) enum Damage {
 
 /// Small things that ride along in the writer's next transaction.
 #[derive(Default)]
-pub(super) struct Chores {
+pub(super) struct DeferredWrites {
     touched: Mutex<HashSet<i64>>,
-    damaged: Mutex<HashSet<Damage>>,
+    damaged: Mutex<HashSet<CorruptRow>>,
     acceptances: Mutex<HashMap<Digest, Acceptance>>,
     /// Wakes the writer for what should not wait for its next tick.
     pub(super) wake: Notify,
 }
 
-/// What [`Chores::take`] took, to be settled after the commit.
+/// What [`DeferredWrites::take`] took, to be settled after the commit.
 #[derive(Default)]
-pub(super) struct TakenChores {
+pub(super) struct TakenWrites {
     pub(super) touched: Vec<i64>,
-    pub(super) damaged: Vec<Damage>,
+    pub(super) damaged: Vec<CorruptRow>,
     pub(super) acceptances: Vec<(Digest, Acceptance)>,
 }
 
-impl Chores {
+impl DeferredWrites {
     pub(super) fn touch(&self, row: i64) {
         let mut touched = lock(&self.touched);
         if touched.len() < MAX_WAITING * 10 {
@@ -241,7 +246,7 @@ impl Chores {
         }
     }
 
-    pub(super) fn report_damage(&self, damage: Damage) {
+    pub(super) fn report_damage(&self, damage: CorruptRow) {
         let mut damaged = lock(&self.damaged);
         if damaged.len() < MAX_WAITING {
             damaged.insert(damage);
@@ -270,8 +275,8 @@ impl Chores {
         !lock(&self.damaged).is_empty() || !lock(&self.acceptances).is_empty()
     }
 
-    /// A batch of what waits. Acceptances stay visible until [`Chores::settle`].
-    pub(super) fn take(&self, with_touched: bool) -> TakenChores {
+    /// A batch of what waits. Acceptances stay visible until [`DeferredWrites::settle`].
+    pub(super) fn take(&self, with_touched: bool) -> TakenWrites {
         let touched = if with_touched {
             let mut touched = lock(&self.touched);
             let rows: Vec<i64> = touched.iter().copied().take(MAX_WAITING).collect();
@@ -282,7 +287,7 @@ impl Chores {
         } else {
             Vec::new()
         };
-        TakenChores {
+        TakenWrites {
             touched,
             damaged: lock(&self.damaged).drain().collect(),
             acceptances: lock(&self.acceptances)
@@ -293,7 +298,7 @@ impl Chores {
     }
 
     /// After the commit: what was written and has not changed since waits no more.
-    pub(super) fn settle(&self, taken: &TakenChores) {
+    pub(super) fn settle(&self, taken: &TakenWrites) {
         let mut acceptances = lock(&self.acceptances);
         for (token, acceptance) in &taken.acceptances {
             if acceptances.get(token) == Some(acceptance) {
@@ -303,7 +308,7 @@ impl Chores {
     }
 
     /// After a failure: what was taken waits again.
-    pub(super) fn put_back(&self, taken: TakenChores) {
+    pub(super) fn put_back(&self, taken: TakenWrites) {
         lock(&self.touched).extend(taken.touched);
         lock(&self.damaged).extend(taken.damaged);
     }
@@ -317,9 +322,9 @@ impl Chores {
 
 /// Lets one log line through in [`LOG_EVERY`] and counts the others.
 #[derive(Default)]
-struct LogGate(Mutex<(Option<Instant>, u64)>);
+struct LogThrottle(Mutex<(Option<Instant>, u64)>);
 
-impl LogGate {
+impl LogThrottle {
     /// How many lines were hushed since the last one, if this one may pass.
     fn open(&self) -> Option<u64> {
         let mut gate = lock(&self.0);

@@ -8,8 +8,9 @@ use sqlx::SqliteConnection;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::Forget;
-use super::state::{Damage, TakenChores};
-use crate::task::{Digest, FinishedTask, Service, TaskId};
+use super::state::{CorruptRow, TakenWrites};
+use crate::task::{FinalRecord, Service, TaskId};
+use crate::token::Digest;
 
 /// Rows that one statement of a wide forget removes.
 const FORGET_STEP: i64 = 1000;
@@ -89,7 +90,7 @@ pub(super) async fn keep(
     reader: &Digest,
     service: &Service,
     seq: i64,
-    tasks: &[FinishedTask],
+    tasks: &[FinalRecord],
     now: i64,
 ) -> Result<Vec<Kept>, sqlx::Error> {
     keep_dated(conn, reader, service, seq, tasks, |_| now, now).await
@@ -101,7 +102,7 @@ pub(super) async fn keep_dated(
     reader: &Digest,
     service: &Service,
     seq: i64,
-    tasks: &[FinishedTask],
+    tasks: &[FinalRecord],
     date: impl Fn(usize) -> i64,
     now: i64,
 ) -> Result<Vec<Kept>, sqlx::Error> {
@@ -180,7 +181,7 @@ async fn known(
     conn: &mut SqliteConnection,
     reader_row: i64,
     service: &Service,
-    tasks: &[FinishedTask],
+    tasks: &[FinalRecord],
 ) -> Result<Vec<Vec<KnownRow>>, sqlx::Error> {
     let rows: Vec<(i64, i64, i64, i64, i64, bool)> = sqlx::query_as(KNOWN)
         .bind(hex_array(tasks.iter().map(|task| [task.id.as_str().as_bytes()])))
@@ -224,7 +225,7 @@ struct NewRow {
 async fn insert(
     conn: &mut SqliteConnection,
     service: &Service,
-    task: &FinishedTask,
+    task: &FinalRecord,
     new: &NewRow,
 ) -> Result<i64, sqlx::Error> {
     let inserted = sqlx::query(
@@ -354,15 +355,15 @@ async fn forget_task(
 /// Writes last uses, acceptances, and drops what was found damaged.
 pub(super) async fn chores(
     conn: &mut SqliteConnection,
-    chores: &TakenChores,
+    chores: &TakenWrites,
     hour: i64,
 ) -> Result<(), sqlx::Error> {
     for damage in &chores.damaged {
         let (sql, row, sum) = match *damage {
-            Damage::Row { row, checksum } => {
+            CorruptRow::Row { row, checksum } => {
                 ("DELETE FROM task WHERE row = ?1 AND checksum = ?2", row, checksum)
             }
-            Damage::Right { row, mark } => {
+            CorruptRow::Right { row, mark } => {
                 let sql = "DELETE FROM task_right
                            WHERE (service, id) = (SELECT service, id FROM task WHERE row = ?1)
                            AND task = ?1 AND mark = ?2";

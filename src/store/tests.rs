@@ -13,7 +13,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use tempfile::TempDir;
 
 use super::*;
-use crate::observe::{Label, StoreErrorKind};
+use crate::telemetry::{Label, StoreErrorKind};
 
 /// A folder with a store's file in it.
 struct Disk {
@@ -86,8 +86,8 @@ fn id(id: &str) -> TaskId {
     TaskId::parse(id).unwrap()
 }
 
-fn task(id: &str, text: &str) -> FinishedTask {
-    FinishedTask { id: self::id(id), text: Bytes::copy_from_slice(text.as_bytes()) }
+fn task(id: &str, text: &str) -> FinalRecord {
+    FinalRecord { id: self::id(id), text: Bytes::copy_from_slice(text.as_bytes()) }
 }
 
 async fn keep(store: &Store, by: [u8; 32], name: &str, text: &str) -> bool {
@@ -115,7 +115,7 @@ async fn what_is_too_long_together_is_not_read() {
         let store = disk.open().await;
         let ids: Vec<TaskId> = (0..10).map(|n| id(&n.to_string())).collect();
         let tasks =
-            ids.iter().map(|id| FinishedTask { id: id.clone(), text: vec![b'x'; 100].into() }).collect();
+            ids.iter().map(|id| FinalRecord { id: id.clone(), text: vec![b'x'; 100].into() }).collect();
         assert!(store.keep(&reader(A), &service(), store.epoch(), tasks).await.iter().all(|kept| *kept));
         assert_eq!(store.find(&reader(A), &service(), &ids, 999).await, Err(TooLarge));
         assert!(store.find(&reader(A), &service(), &ids, 1000).await.unwrap().iter().all(Option::is_some));
@@ -294,7 +294,7 @@ async fn one_file_has_one_owner() {
 async fn a_command_sees_whether_a_proxy_serves_and_never_keeps_one_from_starting() {
     let disk = Disk::new();
     let store = disk.open().await;
-    let beside = Beside::open_file(&disk.path()).await.unwrap();
+    let beside = StoreMaintenance::open_file(&disk.path()).await.unwrap();
     assert!(beside.is_served());
     store.close().await;
     assert!(!beside.is_served());
@@ -323,7 +323,7 @@ async fn unwritable_places_are_named() {
 async fn acceptances_are_seen_at_once_and_after_a_restart() {
     let disk = Disk::new();
     let store = disk.open().await;
-    let accepted = Acceptance { accepted_at: crate::task::clock::unix_now(), ended: false };
+    let accepted = Acceptance { accepted_at: crate::clock::unix_now(), ended: false };
     assert_eq!(store.acceptance(&reader(A)).await, None);
     store.record_acceptance(reader(A), accepted);
     assert_eq!(store.acceptance(&reader(A)).await, Some(accepted));

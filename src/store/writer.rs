@@ -20,11 +20,13 @@ use tokio::time::MissedTickBehavior;
 
 use super::memory::Fill;
 use super::open;
-use super::state::{Health, Shared, TakenChores};
+use super::state::{Health, Shared, TakenWrites};
 use super::sweep::TombstoneAges;
 use super::tasks::{self, Kept};
 use super::{BUSY_TIMEOUT, Forget, StoreError};
-use crate::task::{Digest, FinishedTask, Service, clock};
+use crate::clock;
+use crate::task::{FinalRecord, Service};
+use crate::token::Digest;
 
 /// Between two looks at what other processes wrote, and at what waits.
 const TICK: Duration = Duration::from_millis(500);
@@ -50,7 +52,7 @@ pub(super) enum Job {
         reader: Digest,
         service: Service,
         seq: i64,
-        tasks: Vec<FinishedTask>,
+        tasks: Vec<FinalRecord>,
         answer: oneshot::Sender<Vec<bool>>,
         /// The queue's share of memory, given back when the job is done.
         _room: OwnedSemaphorePermit,
@@ -294,7 +296,7 @@ impl Writer {
         conn: &mut SqliteConnection,
         jobs: &[Job],
         waiting: &[Forget],
-        chores: &TakenChores,
+        chores: &TakenWrites,
         probe: bool,
     ) -> Result<Vec<Outcome>, StoreError> {
         self.look_around(conn).await?;
@@ -374,8 +376,8 @@ impl Writer {
             self.shared.report_corrupt();
         } else {
             self.shared.write_failed(&error.chain());
-            let full = matches!(error, StoreError::LogFull { .. });
-            self.shared.health.set(if full { Health::LogFull } else { Health::WriteFailed });
+            let full = matches!(error, StoreError::WalFull { .. });
+            self.shared.health.set(if full { Health::WalFull } else { Health::WriteFailed });
         }
     }
 
@@ -418,7 +420,7 @@ impl Writer {
                     self.failed(&error);
                 }
             }
-            Health::WriteFailed | Health::LogFull if self.last_try.elapsed() >= PROBE_EVERY => {
+            Health::WriteFailed | Health::WalFull if self.last_try.elapsed() >= PROBE_EVERY => {
                 match self.commit(&[], true, false).await {
                     Ok(_) => {
                         self.shared.health.set(Health::Good);

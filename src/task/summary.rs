@@ -302,7 +302,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
             _ => Place::Inside,
         };
         while let Some(name) = members.next_key::<String>()? {
-            // Outside `response` nothing but a few members of the task is of interest.
+            // Backend `response` nothing but a few members of the task is of interest.
             let is_read = match place {
                 Place::Task => matches!(name.as_str(), "type" | "created_at" | "finished_at" | "response"),
                 _ => inside != Place::Task,

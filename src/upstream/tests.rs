@@ -1,6 +1,6 @@
 //! Both clients against an upstream spoken by hand, over TLS, and through outgoing proxies.
 
-mod look_ups;
+mod lookups;
 mod ways;
 
 use std::net::SocketAddr;
@@ -9,8 +9,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::edge::raw::{Peer, field, listen, soon};
-use crate::task::{Service, TaskId, Token};
+use crate::server::raw::{Peer, field, listen, soon};
+use crate::task::{Service, TaskId};
+use crate::token::Token;
 
 fn config(address: SocketAddr) -> UpstreamConfig {
     UpstreamConfig {

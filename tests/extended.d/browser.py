@@ -387,7 +387,7 @@ async def widths(browser):
         asking = asyncio.create_task(keep_asking(proxy, "worse" * 20))
         await page.until(f"{SHOWN} && {TITLES}.length === {len(HOSTILE) + 1}")
         await page.until("document.querySelectorAll('#pending .title').length === 1")
-        await page.until("document.querySelectorAll('#lanes tbody tr').length > 0")
+        await page.until("document.querySelectorAll('#queues tbody tr').length > 0")
         for width in (320, 360, 375, 600, 768, 1024, 1280, 1920):
             await page.resize(width, 800)
             for shown in ("", "document.querySelector('#tasks button.title').click()", "document.getElementById('detail-forget').click()"):

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use http::StatusCode;
 use refrain::config::{AccessMode, Client, Config};
-use refrain::simulator::Rule;
-use refrain::task::Token;
+use refrain::token::Token;
+use refrain_simulator::Rule;
 use serde_json::json;
 
 use crate::support::{Reply, TestApp, Wire, assert_error, envelope, eventually, finished, request};
@@ -106,7 +106,7 @@ async fn of_a_batch_each_gets_its_own_half_from_the_store() {
     assert_eq!(reply.body, envelope(&[finished("both", "x")]));
     assert_eq!(reply.x_cache(), "PARTIAL");
     let calls = app.upstream.calls();
-    let mut asked: Vec<String> = calls.iter().flat_map(refrain::simulator::RecordedCall::ids).collect();
+    let mut asked: Vec<String> = calls.iter().flat_map(refrain_simulator::RecordedCall::ids).collect();
     asked.sort();
     assert_eq!(asked, ["one", "two"]);
     assert!(calls.iter().all(|call| call.token.as_deref() == Some("b")));

@@ -1,13 +1,13 @@
 //! The admin port's promises: who may ask, what browsers are told, and that nothing of it is on the client port.
 
 use http::Method;
-use refrain::task::Token;
+use refrain::token::Token;
 
 use crate::support::{Program, Reply, TestApp, Wire, assert_error, finished, simulator};
 
 /// Every path of the admin port that needs the token where one is set.
 const GUARDED: [&str; 6] =
-    ["/metrics", "/api/version", "/api/tasks", "/api/lanes", "/api/pending", "/api/config"];
+    ["/metrics", "/api/version", "/api/tasks", "/api/queues", "/api/pending", "/api/config"];
 
 async fn ask(app: &TestApp, method: Method, path: &str, headers: &[(&str, &str)]) -> Reply {
     let mut request = app.http.request(method, format!("http://{}{path}", app.admin));

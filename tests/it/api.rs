@@ -329,7 +329,7 @@ async fn wrong_parameters_are_named() {
         (Method::GET, "/api/tasks?cursor=7&id=a", "cursor"),
         (Method::GET, "/api/tasks?titel=x", "titel"),
         (Method::GET, "/api/version?x=1", "\"x\""),
-        (Method::GET, "/api/lanes?limit=1", "limit"),
+        (Method::GET, "/api/queues?limit=1", "limit"),
         (Method::GET, "/api/pending?limit=1", "limit"),
         (Method::GET, "/api/config?key=1", "key"),
         (Method::GET, "/api/tasks/producer/a?x", "\"x\""),
@@ -417,7 +417,7 @@ async fn the_configuration_is_shown_as_refrain_config_prints_it() {
 async fn lanes_and_pending_tasks_are_told() {
     let app =
         TestApp::spawn_with(|config| config.tasks.pending_max_age = std::time::Duration::from_secs(60)).await;
-    assert_eq!(get(&app, "/api/lanes").await, json!({"lanes": [], "lanes_left_out": 0}));
+    assert_eq!(get(&app, "/api/queues").await, json!({"queues": [], "queues_left_out": 0}));
     assert_eq!(get(&app, "/api/pending").await, json!({"pending": [], "pending_left_out": 0}));
     let unfinished = json!({"id": "p1", "type": "audios", "created_at": 1767119745.5, "response":
         {"data": [{"title": "</script>", "state": "processing", "progress": "40%"}]}});
@@ -440,8 +440,8 @@ async fn lanes_and_pending_tasks_are_told() {
         ]),
         json!(["producer", "p1", "audios", "</script>", "processing", 0.4, 1767119745.5, 0, false])
     );
-    let lanes = get(&app, "/api/lanes").await;
-    let lane = &lanes["lanes"][0];
+    let lanes = get(&app, "/api/queues").await;
+    let lane = &lanes["queues"][0];
     assert_eq!(lane["token"], task["token"]);
     assert_eq!(
         json!([
@@ -470,12 +470,12 @@ async fn lanes_and_pending_tasks_are_told() {
     });
     eventually("the one who waits is told", async || {
         let task = &get(&app, "/api/pending").await["pending"][0];
-        let lane = &get(&app, "/api/lanes").await["lanes"][0];
+        let lane = &get(&app, "/api/queues").await["queues"][0];
         task["callers"] == 1 && lane["callers"] == 1
     })
     .await;
     waiting.abort();
-    eventually("and that it went", async || get(&app, "/api/lanes").await["lanes"][0]["callers"] == 0).await;
+    eventually("and that it went", async || get(&app, "/api/queues").await["queues"][0]["callers"] == 0).await;
 }
 
 #[tokio::test]

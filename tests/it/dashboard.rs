@@ -4,7 +4,7 @@ use std::path::Path;
 
 use http::header::{ETAG, HOST, IF_NONE_MATCH};
 use http::{Method, StatusCode};
-use refrain::task::Token;
+use refrain::token::Token;
 use sha2::{Digest, Sha256};
 
 use crate::support::{Reply, TestApp, assert_error};
@@ -179,7 +179,7 @@ async fn nothing_else_is_below_the_assets() {
 #[tokio::test]
 async fn the_chart_library_is_what_its_authors_made_and_comes_with_its_licence() {
     let app = TestApp::spawn().await;
-    let readme = include_str!("../../src/routes/dashboard/vendor/README.md");
+    let readme = include_str!("../../dashboard/vendor/README.md");
     for file in ["uplot-1.6.31/uPlot.iife.min.js", "uplot-1.6.31/uPlot.min.css"] {
         let reply = app.admin(&format!("/assets/vendor/{file}")).await;
         let digest: String = Sha256::digest(&reply.body).iter().map(|byte| format!("{byte:02x}")).collect();

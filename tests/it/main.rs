@@ -11,7 +11,7 @@ mod bytes;
 mod crash;
 mod dashboard;
 mod docs;
-mod look_ups;
+mod lookups;
 mod metrics;
 mod mix_ups;
 mod operations;

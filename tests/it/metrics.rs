@@ -6,7 +6,7 @@ mod promql;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use refrain::simulator::{Rule, Simulator};
+use refrain_simulator::{Rule, Simulator};
 use serde_json::{Value, json};
 
 use self::exposition::Page;
@@ -175,7 +175,7 @@ async fn what_waits_in_a_lane_shows_while_it_waits() {
     assert_eq!(value(&held, "refrain_lane_under_way_ids", &[]), 1.0);
     assert_eq!(value(&held, "refrain_lane_callers", &[]), 1.0);
     assert_eq!(value(&held, "refrain_lane_wanted_ids", &[]), 0.0);
-    assert_eq!(json(&program, "/api/stats").await["lanes"]["under_way"], 1);
+    assert_eq!(json(&program, "/api/stats").await["queues"]["under_way"], 1);
     hold.release();
     asking.await.expect("no panic").expect("an answer");
     let after = page(&program).await;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use refrain::simulator::Rule;
+use refrain_simulator::Rule;
 use serde_json::json;
 
 use crate::support::{Client, Program, TestApp, Wire, client, in_parallel, simulator, task_text};
@@ -232,7 +232,7 @@ async fn odd_requests_leave_the_answers_of_others_alone() {
     let http = client(app.address);
     let of = |id: &str| Bytes::from(task_text(id, "t", 40));
     // What a server that reads the request in another way than we do might answer.
-    let odd = |call: &refrain::simulator::RecordedCall| {
+    let odd = |call: &refrain_simulator::RecordedCall| {
         call.header("x-forwarded-host").is_some()
             || call.header("x-host").is_some()
             || call.header("x-original-url").is_some()

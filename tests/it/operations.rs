@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use refrain::simulator::Rule;
+use refrain_simulator::Rule;
 use serde_json::json;
 use tokio::net::TcpStream;
 

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use refrain::simulator::{RecordedCall, Rule};
+use refrain_simulator::{RecordedCall, Rule};
 use serde_json::json;
 
 use crate::support::{PATIENCE, Program, RawAnswer, TestApp, Wire, finished, request, simulator};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use refrain::simulator::Rule;
+use refrain_simulator::Rule;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use refrain::simulator::{Rule, Simulator};
+use refrain_simulator::{Rule, Simulator};
 use serde_json::json;
 
 use crate::support::{Program, Wire, request, simulator};
@@ -154,7 +154,7 @@ async fn check(settings: &[(&str, &str)], key: &str, token: &str) {
             ("/metrics", "refrain_requests_total"),
             ("/api/version", "sqlite_version"),
             ("/api/tasks", "stored_at"),
-            ("/api/lanes", "under_way"),
+            ("/api/queues", "under_way"),
             ("/api/pending", &pending),
             ("/api/config", "\"***\""),
         ] {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use refrain::simulator::Simulator;
+use refrain_simulator::Simulator;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

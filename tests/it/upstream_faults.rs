@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use http::StatusCode;
 use refrain::config::Config;
-use refrain::simulator::{Item, Rule};
+use refrain_simulator::{Item, Rule};
 
 use crate::support::{TestApp, assert_error, envelope, eventually, finished, simulator};
 

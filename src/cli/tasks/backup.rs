@@ -10,12 +10,12 @@ use serde_json::json;
 use super::BackupArguments;
 use super::output::{NewFile, Out, printable, progress, tasks};
 use crate::cli::{Failure, signals};
-use crate::store::Beside;
+use crate::store::StoreMaintenance;
 
 /// Between two looks at how far the copy is.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-pub(super) async fn backup(store: &mut Beside, arguments: &BackupArguments) -> Result<(), Failure> {
+pub(super) async fn backup(store: &mut StoreMaintenance, arguments: &BackupArguments) -> Result<(), Failure> {
     let path = arguments.file.as_path();
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::AlreadyExists => {
@@ -48,7 +48,7 @@ pub(super) async fn backup(store: &mut Beside, arguments: &BackupArguments) -> R
         return Err(Failure::Runtime("interrupted; nothing was written".to_owned()));
     }
     copied?;
-    let mut copy = Beside::open_file(new.temporary()).await?;
+    let mut copy = StoreMaintenance::open_file(new.temporary()).await?;
     let count = copy.count().await?;
     copy.close().await?;
     new.publish().map_err(failed)?;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::ExportArguments;
 use super::output::{NewFile, progress, stdout_failed, tasks, tell};
 use crate::cli::{Failure, signals};
-use crate::store::Beside;
+use crate::store::StoreMaintenance;
 
 /// A line of an export.
 #[derive(Deserialize, Serialize)]
@@ -25,7 +25,7 @@ pub(super) struct Line<'a> {
     pub(super) text: Cow<'a, str>,
 }
 
-pub(super) async fn export(store: &mut Beside, arguments: &ExportArguments) -> Result<(), Failure> {
+pub(super) async fn export(store: &mut StoreMaintenance, arguments: &ExportArguments) -> Result<(), Failure> {
     let path = arguments.output.as_path();
     let never = CancellationToken::new();
     if path == Path::new("-") {
@@ -65,7 +65,7 @@ struct Written {
 }
 
 async fn write(
-    store: &mut Beside,
+    store: &mut StoreMaintenance,
     arguments: &ExportArguments,
     out: &mut dyn Write,
     interrupted: &CancellationToken,

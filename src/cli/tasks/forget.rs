@@ -7,9 +7,9 @@ use serde_json::json;
 use super::output::{Out, printable, tasks, tell};
 use super::{ForgetArguments, ForgetKind};
 use crate::cli::Failure;
-use crate::store::{Beside, Forget};
+use crate::store::{Forget, StoreMaintenance};
 
-pub(super) async fn forget(store: &mut Beside, arguments: ForgetArguments) -> Result<(), Failure> {
+pub(super) async fn forget(store: &mut StoreMaintenance, arguments: ForgetArguments) -> Result<(), Failure> {
     let ForgetArguments { what, yes, json } = arguments;
     if !yes && io::stdin().is_terminal() && !confirmed(&what)? {
         return Err(Failure::Runtime("nothing was forgotten".to_owned()));

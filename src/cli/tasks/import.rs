@@ -16,8 +16,9 @@ use super::export::Line;
 use super::output::{Out, progress, tasks};
 use crate::cli::Failure;
 use crate::config::{AccessMode, Config};
-use crate::store::{Beside, DatedTask};
-use crate::task::{Digest, DigestKey, FinishedTask, Service, Standing, TaskId, Token, inspect};
+use crate::store::{DatedTask, StoreMaintenance};
+use crate::task::{FinalRecord, Service, Standing, TaskId, inspect};
+use crate::token::{Digest, DigestKey, Token};
 
 /// Lines of one transaction.
 const BATCH_LINES: usize = 500;
@@ -49,7 +50,7 @@ pub(super) async fn import(arguments: ImportArguments, config: &Config) -> Resul
     let mut lines = Lines::open(&arguments.file)?;
     // Read before the store is opened, so that a wrong file does not leave an empty store behind.
     let first = lines.batch().map_err(|mistake| mistake.after(0))?;
-    let mut store = Beside::open_or_create(&config.store).await?;
+    let mut store = StoreMaintenance::open_or_create(&config.store).await?;
     let done = fill(&mut store, token.filter(|_| !is_shared), first, &mut lines).await;
     let closed = store.close().await;
     let imported = done?;
@@ -75,7 +76,7 @@ struct Imported {
 
 /// `None` for the team.
 async fn fill(
-    store: &mut Beside,
+    store: &mut StoreMaintenance,
     token: Option<Token>,
     first: Vec<DatedTask>,
     lines: &mut Lines,
@@ -187,7 +188,7 @@ fn parse(line: &[u8]) -> Result<DatedTask, &'static str> {
     let text = Bytes::from(line.text.into_owned());
     match inspect(&text).map(|inspection| inspection.standing(&id)) {
         Some(Standing::Final) => {
-            Ok(DatedTask { service, stored_at: line.stored_at, task: FinishedTask { id, text } })
+            Ok(DatedTask { service, stored_at: line.stored_at, task: FinalRecord { id, text } })
         }
         Some(Standing::Pending) => Err("its task is not finished"),
         Some(Standing::Empty | Standing::Foreign) => Err("its text is not the task of its id"),

@@ -6,8 +6,9 @@ use serde::Serialize;
 use super::ListArguments;
 use super::output::{Out, age, printable, tell, time};
 use crate::cli::Failure;
-use crate::store::{Beside, Cursor, Filter, Seen};
-use crate::task::{Summary, clock};
+use crate::clock;
+use crate::store::{Cursor, Filter, Seen, StoreMaintenance};
+use crate::task::Summary;
 
 /// Characters of a title that a line has room for.
 const TITLE_LENGTH: usize = 48;
@@ -23,7 +24,7 @@ struct Line<'a> {
     cursor: i64,
 }
 
-pub(super) async fn list(store: &mut Beside, arguments: &ListArguments) -> Result<(), Failure> {
+pub(super) async fn list(store: &mut StoreMaintenance, arguments: &ListArguments) -> Result<(), Failure> {
     let mut out = Out::new();
     let now = clock::unix_now();
     let filter = Filter { service: arguments.service.clone(), ..Filter::default() };

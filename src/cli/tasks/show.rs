@@ -3,13 +3,13 @@
 use super::ShowArguments;
 use super::output::{Out, printable, tell, time};
 use crate::cli::Failure;
-use crate::store::{Beside, StoredText};
-use crate::task::Digest;
+use crate::store::{StoreMaintenance, StoredText};
+use crate::token::Digest;
 
 /// Readers that a line names.
 const NAMED: usize = 8;
 
-pub(super) async fn show(store: &mut Beside, arguments: &ShowArguments) -> Result<(), Failure> {
+pub(super) async fn show(store: &mut StoreMaintenance, arguments: &ShowArguments) -> Result<(), Failure> {
     let name = printable(arguments.id.as_str());
     let failed = |what: &str| Err(Failure::Runtime(format!("task {name} {what}")));
     let mut texts = store.texts(arguments.service.as_ref(), &arguments.id).await?;

@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 use super::StatsArguments;
 use super::output::{Out, age, printable, tasks, time};
 use crate::cli::Failure;
-use crate::store::Beside;
-use crate::task::clock;
+use crate::clock;
+use crate::store::StoreMaintenance;
 
-pub(super) async fn stats(store: &mut Beside, arguments: &StatsArguments) -> Result<(), Failure> {
+pub(super) async fn stats(store: &mut StoreMaintenance, arguments: &StatsArguments) -> Result<(), Failure> {
     let totals = store.totals().await?;
     let size = |suffix: &str| {
         let mut name = store.path().as_os_str().to_owned();

@@ -1,7 +1,7 @@
 //! How tasks leave: forgotten, by the proxy or a command beside it, and swept.
 
 use super::*;
-use crate::observe::EvictionReason;
+use crate::telemetry::EvictionReason;
 
 #[tokio::test]
 async fn a_forget_wins_over_a_late_answer() {
@@ -56,7 +56,7 @@ async fn a_wide_forget_removes_thousands() {
 }
 
 async fn forget_beside(config: &StoreConfig, scope: &Forget) -> u64 {
-    let mut beside = Beside::open(config).await.unwrap();
+    let mut beside = StoreMaintenance::open(config).await.unwrap();
     let removed = beside.forget(scope).await.unwrap();
     beside.close().await.unwrap();
     removed
@@ -85,7 +85,7 @@ async fn a_forget_by_another_process_is_seen_within_a_second() {
     store.close().await;
     assert_eq!(forget_beside(&config, &scope).await, 0, "without a proxy too");
     let missing = StoreConfig { url: config.url.clone() + "x", ..config };
-    assert!(matches!(Beside::open(&missing).await, Err(StoreError::Missing { .. })));
+    assert!(matches!(StoreMaintenance::open(&missing).await, Err(StoreError::Missing { .. })));
 }
 
 #[tokio::test]

@@ -83,7 +83,7 @@ async fn rights_leave_with_their_task_and_are_counted() {
     assert_eq!(rights(&mut other).await, [(A.to_vec(), 0, 0), (B.to_vec(), 0, 0)]);
 
     assert!(keep(&store, B, "t", "text").await);
-    sweep::prune_readers(&mut other, crate::task::clock::unix_now()).await.unwrap();
+    sweep::prune_readers(&mut other, crate::clock::unix_now()).await.unwrap();
     assert_eq!(rights(&mut other).await, [(B.to_vec(), 1, 1)], "who has nothing is let go");
     other.close().await.unwrap();
 }
@@ -165,7 +165,7 @@ async fn damage_in_a_store_of_the_first_schema_costs_no_more_than_what_is_damage
             .unwrap();
     assert_eq!(left, [(b"t".to_vec(), 2, 2), (b"u".to_vec(), 2, 3)]);
     // Nor do they fail what comes after.
-    let now = crate::task::clock::unix_now();
+    let now = crate::clock::unix_now();
     let fresh = [task("v", "text")];
     for by in [A, B] {
         tasks::keep(&mut old, &reader(by), &service(), i64::MAX, &fresh, now).await.unwrap();

@@ -1,4 +1,4 @@
-//! Damage, files of others, and a disk that refuses.
+//! CorruptRow, files of others, and a disk that refuses.
 
 use super::*;
 
@@ -177,7 +177,7 @@ async fn a_refused_row_leaves_nothing_of_its_batch() {
 #[tokio::test]
 async fn a_reader_that_never_ends_cannot_grow_the_log_without_bound() {
     let mut disk = Disk::without_memory();
-    (disk.limits.log_soft, disk.limits.log_hard) = (512 << 10, 2 << 20);
+    (disk.limits.wal_soft_limit, disk.limits.wal_hard_limit) = (512 << 10, 2 << 20);
     let store = disk.open().await;
     assert!(keep(&store, A, "t", "text").await);
     let mut other = disk.connect().await;

@@ -12,20 +12,20 @@ impl Writer {
     /// Refuses to write while the log is at its bound: a reader elsewhere that never ends keeps SQLite from
     /// starting the log anew.
     pub(super) async fn check_log(&mut self, conn: &mut SqliteConnection) -> Result<(), StoreError> {
-        if self.log_bytes() < self.shared.limits.log_hard {
+        if self.log_bytes() < self.shared.limits.wal_hard_limit {
             return Ok(());
         }
         checkpoint(conn).await?;
-        if self.log_bytes() < self.shared.limits.log_hard {
+        if self.log_bytes() < self.shared.limits.wal_hard_limit {
             return Ok(());
         }
-        Err(StoreError::LogFull { path: self.shared.path.clone() })
+        Err(StoreError::WalFull { path: self.shared.path.clone() })
     }
 
     /// SQLite's own checkpoints never wait, so constant readers keep the log growing; past the soft bound this one
     /// waits for them a moment. New readers then use the file alone and the log starts anew.
     pub(super) async fn bound_log(&mut self, conn: &mut SqliteConnection) {
-        if self.log_bytes() < self.shared.limits.log_soft
+        if self.log_bytes() < self.shared.limits.wal_soft_limit
             || self.checkpoint_failed.is_some_and(|at| at.elapsed() < PROBE_EVERY)
         {
             return;

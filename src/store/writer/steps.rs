@@ -7,10 +7,10 @@ use std::time::Instant;
 use sqlx::Connection;
 
 use super::{Writer, drop_connection, read_totals};
-use crate::observe::EvictionReason;
+use crate::clock;
 use crate::store::state::Health;
 use crate::store::{Forget, StoreError, sweep, tasks};
-use crate::task::clock;
+use crate::telemetry::EvictionReason;
 
 impl Writer {
     /// A tombstone and a first step in one transaction, then step by step, so that the log stays small.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use refrain::app::App;
 use refrain::config::Config;
-use refrain::simulator::{Simulator, SimulatorConfig};
+use refrain_simulator::{Simulator, SimulatorConfig};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;

@@ -1,0 +1,219 @@
+//! `/api/tasks`: listing, one task, forget.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use http::{StatusCode, Uri};
+use serde::Serialize;
+
+use super::parameters::wrong;
+use super::{AdminPort, Parameters};
+use crate::api_error::ApiError;
+use crate::clock;
+use crate::store::{Cursor, Filter, Forget, Seen, StoredText};
+use crate::task::{Link, Service, Summary, TaskId};
+
+/// Tasks of a page, at the most and where nobody says.
+const MOST: usize = 200;
+const USUAL: usize = 50;
+
+/// What services and ids must be.
+const SERVICE: &str = "1 to 64 letters, digits, - or _";
+const ID: &str = "1 to 1024 bytes of UTF-8";
+
+#[derive(Serialize)]
+pub(super) struct List {
+    tasks: Vec<Listed>,
+    next: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    service: String,
+    id: String,
+    stored_at: i64,
+    text_bytes: u64,
+    readers: u64,
+    #[serde(flatten)]
+    glance: TaskSummary,
+}
+
+/// What a task's text tells.
+#[derive(Serialize)]
+struct TaskSummary {
+    r#type: Option<String>,
+    title: Option<String>,
+    succeeded: Option<bool>,
+    error: Option<String>,
+    created_at: Option<f64>,
+    finished_at: Option<f64>,
+    links: Vec<LinkBody>,
+}
+
+#[derive(Serialize)]
+struct LinkBody {
+    kind: &'static str,
+    url: String,
+}
+
+#[derive(Serialize)]
+pub(super) struct Task {
+    service: String,
+    id: String,
+    texts: Vec<TextBody>,
+}
+
+#[derive(Serialize)]
+struct TextBody {
+    stored_at: i64,
+    text_bytes: u64,
+    readers: Vec<String>,
+    is_damaged: bool,
+    #[serde(flatten)]
+    glance: TaskSummary,
+    text: Option<String>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Forgotten {
+    forgotten: u64,
+}
+
+impl From<Seen> for Listed {
+    fn from(seen: Seen) -> Self {
+        Self {
+            service: seen.service.to_string(),
+            id: seen.id.as_str().to_owned(),
+            stored_at: seen.stored_at,
+            text_bytes: seen.size,
+            readers: seen.readers,
+            glance: TaskSummary::of(seen.text.as_deref()),
+        }
+    }
+}
+
+impl From<StoredText> for TextBody {
+    fn from(stored: StoredText) -> Self {
+        Self {
+            stored_at: stored.stored_at,
+            text_bytes: stored.size,
+            readers: stored.readers.iter().map(ToString::to_string).collect(),
+            is_damaged: stored.is_damaged,
+            glance: TaskSummary::of(stored.text.as_deref()),
+            // Only UTF-8 is ever stored.
+            text: stored.text.and_then(|text| String::from_utf8(text.into()).ok()),
+        }
+    }
+}
+
+impl TaskSummary {
+    fn of(text: Option<&[u8]>) -> Self {
+        let summary = text.map(Summary::of).unwrap_or_default();
+        let link = |Link { kind, url }| LinkBody { kind: kind.as_str(), url };
+        Self {
+            r#type: summary.kind,
+            title: summary.title,
+            succeeded: summary.succeeded,
+            error: summary.error,
+            created_at: summary.created_at,
+            finished_at: summary.finished_at,
+            links: summary.links.into_iter().map(link).collect(),
+        }
+    }
+}
+
+pub(super) async fn list(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<List>, ApiError> {
+    let known = ["service", "id", "title", "stored_after", "stored_before", "limit", "cursor"];
+    let parameters = Parameters::read(&uri, &known)?;
+    let time = |name| parameters.parsed(name, |text| text.parse().ok(), "whole Unix seconds");
+    let given = |name| parameters.text(name).filter(|text| !text.is_empty()).map(str::to_owned);
+    let filter = Filter {
+        service: parameters.parsed("service", Service::parse, SERVICE)?,
+        id_prefix: given("id"),
+        title: given("title"),
+        stored_after: time("stored_after")?,
+        stored_before: time("stored_before")?,
+    };
+    let limit = |text: &str| text.parse().ok().filter(|limit| (1..=MOST).contains(limit));
+    let limit = parameters.parsed("limit", limit, "1 to 200")?.unwrap_or(USUAL);
+    let cursor = |text: &str| Cursor::parse(text).filter(|cursor| filter.takes(cursor));
+    let cursor = parameters.parsed("cursor", cursor, "next of the page before, with the same filters")?;
+    let page = port.store.list(&filter, cursor, limit).await.map_err(|_| unreadable())?;
+    Ok(Json(List {
+        tasks: page.tasks.into_iter().map(Listed::from).collect(),
+        next: page.next.map(|next| next.to_string()),
+    }))
+}
+
+pub(super) async fn show(
+    State(port): State<Arc<AdminPort>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    uri: Uri,
+) -> Result<Json<Task>, ApiError> {
+    Parameters::none(&uri)?;
+    let (service, id) = named(path)?;
+    let texts = port.store.texts(&service, &id).await.map_err(|_| unreadable())?;
+    if texts.is_empty() {
+        return Err(ApiError::refused(StatusCode::NOT_FOUND, "This task is not stored."));
+    }
+    Ok(Json(Task {
+        service: service.to_string(),
+        id: id.as_str().to_owned(),
+        texts: texts.into_iter().map(TextBody::from).collect(),
+    }))
+}
+
+pub(super) async fn forget_one(
+    State(port): State<Arc<AdminPort>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    uri: Uri,
+) -> Result<Json<Forgotten>, ApiError> {
+    Parameters::none(&uri)?;
+    let (service, id) = named(path)?;
+    forget(port, Forget::Task { service, id }).await
+}
+
+pub(super) async fn forget_many(
+    State(port): State<Arc<AdminPort>>,
+    uri: Uri,
+) -> Result<Json<Forgotten>, ApiError> {
+    let parameters = Parameters::read(&uri, &["service", "older_than"])?;
+    let service = parameters.parsed("service", Service::parse, SERVICE)?;
+    let age = parameters.parsed("older_than", clock::parse_duration, "a duration such as 45s, 12h or 30d")?;
+    let scope = match (service, age) {
+        (Some(service), None) => Forget::Service(service),
+        (None, Some(age)) => Forget::OlderThan(age),
+        _ => return Err(ApiError::bad_request("It takes exactly one of service and older_than.")),
+    };
+    forget(port, scope).await
+}
+
+/// In a task of its own: what an operator asked to be forgotten is, whether somebody still waits for the answer or not.
+async fn forget(port: Arc<AdminPort>, scope: Forget) -> Result<Json<Forgotten>, ApiError> {
+    let forgetting = tokio::spawn(async move { port.lookups.forget_by_operator(scope).await });
+    match forgetting.await.map_err(|_| ApiError::internal())? {
+        Ok(forgotten) => Ok(Json(Forgotten { forgotten })),
+        Err(error) => {
+            tracing::warn!(%error, "forget tasks");
+            Err(ApiError::unavailable(
+                "The task store could not be written. What was to be forgotten is shown to nobody meanwhile, and is \
+                 forgotten once it can be written.",
+            ))
+        }
+    }
+}
+
+/// The task of the path.
+fn named(path: Result<Path<(String, String)>, PathRejection>) -> Result<(Service, TaskId), ApiError> {
+    let Ok(Path((service, id))) = path else { return Err(wrong("id", ID)) };
+    let service = Service::parse(&service).ok_or_else(|| wrong("service", SERVICE))?;
+    let id = TaskId::parse(&id).ok_or_else(|| wrong("id", ID))?;
+    Ok((service, id))
+}
+
+/// The store counts and logs why.
+fn unreadable() -> ApiError {
+    ApiError::unavailable("The task store cannot be read at the moment.")
+}

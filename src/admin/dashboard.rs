@@ -1,0 +1,116 @@
+//! The dashboard on the admin port: a static shell at `/` and what it is made of under `/assets/`.
+//!
+//! The files hold no data and need no token; the script in them asks `/api/`, which does. They are part of the program,
+//! so that there is nothing to install and nothing to get out of step. A strict content security policy lets the page
+//! run and load these files alone, whatever a task's text holds.
+
+use axum::Router;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::api_error::ApiError;
+
+/// No inline script or style, no other host, no frame around it, no form that goes anywhere.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+                                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+const HTML: &str = "text/html; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const STYLE: &str = "text/css; charset=utf-8";
+const ICON: &str = "image/svg+xml";
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// A file of the dashboard.
+struct Asset {
+    /// Below `/assets/`.
+    path: &'static str,
+    content_type: &'static str,
+    body: &'static [u8],
+}
+
+/// An asset of the folder `dashboard/`, at the same path as there.
+macro_rules! asset {
+    ($path:literal, $content_type:expr) => {
+        Asset {
+            path: $path,
+            content_type: $content_type,
+            body: include_bytes!(concat!("../../dashboard/", $path)),
+        }
+    };
+}
+
+const SHELL: Asset = asset!("index.html", HTML);
+
+const ASSETS: [Asset; 16] = [
+    asset!("dashboard.css", STYLE),
+    asset!("theme.js", SCRIPT),
+    asset!("dashboard.js", SCRIPT),
+    asset!("api.js", SCRIPT),
+    asset!("charts.js", SCRIPT),
+    asset!("detail.js", SCRIPT),
+    asset!("figures.js", SCRIPT),
+    asset!("forget.js", SCRIPT),
+    asset!("format.js", SCRIPT),
+    asset!("listing.js", SCRIPT),
+    asset!("page.js", SCRIPT),
+    asset!("tables.js", SCRIPT),
+    asset!("icon.svg", ICON),
+    asset!("vendor/uplot-1.6.31/uPlot.iife.min.js", SCRIPT),
+    asset!("vendor/uplot-1.6.31/uPlot.min.css", STYLE),
+    asset!("vendor/uplot-1.6.31/LICENSE", TEXT),
+];
+
+/// The dashboard's routes, for whatever state the router around them has.
+pub(super) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
+    Router::new().route("/", get(shell)).route("/assets/{*path}", get(asset))
+}
+
+async fn shell(request: Request) -> Response {
+    answer(&SHELL, request.headers())
+}
+
+/// By the path as it was sent: no name of a file needs an escape.
+async fn asset(request: Request) -> Response {
+    let path = request.uri().path().strip_prefix("/assets/");
+    match ASSETS.iter().find(|asset| Some(asset.path) == path) {
+        Some(asset) => answer(asset, request.headers()),
+        None => ApiError::refused(StatusCode::NOT_FOUND, "There is nothing here.").into_response(),
+    }
+}
+
+/// The file, or 304 where the browser has it. It is asked for again each time: a new version of the program shows at
+/// once.
+fn answer(asset: &Asset, request: &HeaderMap) -> Response {
+    let tag = format!("\"{:032x}\"", xxh3_128(asset.body));
+    let mut response = if has(request, &tag) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        ([(header::CONTENT_TYPE, asset.content_type)], asset.body).into_response()
+    };
+    let tag = HeaderValue::from_str(&tag).expect("hex digits in quotes");
+    let headers = response.headers_mut();
+    headers.insert(header::ETAG, tag);
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// Whether `if-none-match` names this tag (RFC 9110, 13.1.2: compared weakly).
+fn has(request: &HeaderMap, tag: &str) -> bool {
+    let fields = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|field| field.to_str().ok());
+    fields.flat_map(|field| field.split(',')).any(|one| {
+        let one = one.trim();
+        one == "*" || one.strip_prefix("W/").unwrap_or(one) == tag
+    })
+}

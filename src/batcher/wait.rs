@@ -1,0 +1,136 @@
+//! A caller's side of a lane: it registers its ids, waits as long as it may, and withdraws when it goes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::queue::{Arrival, LookupOptions};
+use super::waiter::{Progress, Waiter};
+use super::{Backend, LookupFailure, LookupResult, QueueHandle, QueueRequest, TaskOutcome};
+use crate::task::TaskId;
+
+/// Withdraws a caller's question when its future ends or is dropped.
+struct PendingLookup<'a, O> {
+    queue: &'a QueueHandle<O>,
+    ids: Vec<TaskId>,
+    waiter: Arc<Waiter>,
+    long_poll: bool,
+    /// The caller gets an answer; without, it hung up.
+    answered: bool,
+}
+
+impl<O> Drop for PendingLookup<'_, O> {
+    fn drop(&mut self) {
+        self.queue.callers.fetch_sub(1, Ordering::Relaxed);
+        if self.long_poll {
+            self.queue.shared.long_polling.fetch_sub(1, Ordering::Relaxed);
+            self.queue.long_polling.fetch_sub(1, Ordering::Relaxed);
+        }
+        if self.waiter.progress() != Progress::Done {
+            let limits = self.queue.limits();
+            self.queue.lock().leave(Instant::now(), &limits, &self.ids, &self.waiter, self.answered);
+            self.queue.wake.notify_one();
+        }
+    }
+}
+
+impl<O: Backend> QueueHandle<O> {
+    pub(super) async fn look_up(self: &Arc<Self>, look_up: QueueRequest) -> LookupResult {
+        let start = Instant::now();
+        let QueueRequest { ids, single, wait, lenient, max_age } = look_up;
+        let waiter = Waiter::new(ids.len());
+        let long_poll = wait.is_some();
+        if long_poll {
+            self.shared.long_polling.fetch_add(1, Ordering::Relaxed);
+            self.long_polling.fetch_add(1, Ordering::Relaxed);
+        }
+        self.callers.fetch_add(1, Ordering::Relaxed);
+        let mut question = PendingLookup { queue: self, ids, waiter, long_poll, answered: false };
+        let limits = self.limits();
+        let arrival = {
+            let manner = LookupOptions { single, long_poll, max_age };
+            let mut state = self.lock();
+            let before = state.len();
+            let arrival = state.arrive(start, &limits, &question.ids, &question.waiter, manner);
+            self.shared.ids.fetch_add(state.len().saturating_sub(before), Ordering::Relaxed);
+            if question.waiter.progress() != Progress::Done {
+                self.ensure_worker(&mut state);
+                self.wake.notify_one();
+            }
+            arrival
+        };
+        self.wait_for(&question, start, wait, lenient).await;
+        question.answered = true;
+        let Arrival { joined, started, outdated } = arrival;
+        let cycle = self.lock().cycle(&limits);
+        let waiter = Arc::clone(&question.waiter);
+        drop(question);
+        let outcomes = waiter.take();
+        LookupResult { outcomes, joined, started, outdated, cycle }
+    }
+
+    /// Waits until the question is answered as far as it will be.
+    async fn wait_for(
+        &self,
+        question: &PendingLookup<'_, O>,
+        start: Instant,
+        wait: Option<Duration>,
+        lenient: bool,
+    ) {
+        let PendingLookup { ids, waiter, .. } = question;
+        let queue_end = start + self.shared.settings.queue_timeout;
+        let wait_end = wait.map(|wait| start + wait);
+        let (mut queueing, mut long_polling, mut remembered) = (true, wait.is_some(), true);
+        loop {
+            let progress = waiter.progress();
+            if progress == Progress::Done || (progress == Progress::Failed && !lenient && !long_polling) {
+                return;
+            }
+            let now = Instant::now();
+            if long_polling && (progress == Progress::Failed || wait_end.is_some_and(|end| end <= now)) {
+                long_polling = false;
+                let limits = self.limits();
+                self.lock().stop_holding_out(now, &limits, ids, waiter);
+                self.wake.notify_one();
+                continue;
+            }
+            if queueing && !long_polling && queue_end <= now {
+                queueing = false;
+                let limits = self.limits();
+                self.lock().stop_queueing(now, &limits, ids, waiter);
+                self.wake.notify_one();
+                continue;
+            }
+            tokio::select! {
+                () = waiter.changed() => {}
+                () = until(wait_end), if long_polling => {}
+                () = tokio::time::sleep_until(queue_end), if queueing && !long_polling => {}
+                () = self.shared.draining.cancelled(), if remembered => {
+                    remembered = false;
+                    long_polling = false;
+                    let (now, limits) = (Instant::now(), self.limits());
+                    let mut state = self.lock();
+                    state.answer_with_last_seen(now, ids, waiter);
+                    state.stop_holding_out(now, &limits, ids, waiter);
+                    self.wake.notify_one();
+                }
+                () = self.shared.ending.cancelled() => {
+                    let limits = self.limits();
+                    self.lock().leave(Instant::now(), &limits, ids, waiter, false);
+                    for slot in waiter.open_slots() {
+                        waiter.fill(slot, TaskOutcome::Failed(LookupFailure::Draining));
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn until(end: Option<Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,491 @@
+//! The use case: answer a look-up from the store as far as it goes, ask the lanes for the rest, put the answer
+//! together.
+//!
+//! Called by `routes`; knows no HTTP server and no SQL. The pure parts stand in [`plan`].
+
+pub mod plan;
+mod stored;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::plan::{BatchBody, Plan};
+use crate::auth::{Auth, Caller};
+use crate::batcher::{Backend, Batcher, LookupFailure, QueueKey, QueueRequest, TaskOutcome};
+use crate::clock;
+use crate::config::Config;
+use crate::store::{Epoch, Forget, Store, StoreError};
+use crate::task::{FinalRecord, Service, TaskId};
+use crate::telemetry::{IdOutcome, Label, Metrics};
+use crate::upstream::{Credentials, UpstreamClient, UpstreamError, UpstreamResponse};
+
+/// Who asks, and how.
+#[derive(Clone, Copy)]
+pub struct LookupRequest<'a> {
+    /// The service of the path.
+    pub service: &'a Service,
+    /// Who asks.
+    pub caller: &'a Caller,
+    /// The request's header, of which some fields go upstream with it.
+    pub headers: &'a HeaderMap,
+    /// When it was asked, its body read.
+    pub at: Instant,
+    /// `prefer: wait=N`.
+    pub wait: Option<Duration>,
+    /// `prefer: handling=lenient`.
+    pub lenient: bool,
+    /// `cache-control: only-if-cached`.
+    pub only_if_cached: bool,
+    /// `cache-control: max-age`, zero for `no-cache`.
+    pub max_age: Option<Duration>,
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub enum LookupIds {
+    /// `retrieve`
+    One(TaskId),
+    /// `retrieve_batch`, with repeats, in request order.
+    Many(Vec<TaskId>),
+}
+
+/// An answer and how it came about.
+#[derive(Debug)]
+pub struct LookupResponse {
+    /// What the client gets.
+    pub body: ResponseContent,
+    /// How it came about.
+    pub summary: CacheSummary,
+}
+
+/// What the client gets.
+#[derive(Debug)]
+pub enum ResponseContent {
+    /// 200: one task's text.
+    Task(Bytes),
+    /// 200: a batch, with its room in memory.
+    Batch(BatchBody, OwnedSemaphorePermit),
+    /// An answer of the upstream as it is: `{}`, an error, a success that is no task.
+    Upstream(UpstreamResponse),
+    /// No answer.
+    Failed(LookupFailure),
+    /// `only-if-cached`, and something asked for is not stored.
+    NotStored,
+    /// The answer would be longer than `upstream.max_response_bytes`.
+    TooLarge,
+    /// Answers on their way to clients take all the memory that is for them.
+    Busy,
+}
+
+impl ResponseContent {
+    /// Whether it is the upstream's word, from wherever it came.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Task(_) | Self::Batch(..) | Self::Upstream(_))
+    }
+}
+
+/// How an answer came about: for headers, log and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct CacheSummary {
+    /// Places that were asked for.
+    pub asked: usize,
+    /// Places answered from the store.
+    pub hits: usize,
+    /// Places answered from a remembered pending answer.
+    pub pending: usize,
+    /// Places for which the upstream was asked.
+    pub misses: usize,
+    /// Places of those that an answer lacks, since their part failed (`prefer: handling=lenient`).
+    pub failed: usize,
+    /// Something was committed to the store for this answer.
+    pub stored: bool,
+    /// Everything that was asked upstream was asked by others already.
+    pub collapsed: bool,
+    /// Something was remembered but too old to be used.
+    pub outdated: bool,
+    /// Seconds since the oldest part of the answer came from the upstream.
+    pub age: u64,
+    /// Seconds after which asking again makes sense, on answers that hold an unfinished task.
+    pub retry_after: Option<u64>,
+}
+
+/// The word for how a look-up was answered: log, metric label, `x-cache`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheResult {
+    /// Everything from the store.
+    Hit,
+    /// Nothing was asked upstream; some of it is a remembered pending answer.
+    Pending,
+    /// Some of it from the store, some from the upstream.
+    Partial,
+    /// Everything from the upstream.
+    Miss,
+}
+
+impl CacheResult {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Pending => "pending",
+            Self::Partial => "partial",
+            Self::Miss => "miss",
+        }
+    }
+}
+
+impl CacheSummary {
+    /// The word for how the look-up was answered.
+    pub fn source(&self) -> CacheResult {
+        match (self.hits, self.pending, self.misses) {
+            (_, 0, 0) => CacheResult::Hit,
+            (_, _, 0) => CacheResult::Pending,
+            (0, 0, _) => CacheResult::Miss,
+            _ => CacheResult::Partial,
+        }
+    }
+}
+
+/// Answers look-ups.
+pub struct LookupService {
+    access: Arc<Auth>,
+    store: Store,
+    batcher: Batcher<ProxyBackend>,
+    metrics: Arc<Metrics>,
+    forward_headers: Vec<HeaderName>,
+    max_batch: usize,
+    max_response_bytes: u64,
+    /// Room for batches on their way to clients, in KiB.
+    room: Arc<Semaphore>,
+}
+
+/// Bytes of batches on their way to clients, over all connections: what slow readers can hold. Room for four of the
+/// largest answers at the least.
+const ANSWER_ROOM: u64 = 512 << 20;
+
+/// What the lanes reach of the world: the upstream, the store and the access room.
+struct ProxyBackend {
+    upstream: UpstreamClient,
+    store: Store,
+    access: Arc<Auth>,
+}
+
+impl Backend for ProxyBackend {
+    type Epoch = Epoch;
+
+    fn epoch(&self) -> Epoch {
+        self.store.epoch()
+    }
+
+    async fn look_up(
+        &self,
+        service: &Service,
+        credentials: &Credentials,
+        ids: &[TaskId],
+    ) -> Result<UpstreamResponse, UpstreamError> {
+        self.upstream.look_up(service, credentials, ids).await
+    }
+
+    async fn keep(&self, key: &QueueKey, epoch: Epoch, tasks: Vec<FinalRecord>) -> Vec<bool> {
+        self.store.keep(&self.access.reader(&key.token), &key.service, epoch, tasks).await
+    }
+
+    fn answered(&self, key: &QueueKey, answer: &UpstreamResponse) {
+        self.access.answered(&key.token, answer.status.as_u16(), &answer.body);
+    }
+}
+
+impl LookupService {
+    /// A retriever over these rooms.
+    pub fn new(
+        config: &Config,
+        access: Arc<Auth>,
+        store: Store,
+        upstream: UpstreamClient,
+        metrics: Arc<Metrics>,
+        draining: CancellationToken,
+        ending: CancellationToken,
+    ) -> Self {
+        let world = ProxyBackend { upstream, store: store.clone(), access: Arc::clone(&access) };
+        let batcher =
+            Batcher::new(world, &config.upstream, &config.tasks, Arc::clone(&metrics), draining, ending);
+        let max_response_bytes = config.upstream.max_response_bytes;
+        let room = kib(ANSWER_ROOM.max(max_response_bytes.saturating_mul(4)));
+        let room = Arc::new(Semaphore::new((room as usize).min(Semaphore::MAX_PERMITS)));
+        Self {
+            access,
+            store,
+            batcher,
+            metrics,
+            forward_headers: config.tasks.forward_headers.clone(),
+            max_batch: config.upstream.max_batch,
+            max_response_bytes,
+            room,
+        }
+    }
+
+    /// The lanes, for what is done in the background and for what passes through.
+    pub fn batcher(&self) -> &Batcher<impl Backend> {
+        &self.batcher
+    }
+
+    /// Answers a look-up. Dropping the future withdraws it.
+    pub async fn retrieve(&self, asked: LookupIds, question: &LookupRequest<'_>) -> LookupResponse {
+        let reply = match asked {
+            LookupIds::One(id) => self.retrieve_one(question, id).await,
+            LookupIds::Many(ids) => self.retrieve_many(question, ids).await,
+        };
+        self.count(&reply, question.wait.map(|_| question.at.elapsed()));
+        reply
+    }
+
+    /// The upstream confirmed that this caller deleted a task: it is forgotten here, for all, if the caller held the
+    /// right to read it; an answer that began before is not stored either way.
+    ///
+    /// # Errors
+    /// If it could not be written; the task is hidden from now on all the same.
+    pub async fn forget(&self, caller: &Caller, service: &Service, id: &TaskId) -> Result<(), StoreError> {
+        self.batcher.forget(service, id);
+        let scope = Forget::Confirmed { reader: caller.reader, service: service.clone(), id: id.clone() };
+        self.store.forget(scope).await.map(|_| ())
+    }
+
+    /// An operator has tasks forgotten, for all. Gives the number of texts removed.
+    ///
+    /// # Errors
+    /// If it could not be written; the tasks are hidden from now on all the same.
+    pub async fn forget_by_operator(&self, scope: Forget) -> Result<u64, StoreError> {
+        match &scope {
+            Forget::Task { service, id } | Forget::Confirmed { service, id, .. } => {
+                self.batcher.forget(service, id);
+            }
+            Forget::Service(_) | Forget::OlderThan(_) => self.batcher.forget_all(),
+        }
+        self.store.forget(scope).await
+    }
+
+    async fn retrieve_one(&self, question: &LookupRequest<'_>, id: TaskId) -> LookupResponse {
+        let mut summary = CacheSummary { asked: 1, ..CacheSummary::default() };
+        let ids = [id];
+        let mut known = match self.stored(question, &ids).await {
+            Ok(known) => known,
+            Err(body) => return refused(body, summary),
+        };
+        if let Some(task) = known.pop().flatten() {
+            summary.hits = 1;
+            summary.age = age(task.stored_at);
+            return LookupResponse { body: ResponseContent::Task(task.text), summary };
+        }
+        if question.only_if_cached {
+            return LookupResponse { body: ResponseContent::NotStored, summary };
+        }
+        let body = Box::pin(self.fetch_one(question, ids.to_vec(), &mut summary)).await;
+        LookupResponse { body, summary }
+    }
+
+    async fn fetch_one(
+        &self,
+        question: &LookupRequest<'_>,
+        ids: Vec<TaskId>,
+        summary: &mut CacheSummary,
+    ) -> ResponseContent {
+        let mut answer = self.ask(question, ids, true).await;
+        summary.collapsed = answer.joined > 0 && answer.started == 0;
+        summary.outdated = answer.outdated > 0;
+        let outcome = answer.outcomes.pop().flatten().unwrap_or(TaskOutcome::Failed(LookupFailure::Internal));
+        summary.count_one(&outcome, 1);
+        match outcome {
+            TaskOutcome::Finished { text, .. } => ResponseContent::Task(text),
+            TaskOutcome::Pending { text, .. } => {
+                summary.retry_after = Some(whole_seconds(answer.cycle));
+                ResponseContent::Task(text)
+            }
+            TaskOutcome::Unknown { answer: Some(answer), .. } | TaskOutcome::Relayed(answer) => {
+                ResponseContent::Upstream(answer)
+            }
+            // A lone caller is owed the upstream's own word, so the lane has asked for it.
+            TaskOutcome::Unknown { answer: None, .. } => ResponseContent::Failed(LookupFailure::Internal),
+            TaskOutcome::Failed(failure) => ResponseContent::Failed(failure),
+        }
+    }
+
+    async fn retrieve_many(&self, question: &LookupRequest<'_>, ids: Vec<TaskId>) -> LookupResponse {
+        let mut summary = CacheSummary { asked: ids.len(), ..CacheSummary::default() };
+        let plan = Plan::new(ids);
+        let known = match self.stored(question, &plan.distinct).await {
+            Ok(known) => known,
+            Err(body) => return refused(body, summary),
+        };
+        summary.age = known.iter().flatten().map(|task| task.stored_at).min().map_or(0, age);
+        let mut texts: Vec<Option<Bytes>> =
+            known.into_iter().map(|task| task.map(|task| task.text)).collect();
+        summary.hits = plan.places.iter().filter(|place| texts[**place as usize].is_some()).count();
+        let mut missing = Vec::new();
+        if summary.hits < summary.asked {
+            if question.only_if_cached {
+                return LookupResponse { body: ResponseContent::NotStored, summary };
+            }
+            missing = match Box::pin(self.fetch_many(question, &plan, &mut texts, &mut summary)).await {
+                Ok(missing) => missing,
+                Err(failure) => return LookupResponse { body: ResponseContent::Failed(failure), summary },
+            };
+        }
+        let envelope = BatchBody::new(plan, texts, &missing.iter().collect::<Vec<_>>());
+        let length = envelope.remaining() as u64;
+        if length > self.max_response_bytes {
+            return LookupResponse { body: ResponseContent::TooLarge, summary };
+        }
+        let body = match Arc::clone(&self.room).try_acquire_many_owned(kib(length)) {
+            Ok(room) => ResponseContent::Batch(envelope, room),
+            Err(_) => ResponseContent::Busy,
+        };
+        LookupResponse { body, summary }
+    }
+
+    /// Asks for what `texts` lacks and fills it in. Gives the ids whose part failed, where the question allows that.
+    async fn fetch_many(
+        &self,
+        question: &LookupRequest<'_>,
+        plan: &Plan,
+        texts: &mut [Option<Bytes>],
+        summary: &mut CacheSummary,
+    ) -> Result<Vec<TaskId>, LookupFailure> {
+        let lacking: Vec<usize> = (0..texts.len()).filter(|index| texts[*index].is_none()).collect();
+        let ids = lacking.iter().map(|index| plan.distinct[*index].clone()).collect();
+        let places = plan.counts();
+        let answer = self.ask(question, ids, false).await;
+        summary.collapsed = answer.joined > 0 && answer.started == 0;
+        summary.outdated = answer.outdated > 0;
+        let (mut missing, mut failed) = (Vec::new(), None);
+        for (index, outcome) in lacking.into_iter().zip(answer.outcomes) {
+            if let Some(outcome) = &outcome {
+                summary.count_one(outcome, places[index]);
+            }
+            match outcome {
+                Some(TaskOutcome::Finished { text, .. }) => texts[index] = Some(text),
+                Some(TaskOutcome::Pending { text, .. }) => {
+                    summary.retry_after = Some(whole_seconds(answer.cycle));
+                    texts[index] = Some(text);
+                }
+                Some(TaskOutcome::Unknown { .. }) => {}
+                Some(TaskOutcome::Failed(failure)) => {
+                    missing.push(plan.distinct[index].clone());
+                    failed = failed.or(Some(failure));
+                }
+                Some(TaskOutcome::Relayed(_)) | None => missing.push(plan.distinct[index].clone()),
+            }
+        }
+        let nothing_known = texts.iter().all(Option::is_none);
+        match failed {
+            Some(failure) if !question.lenient || nothing_known => Err(failure),
+            _ => Ok(missing),
+        }
+    }
+
+    async fn ask(
+        &self,
+        question: &LookupRequest<'_>,
+        ids: Vec<TaskId>,
+        single: bool,
+    ) -> crate::batcher::LookupResult {
+        let LookupRequest { wait, lenient, max_age, .. } = *question;
+        let look_up = QueueRequest { ids, single, wait, lenient, max_age };
+        let (queue, credentials) = self.queue(question);
+        self.batcher.look_up(queue, &credentials, look_up).await
+    }
+
+    /// Where a question that is not answered here is asked, and with what.
+    fn queue(&self, question: &LookupRequest<'_>) -> (QueueKey, Credentials) {
+        let LookupRequest { service, caller, headers, .. } = *question;
+        let forwarded = forwarded(headers, &self.forward_headers);
+        let credentials = Credentials { token: caller.token.clone(), forwarded: forwarded.clone() };
+        (QueueKey { service: service.clone(), token: caller.digest, forwarded }, credentials)
+    }
+
+    /// The ids, as the client saw what became of them, and the calls that it would have sent without refrain.
+    fn count(&self, LookupResponse { summary, body }: &LookupResponse, held: Option<Duration>) {
+        // The upstream's own error is what the client would have got for the same call.
+        if body.is_answer() || matches!(body, ResponseContent::Failed(LookupFailure::Upstream(_))) {
+            self.metrics.count_look_up(summary.asked, self.max_batch, held);
+        }
+        let CacheSummary { asked, hits, pending, misses, failed, .. } = *summary;
+        // In the order of `IdOutcome`: hit, pending, fetched, failed, refused.
+        let counts = match body {
+            ResponseContent::Failed(_) => [0, 0, 0, asked, 0],
+            ResponseContent::NotStored | ResponseContent::TooLarge | ResponseContent::Busy => {
+                [0, 0, 0, 0, asked]
+            }
+            _ => [hits, pending, misses.saturating_sub(failed), failed, 0],
+        };
+        for (outcome, ids) in IdOutcome::ALL.iter().zip(counts).filter(|(_, ids)| *ids > 0) {
+            self.metrics.ids.add(*outcome, ids as u64);
+        }
+    }
+}
+
+/// The client's fields of `tasks.forward_headers`, by name and in order.
+fn forwarded(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderName, HeaderValue)> {
+    names
+        .iter()
+        .flat_map(|name| headers.get_all(name).iter().map(|value| (name.clone(), value.clone())))
+        .map(|(name, mut value)| {
+            // Whatever it is, it is not for logs.
+            value.set_sensitive(true);
+            (name, value)
+        })
+        .collect()
+}
+
+impl CacheSummary {
+    /// Counts the outcome of an id that was asked for in so many places.
+    fn count_one(&mut self, outcome: &TaskOutcome, places: usize) {
+        let (age, remembered) = match outcome {
+            TaskOutcome::Pending { age, remembered, .. } | TaskOutcome::Unknown { age, remembered, .. } => {
+                (*age, *remembered)
+            }
+            TaskOutcome::Finished { stored, .. } => {
+                self.stored |= stored;
+                (Duration::ZERO, false)
+            }
+            TaskOutcome::Failed(_) => {
+                self.failed += places;
+                (Duration::ZERO, false)
+            }
+            TaskOutcome::Relayed(_) => (Duration::ZERO, false),
+        };
+        self.age = self.age.max(age.as_secs());
+        if remembered {
+            self.pending += places;
+        } else {
+            self.misses += places;
+        }
+    }
+}
+
+/// A look-up that did not get as far as its ids. A failure is that of a recheck, which went upstream for all of them.
+fn refused(body: ResponseContent, mut summary: CacheSummary) -> LookupResponse {
+    if matches!(body, ResponseContent::Failed(_)) {
+        summary.misses = summary.asked;
+    }
+    LookupResponse { body, summary }
+}
+
+/// Seconds since a task was stored, by the wall clock; never negative.
+fn age(stored_at: i64) -> u64 {
+    u64::try_from(clock::unix_now().saturating_sub(stored_at)).unwrap_or(0)
+}
+
+fn kib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
+}
+
+/// At least one, rounded up: a `retry-after` of 0 would be an invitation.
+pub(crate) fn whole_seconds(duration: Duration) -> u64 {
+    (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
+}

@@ -1,0 +1,292 @@
+//! Edge, soundness and pass-through together, between a client and an upstream that are both spoken by hand.
+
+mod faults;
+mod streams;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::*;
+use crate::config::UpstreamConfig;
+use crate::headers::RequestHeaders;
+use crate::proxy::validation;
+use crate::server::raw::{Peer, field, listen, soon, status};
+use crate::server::{Handler, RequestBody, ServerCounters, ServerLimits, serve};
+
+/// What is sound passes through, whatever it is.
+struct Sound(Passthrough);
+
+impl Handler for Sound {
+    type Body = Body;
+    type Kept = ();
+
+    async fn answer(&self, (): &(), request: Request<RequestBody>) -> Response {
+        let (parts, body) = request.into_parts();
+        let refusal = validation::answer(&parts, &RequestHeaders::of(&parts.headers));
+        match refusal {
+            Some(response) => response,
+            None => forward(&self.0, Request::from_parts(parts, Body::new(body)), None).await,
+        }
+    }
+}
+
+/// A proxy that only passes through, and its upstream.
+struct Proxy {
+    address: SocketAddr,
+    upstream: TcpListener,
+    _running: DropGuard,
+}
+
+fn config(upstream: SocketAddr) -> UpstreamConfig {
+    UpstreamConfig {
+        base_url: format!("http://{upstream}").parse().unwrap(),
+        connect_timeout: Duration::from_millis(500),
+        ..UpstreamConfig::default()
+    }
+}
+
+impl Proxy {
+    async fn spawn() -> Self {
+        let (upstream, address) = listen().await;
+        Self::spawn_with(upstream, &config(address)).await
+    }
+
+    async fn spawn_with(upstream: TcpListener, config: &UpstreamConfig) -> Self {
+        let (_, passthrough) = crate::upstream::connect(config).unwrap();
+        let (listener, address) = listen().await;
+        let limits = ServerLimits { body_idle: Duration::from_millis(200), ..ServerLimits::default() };
+        let (drain, cut) = (CancellationToken::new(), CancellationToken::new());
+        let running = cut.clone().drop_guard();
+        tokio::spawn(serve(listener, Sound(passthrough), limits, ServerCounters::default(), drain, cut));
+        Self { address, upstream, _running: running }
+    }
+
+    async fn client(&self) -> Peer {
+        Peer::connect(self.address).await
+    }
+
+    /// A client and the connection on which its request arrived upstream, with the head that arrived.
+    async fn exchange(&self, request: &str) -> (Peer, Peer, String) {
+        let mut client = self.client().await;
+        client.write(request).await;
+        let mut upstream = Peer::accept(&self.upstream).await;
+        let head = upstream.head().await;
+        (client, upstream, head)
+    }
+
+    /// That nothing has come to the upstream so far.
+    async fn upstream_was_spared(&self) {
+        let waiting = tokio::time::timeout(Duration::from_millis(30), self.upstream.accept()).await;
+        assert!(waiting.is_err(), "a connection reached the upstream");
+    }
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+fn get(target: &str) -> String {
+    format!("GET {target} HTTP/1.1\r\nhost: x\r\n\r\n")
+}
+
+fn post(fields: &str, body: &str) -> String {
+    format!("POST /x HTTP/1.1\r\nhost: x\r\n{fields}\r\n{body}")
+}
+
+#[tokio::test]
+async fn the_target_sent_is_the_target_routed() {
+    let proxy = Proxy::spawn().await;
+    for (target, sent) in [
+        ("/", "/"),
+        ("/producer/tasks/", "/producer/tasks/"),
+        ("//evil/x", "//evil/x"),
+        ("/a%2fb%2F..%00", "/a%2fb%2F..%00"),
+        ("/%7e/~/%41", "/%7e/~/%41"),
+        ("/a//b///c", "/a//b///c"),
+        ("/x?", "/x?"),
+        ("/x?a=/../b\\c&d=%zz?", "/x?a=/../b\\c&d=%zz?"),
+        ("/a;b=c,d:@!$&'()*+=", "/a;b=c,d:@!$&'()*+="),
+        ("/[x]{y}|^\"", "/[x]{y}|^\""),
+        ("/caf\u{e9}", "/caf\u{e9}"),
+        ("/x#fragment", "/x"),
+        ("http://evil.example/x?y", "/x?y"),
+        ("http://evil.example", "/"),
+        ("http://evil.example//x", "//x"),
+    ] {
+        let (mut client, mut upstream, head) = proxy.exchange(&get(target)).await;
+        let authority = proxy.upstream.local_addr().unwrap().to_string();
+        assert_eq!(head.lines().next(), Some(&*format!("GET {sent} HTTP/1.1")));
+        assert_eq!(field(&head, "host"), Some(&*authority));
+        upstream.write(OK).await;
+        assert_eq!(client.response().await.1, "ok");
+    }
+}
+
+#[tokio::test]
+async fn unsound_requests_are_refused_and_never_arrive() {
+    let proxy = Proxy::spawn().await;
+    for (request, expected) in [
+        (get("/x/../producer/tasks"), 400),
+        (get("/x/%2e%2E/producer/tasks"), 400),
+        (get("/x\\..\\producer\\tasks"), 400),
+        (get("/./producer/tasks"), 400),
+        (get("*"), 400),
+        (get("!"), 400),
+        (get("http://u:p@x/"), 400),
+        ("GET / HTTP/1.1\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\r\nhost: a b\r\n\r\n".into(), 400),
+        (post("connection: authorization\r\nauthorization: Bearer t\r\n", ""), 400),
+        (post("connection: close, Content-Length\r\ncontent-length: 0\r\n", ""), 400),
+        (post("transfer-encoding: ,chunked\r\n", "0\r\n\r\n"), 400),
+        (post("transfer-encoding: gzip, chunked\r\n", "0\r\n\r\n"), 400),
+        (post("transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n"), 400),
+        (post("transfer-encoding: identity\r\ncontent-length: 1\r\n", "a"), 400),
+        (post("content-length: 1\r\ncontent-length: 2\r\n", "ab"), 400),
+        (post("content-length: 1, 1\r\n", "a"), 400),
+        (post("content-length: +1\r\n", "a"), 400),
+        (post("x : y\r\n", ""), 400),
+        (post("x: a\rb\r\n", ""), 400),
+        ("TRACE / HTTP/1.1\r\nhost: x\r\n\r\n".into(), 405),
+        ("CONNECT x:80 HTTP/1.1\r\nhost: x\r\n\r\n".into(), 501),
+        ("OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n".into(), 204),
+    ] {
+        let mut client = proxy.client().await;
+        client.write(&request).await;
+        let head = client.head().await;
+        assert_eq!(status(&head), expected, "{request:?}");
+        let length: usize = field(&head, "content-length").unwrap_or("0").parse().unwrap();
+        let body = client.exactly(length).await;
+        // The parser's own refusals have no body.
+        assert!(body.is_empty() || body.contains(r#""code":"bad_request""#), "{body}");
+    }
+    proxy.upstream_was_spared().await;
+}
+
+#[tokio::test]
+async fn a_length_beside_chunks_is_dropped_and_the_connection_ends() {
+    let proxy = Proxy::spawn().await;
+    for fields in [
+        "content-length: 3\r\ntransfer-encoding: chunked\r\n",
+        "transfer-encoding: chunked\r\ncontent-length: 3\r\n",
+    ] {
+        let request = post(fields, "5\r\nhello\r\n0\r\n\r\n");
+        let (mut client, mut upstream, head) = proxy.exchange(&request).await;
+        assert_eq!(field(&head, "content-length"), None);
+        assert_eq!(field(&head, "transfer-encoding"), Some("chunked"));
+        assert_eq!(upstream.read_until("0\r\n\r\n").await, "5\r\nhello\r\n0\r\n\r\n");
+        upstream.write(OK).await;
+        let (head, _) = client.response().await;
+        assert_eq!(field(&head, "connection"), Some("close"));
+        assert_eq!(client.rest().await.unwrap(), "");
+    }
+}
+
+#[tokio::test]
+async fn fields_keep_their_order_case_and_number_and_those_of_a_hop_stay() {
+    let proxy = Proxy::spawn().await;
+    let request = post(
+        "X-Mine: a\r\nConnection: keep-alive, X-Hop\r\nx-hop: 1\r\nX-Twice: 1\r\nX-TWICE: 2\r\n\
+         Proxy-Authorization: Basic eA==\r\nAuthorization: Bearer t\r\nKeep-Alive: 5\r\nUpgrade: h2c\r\n\
+         TE: gzip\r\nContent-Length: 2\r\nCookie: a=b\r\n",
+        "hi",
+    );
+    let (mut client, mut upstream, head) = proxy.exchange(&request).await;
+    let authority = proxy.upstream.local_addr().unwrap();
+    assert_eq!(
+        head,
+        format!(
+            "POST /x HTTP/1.1\r\nX-Mine: a\r\nX-Twice: 1\r\nX-TWICE: 2\r\nAuthorization: Bearer t\r\n\
+             Cookie: a=b\r\nContent-Length: 2\r\nvia: 1.1 refrain\r\nhost: {authority}\r\n\r\n"
+        )
+    );
+    assert_eq!(upstream.exactly(2).await, "hi");
+    upstream
+        .write(
+            "HTTP/1.1 299 Odd Reason\r\nConnection: X-Hop\r\nX-Hop: 1\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n\
+             Content-Encoding: gzip\r\nKeep-Alive: 5\r\nCache-Status: other; hit\r\nContent-Length: 3\r\n\
+             Date: x\r\nUpgrade: h2\r\n\r\n\u{1}\u{2}\u{3}",
+        )
+        .await;
+    let (head, body) = client.response().await;
+    assert_eq!(
+        head,
+        "HTTP/1.1 299 Odd Reason\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Encoding: gzip\r\n\
+         Cache-Status: other; hit\r\ncache-status: refrain; fwd=bypass\r\nContent-Length: 3\r\nDate: x\r\n\r\n"
+    );
+    assert_eq!(body, "\u{1}\u{2}\u{3}");
+}
+
+#[tokio::test]
+async fn bodies_keep_their_framing() {
+    let proxy = Proxy::spawn().await;
+    let chunks = "2\r\nhi\r\n0\r\n\r\n";
+    for (request, length, coding, body) in [
+        (get("/"), None, None, ""),
+        (post("", ""), None, None, ""),
+        (post("content-length: 0\r\n", ""), Some("0"), None, ""),
+        (post("content-length: 2\r\n", "hi"), Some("2"), None, "hi"),
+        (post("transfer-encoding: Chunked\r\n", chunks), None, Some("chunked"), chunks),
+        (get("/").replace("\r\n\r\n", "\r\ncontent-length: 2\r\n\r\nhi"), Some("2"), None, "hi"),
+        (
+            get("/").replace("\r\n\r\n", "\r\ntransfer-encoding: chunked\r\n\r\n") + chunks,
+            None,
+            Some("chunked"),
+            chunks,
+        ),
+    ] {
+        let (mut client, mut upstream, head) = proxy.exchange(&request).await;
+        assert_eq!(field(&head, "content-length"), length, "{request:?}");
+        assert_eq!(field(&head, "transfer-encoding"), coding, "{request:?}");
+        assert_eq!(upstream.exactly(body.len()).await, body);
+        upstream.write(OK).await;
+        assert_eq!(client.response().await.1, "ok");
+    }
+}
+
+#[tokio::test]
+async fn head_has_the_length_that_the_upstream_gave_or_none() {
+    let proxy = Proxy::spawn().await;
+    for (fields, length) in
+        [("content-length: 7\r\n", Some("7")), ("transfer-encoding: chunked\r\n", None), ("", None)]
+    {
+        let (mut client, mut upstream, _) = proxy.exchange("HEAD / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        upstream.write(format!("HTTP/1.1 200 OK\r\n{fields}\r\n")).await;
+        let head = client.head().await;
+        assert_eq!(field(&head, "content-length"), length);
+        assert_eq!(field(&head, "transfer-encoding"), None);
+    }
+}
+
+#[tokio::test]
+async fn expect_is_answered_here() {
+    let proxy = Proxy::spawn().await;
+    let mut client = proxy.client().await;
+    client.write(post("expect: 100-continue\r\ncontent-length: 2\r\n", "")).await;
+    assert_eq!(client.head().await, "HTTP/1.1 100 Continue\r\n\r\n");
+    client.write("hi").await;
+    let mut upstream = Peer::accept(&proxy.upstream).await;
+    assert_eq!(field(&upstream.head().await, "expect"), None);
+    assert_eq!(upstream.exactly(2).await, "hi");
+    // Informational answers of the upstream are not the answer.
+    upstream.write(format!("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n{OK}")).await;
+    assert_eq!(client.response().await.1, "ok");
+}
+
+#[tokio::test]
+async fn trailers_pass_both_ways() {
+    let proxy = Proxy::spawn().await;
+    let request = post(
+        "te: trailers\r\nconnection: te\r\ntrailer: x-sum\r\ntransfer-encoding: chunked\r\n",
+        "1\r\na\r\n0\r\nx-sum: 1\r\n\r\n",
+    );
+    let (mut client, mut upstream, head) = proxy.exchange(&request).await;
+    assert_eq!(field(&head, "te"), Some("trailers"));
+    assert_eq!(upstream.read_until("x-sum: 1\r\n\r\n").await, "1\r\na\r\n0\r\nx-sum: 1\r\n\r\n");
+    upstream
+        .write("HTTP/1.1 200 OK\r\ntrailer: x-end\r\ntransfer-encoding: chunked\r\n\r\n1\r\nb\r\n0\r\nx-end: 2\r\n\r\n")
+        .await;
+    client.head().await;
+    assert_eq!(client.read_until("x-end: 2\r\n\r\n").await, "1\r\nb\r\n0\r\nx-end: 2\r\n\r\n");
+}

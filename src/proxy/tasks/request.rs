@@ -1,0 +1,243 @@
+//! Which requests may be look-ups, and what their header fields ask for (law 7: in doubt it is none).
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::{Method, request};
+
+use crate::config::Services;
+use crate::headers::{HeaderValues, RequestHeaders};
+use crate::task::Service;
+
+/// A request that is a look-up or a delete as far as its head tells; the body decides the rest.
+#[derive(Clone, Debug)]
+pub(in crate::proxy) struct Candidate<'a> {
+    pub(super) service: Cow<'a, Service>,
+    pub(super) preferences: Preferences,
+    pub(super) cache_control: CacheControl,
+}
+
+impl<'a> Candidate<'a> {
+    /// `None` unless method, path and header fields are those of a look-up.
+    ///
+    /// The path is compared raw: what is routed is what would be sent.
+    pub(in crate::proxy) fn of(
+        parts: &request::Parts,
+        fields: &RequestHeaders<'_>,
+        services: &'a Services,
+    ) -> Option<Self> {
+        if parts.method != Method::POST || parts.uri.query().is_some() {
+            return None;
+        }
+        let name = parts.uri.path().strip_prefix('/')?.strip_suffix("/tasks")?;
+        let service = services.find(name)?;
+        let is_json = is_json(&fields.content_type) && is_identity(&fields.content_encoding);
+        (is_json && !fields.names_another_caller).then(|| Self {
+            service,
+            preferences: Preferences::of(&fields.prefer),
+            cache_control: CacheControl::of(&fields.cache_control),
+        })
+    }
+}
+
+/// `content-type` absent or `application/json`, in any case, with at most the parameter `charset=utf-8`, which means
+/// the same (RFC 8259 11 defines none).
+fn is_json(content_type: &HeaderValues<'_>) -> bool {
+    if content_type.is_absent() {
+        return true;
+    }
+    let Some(value) = content_type.only() else { return false };
+    // As nearly every client writes it.
+    if value.as_bytes() == b"application/json" {
+        return true;
+    }
+    let Ok(value) = value.to_str() else { return false };
+    let (essence, parameter) = value.split_once(';').unwrap_or((value, ""));
+    let parameter = parameter.trim();
+    essence.trim().eq_ignore_ascii_case("application/json")
+        && (parameter.is_empty()
+            || parameter.eq_ignore_ascii_case("charset=utf-8")
+            || parameter.eq_ignore_ascii_case("charset=\"utf-8\""))
+}
+
+/// `content-encoding` absent or `identity`.
+fn is_identity(content_encoding: &HeaderValues<'_>) -> bool {
+    content_encoding.values().all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
+/// What `prefer` asks for (RFC 7240), as far as it is understood here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Preferences {
+    /// `wait=N`, N in seconds.
+    pub(super) wait: Option<Duration>,
+    /// `handling=lenient`
+    pub(super) lenient: bool,
+}
+
+impl Preferences {
+    /// The first of several equal preferences counts (RFC 7240 2).
+    fn of(prefer: &HeaderValues<'_>) -> Self {
+        let mut preferences = Self::default();
+        let mut handling = None;
+        for (name, value) in members(prefer) {
+            match name.to_ascii_lowercase().as_str() {
+                "wait" if preferences.wait.is_none() => {
+                    preferences.wait = value.and_then(delta_seconds);
+                }
+                "handling" if handling.is_none() => handling = value.map(str::to_ascii_lowercase),
+                _ => {}
+            }
+        }
+        preferences.lenient = handling.as_deref() == Some("lenient");
+        preferences
+    }
+}
+
+/// What `cache-control` asks for (RFC 9111 5.2.1), as far as it is understood here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct CacheControl {
+    /// The smallest `max-age`; zero for `no-cache`.
+    pub(super) max_age: Option<Duration>,
+    /// `only-if-cached`
+    pub(super) only_if_cached: bool,
+}
+
+impl CacheControl {
+    fn of(cache_control: &HeaderValues<'_>) -> Self {
+        let mut control = Self::default();
+        for (name, value) in members(cache_control) {
+            let max_age = match name.to_ascii_lowercase().as_str() {
+                "no-cache" => Some(Duration::ZERO),
+                "max-age" => value.and_then(delta_seconds),
+                "only-if-cached" => {
+                    control.only_if_cached = true;
+                    None
+                }
+                _ => None,
+            };
+            control.max_age = match (control.max_age, max_age) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+        control
+    }
+}
+
+/// The members of a comma-separated list field: name and value, quotes taken off, parameters dropped.
+fn members<'a>(field: &HeaderValues<'a>) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
+    field.values().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(|member| {
+        let member = member.split(';').next().unwrap_or_default();
+        match member.split_once('=') {
+            Some((name, value)) => (name.trim(), Some(value.trim().trim_matches('"'))),
+            None => (member.trim(), None),
+        }
+    })
+}
+
+/// RFC 9111 1.2.2: digits; a number too large to hold is a very long time.
+fn delta_seconds(text: &str) -> Option<Duration> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| Duration::from_secs(text.parse::<u32>().unwrap_or(u32::MAX).into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
+
+    use super::*;
+
+    fn parts(method: &str, target: &str, fields: &[(&str, &str)]) -> request::Parts {
+        let mut builder = http::Request::builder().method(method).uri(target);
+        for (name, value) in fields {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn only_the_exact_shape_may_be_a_look_up() {
+        let named = Services::Named(vec![Service::parse("producer").unwrap()]);
+        let is = |method, target, fields: &[(&str, &str)], services: &Services| {
+            let parts = parts(method, target, fields);
+            Candidate::of(&parts, &RequestHeaders::of(&parts.headers), services).is_some()
+        };
+        for (method, target, fields, expected) in [
+            ("POST", "/producer/tasks", &[][..], true),
+            ("POST", "http://anything/producer/tasks", &[], true),
+            ("POST", "/producer/tasks", &[("content-type", "Application/JSON")], true),
+            ("POST", "/producer/tasks", &[("content-type", "application/json; charset=UTF-8")], true),
+            ("POST", "/producer/tasks", &[("content-encoding", "identity")], true),
+            ("GET", "/producer/tasks", &[], false),
+            ("post", "/producer/tasks", &[], false),
+            ("POST", "/producer/tasks/", &[], false),
+            ("POST", "/producer/tasks?", &[], false),
+            ("POST", "/producer/tasks?x=1", &[], false),
+            ("POST", "//producer/tasks", &[], false),
+            ("POST", "/Producer/tasks", &[], false),
+            ("POST", "/producer/Tasks", &[], false),
+            ("POST", "/produce%72/tasks", &[], false),
+            ("POST", "/producer%2ftasks", &[], false),
+            ("POST", "/suno/tasks", &[], false),
+            ("POST", "/producer/x/tasks", &[], false),
+            ("POST", "/tasks", &[], false),
+            ("POST", "/producer/tasks", &[("content-type", "text/plain")], false),
+            ("POST", "/producer/tasks", &[("content-type", "application/json; charset=utf-16")], false),
+            ("POST", "/producer/tasks", &[("content-type", "application/json, text/plain")], false),
+            (
+                "POST",
+                "/producer/tasks",
+                &[("content-type", "application/json"), ("content-type", "text/x")],
+                false,
+            ),
+            ("POST", "/producer/tasks", &[("content-encoding", "gzip")], false),
+            (
+                "POST",
+                "/producer/tasks",
+                &[("content-encoding", "identity"), ("content-encoding", "br")],
+                false,
+            ),
+            ("POST", "/producer/tasks", &[("cookie", "a=b")], false),
+            ("POST", "/producer/tasks", &[("x-api-key", "k")], false),
+            ("POST", "/producer/tasks", &[("payment-signature", "s")], false),
+        ] {
+            assert_eq!(is(method, target, fields, &named), expected, "{method} {target} {fields:?}");
+        }
+        assert!(is("POST", "/suno/tasks", &[], &Services::All));
+        assert!(!is("POST", "/su.no/tasks", &[], &Services::All));
+        assert!(!is("POST", "/a/b/tasks", &[], &Services::All));
+    }
+
+    #[test]
+    fn preferences_and_cache_control() {
+        let headers = |name: &'static str, values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(name, HeaderValue::from_str(value).unwrap());
+            }
+            headers
+        };
+        let prefer =
+            |values: &[&str]| Preferences::of(&RequestHeaders::of(&headers("prefer", values)).prefer);
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(prefer(&["wait=10"]), Preferences { wait: seconds(10), lenient: false });
+        assert_eq!(
+            prefer(&["respond-async, WAIT=\"5\"; x=y", "handling=Lenient"]),
+            Preferences { wait: seconds(5), lenient: true }
+        );
+        assert_eq!(prefer(&["handling=strict, handling=lenient, wait=-1"]), Preferences::default());
+        let control = |values: &[&str]| {
+            CacheControl::of(&RequestHeaders::of(&headers("cache-control", values)).cache_control)
+        };
+        assert_eq!(control(&["no-cache"]), CacheControl { max_age: seconds(0), only_if_cached: false });
+        assert_eq!(
+            control(&["max-age=3, only-if-cached"]),
+            CacheControl { max_age: seconds(3), only_if_cached: true }
+        );
+        assert_eq!(
+            control(&["max-age=3", "No-Cache"]),
+            CacheControl { max_age: seconds(0), only_if_cached: false }
+        );
+        assert_eq!(control(&["no-store, max-age=x"]), CacheControl::default());
+    }
+}

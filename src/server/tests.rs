@@ -1,0 +1,418 @@
+//! The edge over real sockets, in front of tiny services.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::response::IntoResponse;
+use http_body_util::BodyExt;
+use tokio::sync::Notify;
+
+use super::raw::{Peer, field, listen, soon, status, until};
+use super::*;
+use crate::api_error::ApiError;
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+
+fn limits() -> ServerLimits {
+    ServerLimits { drain_idle: Duration::from_millis(100), max_connections: 64, ..ServerLimits::default() }
+}
+
+/// A running edge.
+struct Edge {
+    address: SocketAddr,
+    drain: CancellationToken,
+    cut: CancellationToken,
+    counts: ServerCounters,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Edge {
+    async fn spawn<F, R>(limits: ServerLimits, handler: F) -> Self
+    where
+        F: Fn(Request<Body>) -> R + Send + Sync + 'static,
+        R: Future<Output = Response> + Send + 'static,
+    {
+        let (listener, address) = listen().await;
+        Self::spawn_on(listener, address, CancellationToken::new(), limits, handler)
+    }
+
+    fn spawn_on<F, R>(
+        listener: TcpListener,
+        address: SocketAddr,
+        drain: CancellationToken,
+        limits: ServerLimits,
+        handler: F,
+    ) -> Self
+    where
+        F: Fn(Request<Body>) -> R + Send + Sync + 'static,
+        R: Future<Output = Response> + Send + 'static,
+    {
+        let (cut, counts) = (CancellationToken::new(), ServerCounters::default());
+        let handler = Tiny(handler);
+        let task = tokio::spawn(serve(listener, handler, limits, counts.clone(), drain.clone(), cut.clone()));
+        Self { address, drain, cut, counts, task }
+    }
+
+    async fn ended(self) {
+        soon(self.task).await.unwrap();
+    }
+}
+
+struct Tiny<F>(F);
+
+impl<F, R> Handler for Tiny<F>
+where
+    F: Fn(Request<Body>) -> R + Send + Sync + 'static,
+    R: Future<Output = Response> + Send + 'static,
+{
+    type Body = Body;
+    type Kept = ();
+
+    async fn answer(&self, (): &(), request: Request<RequestBody>) -> Response {
+        (self.0)(request.map(Body::new)).await
+    }
+}
+
+async fn hello(_: Request<Body>) -> Response {
+    "hello".into_response()
+}
+
+#[test]
+fn connections_follow_the_descriptor_limit() {
+    for (descriptors, connections) in [(1024, 984), (64, 24), (41, 8), (0, 8), (u64::MAX, 4096)] {
+        assert_eq!(connections_for(descriptors), connections);
+    }
+}
+
+#[test]
+fn a_broken_connection_delays_no_other() {
+    let aborted = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
+    assert_eq!(accept_pause(&aborted, 1), Duration::ZERO);
+    let full = std::io::Error::other("no descriptors");
+    assert!(accept_pause(&full, 1) < accept_pause(&full, 2));
+    assert_eq!(accept_pause(&full, 100), Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn slow_heads_and_idle_connections_end_at_the_limit() {
+    let limits = ServerLimits { header_timeout: Duration::from_millis(100), ..limits() };
+    let edge = Edge::spawn(limits, hello).await;
+    let mut slow = Peer::connect(edge.address).await;
+    slow.write("GET / HTTP/1.1\r\nhost:").await;
+    assert_eq!(slow.rest().await.unwrap(), "");
+    let mut idle = Peer::connect(edge.address).await;
+    idle.write(GET).await;
+    assert_eq!(idle.response().await.1, "hello");
+    assert_eq!(idle.rest().await.unwrap(), "");
+}
+
+#[tokio::test]
+async fn a_client_that_took_its_time_over_an_answer_may_ask_again() {
+    let limits = ServerLimits { header_timeout: Duration::from_secs(2), ..limits() };
+    let edge = Edge::spawn(limits, |_: Request<Body>| async { vec![b'x'; 32 << 20].into_response() }).await;
+    let mut slow = Peer::connect(edge.address).await;
+    slow.write(GET).await;
+    // More than the sockets hold, and longer than the limit.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(slow.response().await.1.len(), 32 << 20);
+    // Beyond twice the limit since the answer began.
+    tokio::time::sleep(Duration::from_millis(1300)).await;
+    slow.write(GET).await;
+    assert_eq!(slow.response().await.1.len(), 32 << 20);
+}
+
+#[tokio::test]
+async fn where_places_are_scarce_nobody_keeps_one() {
+    let limits = ServerLimits { max_connections: 4, spare_places: 2, ..limits() };
+    let edge = Edge::spawn(limits, hello).await;
+    let mut kept = Vec::new();
+    for n in 0..10 {
+        let mut peer = Peer::connect(edge.address).await;
+        peer.write(GET).await;
+        let (head, body) = peer.response().await;
+        assert_eq!((field(&head, "connection"), body.as_str()), ((n > 1).then_some("close"), "hello"), "{n}");
+        kept.push(peer);
+    }
+    for peer in &mut kept[..2] {
+        peer.write(GET).await;
+        assert_eq!(peer.response().await.1, "hello", "it is still open");
+    }
+}
+
+#[tokio::test]
+async fn heads_have_a_largest_size() {
+    let edge = Edge::spawn(limits(), hello).await;
+    let fields = |count: usize| (0..count).map(|n| format!("x-{n}: 1\r\n")).collect::<String>();
+    let head = |fields: &str| format!("GET / HTTP/1.1\r\nhost: x\r\n{fields}\r\n");
+    for (request, expected) in [
+        (head(&fields(99)), 200),
+        (head(&fields(100)), 431),
+        (head(&format!("x: {}\r\n", "a".repeat(60_000))), 200),
+        (head(&format!("x: {}\r\n", "a".repeat(70_000))), 431),
+        (format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(1 << 20)), 431),
+    ] {
+        assert_eq!(Peer::status_of(edge.address, request).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_a_500_in_our_shape() {
+    let edge = Edge::spawn(limits(), |request: Request<Body>| async move {
+        assert!(request.uri().path() != "/panic", "secret-canary");
+        "hello".into_response()
+    })
+    .await;
+    let mut peer = Peer::connect(edge.address).await;
+    peer.write("GET /panic HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let (head, body) = peer.response().await;
+    assert_eq!(status(&head), 500);
+    assert!(body.contains(r#""code":"api_error""#) && !body.contains("canary"), "{body}");
+    assert_eq!(edge.counts.panics.get(), 1);
+    assert_eq!(Peer::status_of(edge.address, GET).await, 200);
+}
+
+#[tokio::test]
+async fn a_silent_body_is_a_408_and_the_connection_ends() {
+    let limits = ServerLimits { body_idle: Duration::from_millis(100), ..limits() };
+    let edge = Edge::spawn(limits, |request: Request<Body>| async {
+        match request.into_body().collect().await {
+            Ok(_) => "hello".into_response(),
+            Err(error) => ApiError::from(ClientBodyError::of(&error)).into_response(),
+        }
+    })
+    .await;
+    let mut peer = Peer::connect(edge.address).await;
+    peer.write("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nab").await;
+    let (head, body) = peer.response().await;
+    assert_eq!((status(&head), field(&head, "connection")), (408, Some("close")));
+    assert!(body.contains("bad_request"), "{body}");
+    assert_eq!(peer.rest().await.unwrap(), "");
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_its_time_is_not_the_clients_silence() {
+    let limits = ServerLimits { body_idle: Duration::from_millis(50), ..limits() };
+    let edge = Edge::spawn(limits, |request: Request<Body>| async {
+        let mut body = request.into_body();
+        let mut read = 0;
+        while let Some(frame) = body.frame().await {
+            read += frame.unwrap().into_data().unwrap().len();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        read.to_string().into_response()
+    })
+    .await;
+    let mut peer = Peer::connect(edge.address).await;
+    peer.write("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n").await;
+    peer.write(vec![b'a'; 200_000]).await;
+    assert_eq!(peer.response().await.1, "200000");
+}
+
+#[tokio::test]
+async fn slots_come_back() {
+    let edge = Edge::spawn(ServerLimits { max_connections: 2, ..limits() }, hello).await;
+    let first = Peer::connect(edge.address).await;
+    let mut second = Peer::connect(edge.address).await;
+    second.write(GET).await;
+    second.response().await;
+    let mut third = Peer::connect(edge.address).await;
+    third.write(GET).await;
+    assert!(tokio::time::timeout(Duration::from_millis(50), third.head()).await.is_err());
+    drop(first);
+    assert_eq!(third.response().await.1, "hello");
+}
+
+#[tokio::test]
+async fn a_hang_up_drops_the_handler() {
+    let (running, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    struct OnDrop(Arc<AtomicUsize>);
+    impl Drop for OnDrop {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let (running_, dropped_) = (running.clone(), dropped.clone());
+    let edge = Edge::spawn(limits(), move |_: Request<Body>| {
+        let guard = OnDrop(dropped_.clone());
+        running_.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let _guard = guard;
+            std::future::pending().await
+        }
+    })
+    .await;
+    let mut peer = Peer::connect(edge.address).await;
+    peer.write(GET).await;
+    until(|| running.load(Ordering::SeqCst) == 1).await;
+    drop(peer);
+    until(|| dropped.load(Ordering::SeqCst) == 1).await;
+}
+
+#[tokio::test]
+async fn bytes_of_an_unread_body_never_become_a_request() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let seen_ = seen.clone();
+    let edge = Edge::spawn(limits(), move |_: Request<Body>| {
+        seen_.fetch_add(1, Ordering::SeqCst);
+        async { "hello".into_response() }
+    })
+    .await;
+    // Short and with it at once; short and later; long.
+    for (length, rest) in [(GET.len(), GET.len()), (GET.len() + 10, 0), (10 << 20, 10 << 20)] {
+        seen.store(0, Ordering::SeqCst);
+        let mut peer = Peer::connect(edge.address).await;
+        let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
+        let mut body = GET.repeat(length / GET.len() + 1);
+        body.truncate(rest);
+        let mut bytes = head.into_bytes();
+        bytes.extend_from_slice(body.as_bytes());
+        let (mut read, mut write) = {
+            let stream = tokio::net::TcpStream::connect(edge.address).await.unwrap();
+            stream.into_split()
+        };
+        let sent = tokio::spawn(async move {
+            use tokio::io::AsyncWriteExt;
+            let _ = write.write_all(&bytes).await;
+            write
+        });
+        // The answer arrives whole although the body was not read.
+        let mut answer = Vec::new();
+        soon(async {
+            use tokio::io::AsyncReadExt;
+            while !answer.ends_with(b"hello") {
+                assert!(read.read_buf(&mut answer).await.unwrap() > 0);
+            }
+        })
+        .await;
+        drop(soon(sent).await.unwrap());
+        drop(read);
+        peer.write(GET).await;
+        assert_eq!(peer.response().await.1, "hello");
+        assert_eq!(seen.load(Ordering::SeqCst), 2, "length {length}");
+    }
+}
+
+/// Some bytes, then an error, with no time between them.
+struct Cut(Option<&'static str>);
+
+impl http_body::Body for Cut {
+    type Data = bytes::Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, std::io::Error>>> {
+        let frame = self.0.take().map(|part| http_body::Frame::data(part.into()));
+        std::task::Poll::Ready(Some(frame.ok_or_else(|| std::io::Error::other("cut"))))
+    }
+}
+
+#[tokio::test]
+async fn a_cut_answer_never_looks_complete() {
+    let edge = Edge::spawn(limits(), |request: Request<Body>| async move {
+        drop(request);
+        Body::new(Cut(Some("part"))).into_response()
+    })
+    .await;
+    let mut modern = Peer::connect(edge.address).await;
+    modern.write(GET).await;
+    let answer = modern.rest().await.unwrap_or_else(|read| read);
+    assert!(answer.contains("part") && !answer.ends_with("0\r\n\r\n"), "{answer:?}");
+    // Where the end of the connection is the end of the answer, only a reset is none.
+    let mut old = Peer::connect(edge.address).await;
+    old.write("GET / HTTP/1.0\r\n\r\n").await;
+    assert!(old.rest().await.is_err());
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_is_in_hand_and_then_ends() {
+    let (started, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (started_, go_) = (started.clone(), go.clone());
+    let edge = Edge::spawn(limits(), move |request: Request<Body>| {
+        let (started, go) = (started_.clone(), go_.clone());
+        async move {
+            started.fetch_add(1, Ordering::SeqCst);
+            if request.uri().path() == "/slow" {
+                go.notified().await;
+            }
+            "hello".into_response()
+        }
+    })
+    .await;
+    let mut busy = Peer::connect(edge.address).await;
+    busy.write("GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let mut kept = Peer::connect(edge.address).await;
+    kept.write(GET).await;
+    kept.response().await;
+    let mut silent = Peer::connect(edge.address).await;
+    let mut partial = Peer::connect(edge.address).await;
+    partial.write("GET / HT").await;
+    until(|| started.load(Ordering::SeqCst) == 2).await;
+
+    edge.drain.cancel();
+    // A request on a connection kept alive still gets its answer, and learns that it was the last.
+    kept.write(GET).await;
+    assert_eq!(field(&kept.response().await.0, "connection"), Some("close"));
+    assert_eq!(silent.rest().await.unwrap_or_default(), "");
+    assert_eq!(partial.rest().await.unwrap_or_default(), "");
+    assert!(tokio::net::TcpStream::connect(edge.address).await.is_err());
+    assert!(!edge.task.is_finished());
+    go.notify_one();
+    assert_eq!(busy.response().await.1, "hello");
+    edge.ended().await;
+}
+
+#[tokio::test]
+async fn a_drain_serves_what_waits_in_the_backlog() {
+    let (listener, address) = listen().await;
+    let mut waiting = Peer::connect(address).await;
+    waiting.write(GET).await;
+    let drain = CancellationToken::new();
+    drain.cancel();
+    let edge = Edge::spawn_on(listener, address, drain, limits(), hello);
+    assert_eq!(waiting.response().await.1, "hello");
+    drop(waiting);
+    edge.ended().await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_its_whole_answer_in_a_drain() {
+    const SIZE: usize = 8 << 20;
+    let edge = Edge::spawn(limits(), |_: Request<Body>| async { "a".repeat(SIZE).into_response() }).await;
+    let mut peer = Peer::connect(edge.address).await;
+    peer.write(GET).await;
+    peer.head().await;
+    edge.drain.cancel();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(peer.exactly(SIZE).await.len(), SIZE);
+    drop(peer);
+    edge.ended().await;
+}
+
+#[tokio::test]
+async fn a_cut_ends_everything_now() {
+    let edge = Edge::spawn(limits(), |_: Request<Body>| std::future::pending()).await;
+    let mut peer = Peer::connect(edge.address).await;
+    peer.write(GET).await;
+    edge.cut.cancel();
+    assert_eq!(peer.rest().await.unwrap_or_default(), "");
+    edge.ended().await;
+}
+
+/// A client that takes nothing of its answer is not waited for without end.
+#[tokio::test]
+async fn a_reader_that_stands_still_is_let_go() {
+    const LENGTH: usize = 64 << 20;
+    let limits = ServerLimits { write_idle: Duration::from_millis(100), ..limits() };
+    let edge = Edge::spawn(limits, |_| async { vec![b'x'; LENGTH].into_response() }).await;
+    let mut client = Peer::connect(edge.address).await;
+    client.write("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    client.head().await;
+    // The drain waits for answers under way, so it ends only because the client is given up.
+    edge.drain.cancel();
+    edge.ended().await;
+    let read = client.rest().await.unwrap_or_else(|read| read);
+    assert!(read.len() < LENGTH, "{}", read.len());
+}
