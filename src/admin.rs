@@ -22,11 +22,11 @@ use axum::{Json, Router, middleware};
 use http::{HeaderMap, StatusCode, header};
 use prometheus_client::metrics::gauge::Gauge;
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
 use crate::api_error::ApiError;
 use crate::clock;
 use crate::config::ShownValue;
+use crate::lifecycle::Shutdown;
 use crate::lookup::LookupService;
 use crate::store::Store;
 use crate::telemetry::{self, Format, Gauges, History, Metrics, Snapshot};
@@ -48,8 +48,8 @@ pub struct AdminPort {
     pub started: Instant,
     /// Version of the SQLite library.
     pub sqlite_version: Option<String>,
-    /// Cancelled when the first signal came.
-    pub draining: CancellationToken,
+    /// Shutdown of the client port.
+    pub shutdown: Shutdown,
     /// What was counted.
     pub metrics: Arc<Metrics>,
     /// Connections open on the client port.
@@ -77,24 +77,21 @@ impl AdminPort {
         self.history.lock().unwrap_or_else(PoisonError::into_inner).end_step(clock::unix_now(), now);
     }
 
-    /// Keeps the history up, until `end`.
-    ///
-    /// # Errors
-    /// If it panicked.
-    pub async fn record_history(self: Arc<Self>, end: CancellationToken) -> Result<(), ApiError> {
+    /// Records a history point every [`History::STEP`]. Does not return unless recording panics.
+    pub async fn record_history(self: Arc<Self>) {
         let mut steps = tokio::time::interval(History::STEP);
         steps.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // The first tick is at once, and ends no step.
         steps.tick().await;
-        while end.run_until_cancelled(steps.tick()).await.is_some() {
-            beside(&self, Self::end_step).await?;
+        loop {
+            steps.tick().await;
+            beside(&self, Self::end_step).await.expect("recording a history point does not panic");
         }
-        Ok(())
     }
 
     /// A word for whether refrain is ready, and why not where it is not.
     pub fn readiness(&self) -> (&'static str, Option<&'static str>) {
-        if self.draining.is_cancelled() {
+        if self.shutdown.is_draining() {
             return ("draining", Some("refrain is shutting down"));
         }
         match self.store.readiness() {

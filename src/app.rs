@@ -1,4 +1,4 @@
-//! Builds every room once from the configuration, runs them, ends them in order. Owns all background work.
+//! Wiring and lifecycle: builds every part once from the configuration, runs them, and shuts them down in order.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -9,47 +9,46 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin;
-use crate::admin::AdminPort;
+use crate::admin::{self, AdminPort};
 use crate::auth::Auth;
 use crate::clock;
 use crate::config::Loaded;
-use crate::lookup::LookupService;
+use crate::lifecycle::{Shutdown, Supervisor};
+use crate::lookup::{LookupService, ProxyBackend};
 use crate::proxy::ClientPort;
 use crate::server::{self, ServerCounters, ServerLimits};
 use crate::store::Store;
 use crate::telemetry::{Gauges, History, Metrics, Snapshot};
 use crate::upstream;
 
-/// Before the end of `shutdown_timeout`, whoever still waits gets an answer; so much earlier.
+/// Time between the deadline, when waiting lookups get an error, and the end of `server.shutdown_timeout`, when
+/// connections are cut. It lets those errors reach their clients.
 const DRAIN_MARGIN: Duration = Duration::from_secs(1);
 
 /// The proxy, built but not yet running.
 pub struct App {
-    client: TcpListener,
-    admin: Option<TcpListener>,
+    client_listener: TcpListener,
+    admin_listener: Option<TcpListener>,
     client_port: ClientPort,
     admin_port: Arc<AdminPort>,
     lookups: Arc<LookupService>,
     store: Store,
-    /// Of the client port.
-    counts: ServerCounters,
+    /// Counters of the client port.
+    counters: ServerCounters,
     shutdown_timeout: Duration,
-    draining: CancellationToken,
-    ending: CancellationToken,
+    shutdown: Shutdown,
 }
 
 impl App {
-    /// Opens both ports and the store, and builds everything between them. The admin port tells where the
-    /// configuration's values come from, where that is known.
+    /// Opens both ports and the store, and wires everything between them.
     ///
     /// # Errors
-    /// One line that says what could not be done: a port that is taken, a store that cannot be opened.
+    /// One line that names what failed: a port that is taken, a store that cannot be opened.
     pub async fn build(loaded: impl Into<Loaded>) -> anyhow::Result<Self> {
         let loaded = loaded.into();
         let (values, config) = (loaded.values(), loaded.config);
-        let client = listen(config.server.listen, "server.listen").await?;
-        let admin = match config.admin.listen {
+        let client_listener = listen(config.server.listen, "server.listen").await?;
+        let admin_listener = match config.admin.listen {
             Some(address) => Some(listen(address, "admin.listen").await?),
             None => None,
         };
@@ -57,21 +56,14 @@ impl App {
         let (upstream, passthrough) =
             upstream::connect(&config.upstream).context("set up the upstream client")?;
         let store = Store::open(&config.store, Arc::clone(&metrics)).await?;
-        let (draining, ending) = (CancellationToken::new(), CancellationToken::new());
-        let access =
+        let shutdown = Shutdown::new();
+        let auth =
             Auth::new(&config.access, config.upstream.token.clone(), store.clone(), Arc::clone(&metrics));
-        let lookups = Arc::new(LookupService::new(
-            &config,
-            Arc::clone(&access),
-            store.clone(),
-            upstream,
-            Arc::clone(&metrics),
-            draining.clone(),
-            ending.clone(),
-        ));
+        let backend = ProxyBackend { upstream, store: store.clone(), auth: Arc::clone(&auth) };
+        let lookups = Arc::new(LookupService::new(&config, backend, Arc::clone(&metrics), shutdown.clone()));
         let client_port =
-            ClientPort::new(&config, access, Arc::clone(&lookups), passthrough, Arc::clone(&metrics));
-        let counts = ServerCounters { panics: metrics.panics.clone(), ..ServerCounters::default() };
+            ClientPort::new(&config, auth, Arc::clone(&lookups), passthrough, Arc::clone(&metrics));
+        let counters = ServerCounters { panics: metrics.panics.clone(), ..ServerCounters::default() };
         let admin_port = Arc::new(AdminPort {
             token: config.admin.token.clone(),
             sqlite_version: store.sqlite_version().await,
@@ -80,113 +72,100 @@ impl App {
             values,
             started_at: clock::unix_now(),
             started: std::time::Instant::now(),
-            draining: draining.clone(),
-            connections: counts.connections.clone(),
+            shutdown: shutdown.clone(),
+            connections: counters.connections.clone(),
             history: Mutex::new(History::new(Snapshot::of(&metrics, &Gauges::default()))),
             metrics,
         });
         Ok(Self {
-            client,
-            admin,
+            client_listener,
+            admin_listener,
             client_port,
             admin_port,
             lookups,
             store,
-            counts,
+            counters,
             shutdown_timeout: config.server.shutdown_timeout,
-            draining,
-            ending,
+            shutdown,
         })
     }
 
-    /// Where clients connect.
+    /// Address of the client port.
     pub fn client_address(&self) -> SocketAddr {
-        self.client.local_addr().expect("a bound listener has an address")
+        self.client_listener.local_addr().expect("a bound listener has an address")
     }
 
-    /// Where the admin port is, if it is on.
+    /// Address of the admin port, if it is on.
     pub fn admin_address(&self) -> Option<SocketAddr> {
-        self.admin.as_ref().map(|admin| admin.local_addr().expect("a bound listener has an address"))
+        let listener = self.admin_listener.as_ref()?;
+        Some(listener.local_addr().expect("a bound listener has an address"))
     }
 
-    /// Serves until `shutdown`, then finishes what is in hand within `shutdown_timeout` and leaves the store clean.
+    /// Serves until `stop` is cancelled, then drains within `server.shutdown_timeout` and closes the store.
     ///
-    /// The admin port answers until the very end, so that a probe sees the draining.
+    /// The admin port is the last to stop, so that probes can observe the drain.
     ///
     /// # Errors
-    /// If a part that the service cannot do without died.
-    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let (cut, admin_end) = (CancellationToken::new(), CancellationToken::new());
-        let admin = self.admin.map(|listener| {
-            let (port, end) = (Arc::clone(&self.admin_port), admin_end.clone());
-            let panics = self.counts.panics.clone();
-            let recording = tokio::spawn(port.record_history(end));
-            tokio::spawn(async move {
-                if !matches!(recording.await, Ok(Ok(()))) {
-                    panics.inc();
-                    tracing::error!("the history panicked; its charts stand still until the next start");
-                }
+    /// A background task that the proxy cannot run without ended.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let shutdown = &self.shutdown;
+        let supervisor = Supervisor::new(self.counters.panics.clone());
+        let admin_shutdown = Shutdown::new();
+        if let Some(listener) = self.admin_listener {
+            let recording = Arc::clone(&self.admin_port).record_history();
+            let until = admin_shutdown.clone();
+            supervisor.spawn("history", async move {
+                until.until_abort(recording).await;
             });
+            let counters =
+                ServerCounters { panics: self.counters.panics.clone(), ..ServerCounters::default() };
+            let router = admin::router(self.admin_port);
             let limits = ServerLimits::of_admin_port();
-            let counts = ServerCounters { panics: self.counts.panics.clone(), ..ServerCounters::default() };
-            tokio::spawn(server::serve(
-                listener,
-                admin::router(self.admin_port),
-                limits,
-                counts,
-                admin_end.clone(),
-                admin_end.clone(),
-            ))
-        });
-        let sweep = tokio::spawn({
-            let lookups = Arc::clone(&self.lookups);
-            async move { lookups.batcher().sweep_for_ever().await }
+            supervisor.spawn(
+                "admin port",
+                server::serve(listener, router, limits, counters, admin_shutdown.clone()),
+            );
+        }
+        let lookups = Arc::clone(&self.lookups);
+        // Without the sweep memory grows unnoticed, so its early end is the program's end.
+        supervisor.spawn_essential("queue sweep", shutdown, async move {
+            lookups.batcher().sweep_for_ever().await;
         });
         let clients = server::serve(
-            self.client,
+            self.client_listener,
             self.client_port,
             ServerLimits::default(),
-            self.counts,
-            self.draining.clone(),
-            cut.clone(),
+            self.counters,
+            shutdown.clone(),
         );
-        let clock = async {
-            shutdown.cancelled().await;
-            tracing::info!("draining");
-            let start = Instant::now();
-            self.draining.cancel();
-            tokio::time::sleep_until(start + self.shutdown_timeout.saturating_sub(DRAIN_MARGIN)).await;
-            self.ending.cancel();
-            tokio::time::sleep_until(start + self.shutdown_timeout).await;
-            tracing::warn!("the shutdown timeout is over; what is still in hand is cut");
-            cut.cancel();
-            std::future::pending::<()>().await;
+        let result = tokio::select! {
+            () = clients => Ok(()),
+            () = advance(shutdown, &stop, self.shutdown_timeout) => Ok(()),
+            task = supervisor.essential_task_ended() => Err(anyhow::anyhow!("the {task} task ended")),
         };
-        // Without it memory would grow unseen, so its early end is the program's.
-        let sweep_died = async {
-            let ended = sweep.await;
-            if self.ending.is_cancelled() {
-                std::future::pending::<()>().await;
-            }
-            ended
-        };
-        tokio::select! {
-            () = clients => {}
-            () = clock => {}
-            ended = sweep_died => ended.context("sweep the batcher")?,
-        }
-        self.ending.cancel();
-        let calls_end = tokio::time::timeout(DRAIN_MARGIN, self.lookups.batcher().finished());
-        if calls_end.await.is_err() {
-            tracing::warn!("look-up calls are still under way; their answers are not stored");
+        shutdown.reach_deadline();
+        if tokio::time::timeout(DRAIN_MARGIN, self.lookups.batcher().finished()).await.is_err() {
+            tracing::warn!("upstream lookups are still under way; their responses are not stored");
         }
         self.store.close().await;
-        admin_end.cancel();
-        if let Some(admin) = admin {
-            admin.await.context("serve the admin port")?;
-        }
-        Ok(())
+        admin_shutdown.abort();
+        supervisor.wait().await;
+        result
     }
+}
+
+/// Starts the drain when `stop` is cancelled, and the later phases as `timeout` runs out. Does not return.
+async fn advance(shutdown: &Shutdown, stop: &CancellationToken, timeout: Duration) {
+    stop.cancelled().await;
+    tracing::info!("draining");
+    let start = Instant::now();
+    shutdown.start_drain();
+    tokio::time::sleep_until(start + timeout.saturating_sub(DRAIN_MARGIN)).await;
+    shutdown.reach_deadline();
+    tokio::time::sleep_until(start + timeout).await;
+    tracing::warn!("server.shutdown_timeout is over; open connections are cut");
+    shutdown.abort();
+    std::future::pending::<()>().await;
 }
 
 async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {

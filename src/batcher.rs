@@ -39,8 +39,6 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use self::breaker::CircuitBreaker;
 pub use self::outcome::{LookupFailure, LookupResult, TaskOutcome};
@@ -48,6 +46,7 @@ use self::queue::Queue;
 use self::rate_limit::{TokenLimiter, TokenLimiters};
 pub use self::view::{PendingView, QueueView};
 use crate::config::{TasksConfig, UpstreamConfig};
+use crate::lifecycle::{Shutdown, Supervisor};
 use crate::task::{FinalRecord, Service, TaskId};
 use crate::telemetry::Metrics;
 use crate::token::Digest;
@@ -176,11 +175,9 @@ struct Shared<O> {
     ids: AtomicUsize,
     /// Callers that hold out (`prefer: wait`), over all lanes.
     long_polling: AtomicUsize,
-    /// Waiters get their last pending answer at once.
-    draining: CancellationToken,
-    /// Waiters get an error at once.
-    ending: CancellationToken,
-    tasks: TaskTracker,
+    shutdown: Shutdown,
+    /// Workers and upstream calls.
+    supervisor: Supervisor,
     metrics: Arc<Metrics>,
 }
 
@@ -218,8 +215,7 @@ impl<O: Backend> Batcher<O> {
         upstream: &UpstreamConfig,
         tasks: &TasksConfig,
         metrics: Arc<Metrics>,
-        draining: CancellationToken,
-        ending: CancellationToken,
+        shutdown: Shutdown,
     ) -> Self {
         let shared = Arc::new(Shared {
             backend,
@@ -238,9 +234,8 @@ impl<O: Backend> Batcher<O> {
             remembered_bytes: AtomicUsize::new(0),
             ids: AtomicUsize::new(0),
             long_polling: AtomicUsize::new(0),
-            draining,
-            ending,
-            tasks: TaskTracker::new(),
+            shutdown,
+            supervisor: Supervisor::new(metrics.panics.clone()),
             metrics,
         });
         Self { shared }
@@ -285,15 +280,14 @@ impl<O: Backend> Batcher<O> {
     pub async fn sweep_for_ever(&self) {
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while self.shared.ending.run_until_cancelled(interval.tick()).await.is_some() {
+        while self.shared.shutdown.until_deadline(interval.tick()).await.is_some() {
             self.shared.sweep(Instant::now());
         }
     }
 
     /// Waits until no lane has a call under way. Call it after `ending`.
     pub async fn finished(&self) {
-        self.shared.tasks.close();
-        self.shared.tasks.wait().await;
+        self.shared.supervisor.wait().await;
     }
 }
 

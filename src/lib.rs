@@ -15,6 +15,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod headers;
+pub mod lifecycle;
 pub mod lookup;
 pub mod proxy;
 pub mod server;

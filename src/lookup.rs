@@ -13,13 +13,13 @@ use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use self::plan::{BatchBody, Plan};
 use crate::auth::{Auth, Caller};
 use crate::batcher::{Backend, Batcher, LookupFailure, QueueKey, QueueRequest, TaskOutcome};
 use crate::clock;
 use crate::config::Config;
+use crate::lifecycle::Shutdown;
 use crate::store::{Epoch, Forget, Store, StoreError};
 use crate::task::{FinalRecord, Service, TaskId};
 use crate::telemetry::{IdOutcome, Label, Metrics};
@@ -169,11 +169,14 @@ pub struct LookupService {
 /// largest answers at the least.
 const ANSWER_ROOM: u64 = 512 << 20;
 
-/// What the lanes reach of the world: the upstream, the store and the access room.
-struct ProxyBackend {
-    upstream: UpstreamClient,
-    store: Store,
-    access: Arc<Auth>,
+/// The parts of the proxy that the batcher calls.
+pub struct ProxyBackend {
+    /// Client for upstream lookups.
+    pub upstream: UpstreamClient,
+    /// Store for final records.
+    pub store: Store,
+    /// Receiver of token status reports.
+    pub auth: Arc<Auth>,
 }
 
 impl Backend for ProxyBackend {
@@ -193,28 +196,19 @@ impl Backend for ProxyBackend {
     }
 
     async fn keep(&self, key: &QueueKey, epoch: Epoch, tasks: Vec<FinalRecord>) -> Vec<bool> {
-        self.store.keep(&self.access.reader(&key.token), &key.service, epoch, tasks).await
+        self.store.keep(&self.auth.reader(&key.token), &key.service, epoch, tasks).await
     }
 
     fn answered(&self, key: &QueueKey, answer: &UpstreamResponse) {
-        self.access.answered(&key.token, answer.status.as_u16(), &answer.body);
+        self.auth.answered(&key.token, answer.status.as_u16(), &answer.body);
     }
 }
 
 impl LookupService {
     /// A retriever over these rooms.
-    pub fn new(
-        config: &Config,
-        access: Arc<Auth>,
-        store: Store,
-        upstream: UpstreamClient,
-        metrics: Arc<Metrics>,
-        draining: CancellationToken,
-        ending: CancellationToken,
-    ) -> Self {
-        let world = ProxyBackend { upstream, store: store.clone(), access: Arc::clone(&access) };
-        let batcher =
-            Batcher::new(world, &config.upstream, &config.tasks, Arc::clone(&metrics), draining, ending);
+    pub fn new(config: &Config, backend: ProxyBackend, metrics: Arc<Metrics>, shutdown: Shutdown) -> Self {
+        let (access, store) = (Arc::clone(&backend.auth), backend.store.clone());
+        let batcher = Batcher::new(backend, &config.upstream, &config.tasks, Arc::clone(&metrics), shutdown);
         let max_response_bytes = config.upstream.max_response_bytes;
         let room = kib(ANSWER_ROOM.max(max_response_bytes.saturating_mul(4)));
         let room = Arc::new(Semaphore::new((room as usize).min(Semaphore::MAX_PERMITS)));

@@ -22,11 +22,12 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 pub use body::{ClientBodyError, RequestBody};
+
+use crate::lifecycle::Shutdown;
 
 /// Descriptors left to everything that is not a client's connection: the store, the logs, the admin port, upstream
 /// connections that are just being made.
@@ -150,34 +151,24 @@ impl Handler for Router {
     }
 }
 
-/// Serves `handler` on `listener` until `drain` or `cut`, and returns once every connection is gone.
+/// Serves `handler` on `listener` until `shutdown` starts. Returns when every connection is closed.
 ///
-/// `drain` accepts what already waits in the backlog, closes the listener, and lets every connection finish its
-/// request; connections without one are closed after [`ServerLimits::drain_idle`]. `cut` ends everything at once, as
-/// does dropping this future.
+/// Draining accepts the connections that wait in the backlog, closes the listener, and lets every connection finish
+/// its request. Connections without a request are closed after [`ServerLimits::drain_idle`]. An abort closes all
+/// connections at once, as does dropping this future.
 pub async fn serve<H: Handler>(
     listener: TcpListener,
     handler: H,
     limits: ServerLimits,
     counts: ServerCounters,
-    drain: CancellationToken,
-    cut: CancellationToken,
+    shutdown: Shutdown,
 ) {
-    let cut = cut.child_token();
-    let _ended_with_this_future = cut.clone().drop_guard();
-    let stop = CancellationToken::new();
-    let stop_guard = stop.clone().drop_guard();
+    let shutdown = shutdown.child();
+    let _abort_with_this_future = shutdown.abort_on_drop();
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     let connections = TaskTracker::new();
-    let shared = connection::Shared::new(
-        handler,
-        limits,
-        Arc::clone(&slots),
-        counts.panics,
-        stop,
-        drain.clone(),
-        cut.clone(),
-    );
+    let shared =
+        connection::Shared::new(handler, limits, Arc::clone(&slots), counts.panics, shutdown.clone());
     let shared = Arc::new(shared);
     let open = |stream: TcpStream, slot: OwnedSemaphorePermit| {
         let connection = connection::run(stream, Arc::clone(&shared));
@@ -192,14 +183,14 @@ pub async fn serve<H: Handler>(
     loop {
         let slot = tokio::select! {
             biased;
-            () = cut.cancelled() => break,
-            () = drain.cancelled() => break,
+            () = shutdown.aborted() => break,
+            () = shutdown.draining() => break,
             slot = slots.clone().acquire_owned() => slot.expect("the semaphore is never closed"),
         };
         let accepted = tokio::select! {
             biased;
-            () = cut.cancelled() => break,
-            () = drain.cancelled() => break,
+            () = shutdown.aborted() => break,
+            () = shutdown.draining() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -216,16 +207,15 @@ pub async fn serve<H: Handler>(
                 }
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
-                    () = drain.cancelled() => {}
-                    () = cut.cancelled() => {}
+                    () = shutdown.draining() => {}
+                    () = shutdown.aborted() => {}
                 }
             }
         }
     }
 
     shared.set_draining();
-    drop(stop_guard);
-    if !cut.is_cancelled() {
+    if !shutdown.is_aborted() {
         accept_backlog(listener, &slots, open);
     }
     connections.close();

@@ -56,7 +56,7 @@ pub(super) struct Arrival {
     pub(super) outdated: usize,
 }
 
-/// FetchOutcome of one id.
+/// Outcome of a fetch, for one id.
 #[derive(Debug)]
 pub(super) enum FetchOutcome {
     Finished {

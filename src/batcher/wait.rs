@@ -107,7 +107,7 @@ impl<O: Backend> QueueHandle<O> {
                 () = waiter.changed() => {}
                 () = until(wait_end), if long_polling => {}
                 () = tokio::time::sleep_until(queue_end), if queueing && !long_polling => {}
-                () = self.shared.draining.cancelled(), if remembered => {
+                () = self.shared.shutdown.draining(), if remembered => {
                     remembered = false;
                     long_polling = false;
                     let (now, limits) = (Instant::now(), self.limits());
@@ -116,7 +116,7 @@ impl<O: Backend> QueueHandle<O> {
                     state.stop_holding_out(now, &limits, ids, waiter);
                     self.wake.notify_one();
                 }
-                () = self.shared.ending.cancelled() => {
+                () = self.shared.shutdown.deadline() => {
                     let limits = self.limits();
                     self.lock().leave(Instant::now(), &limits, ids, waiter, false);
                     for slot in waiter.open_slots() {

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::Instrument;
 
 use super::breaker::{BreakerDecision, HalfOpenPermit};
 use super::decode::{self, DecodedResponse, Found};
@@ -31,23 +30,23 @@ impl<O: Backend> QueueHandle<O> {
         }
         state.worker_running = true;
         self.limiter.set_busy(true);
-        let guard = WorkerGuard { queue: Arc::clone(self) };
+        let guard = WorkerGuard { queue: Arc::clone(self), is_done: false };
         let span = tracing::debug_span!("queue", service = %self.key.service, token = %self.key.token);
-        self.shared.tasks.spawn(drive(guard).instrument(span));
+        span.in_scope(|| self.shared.supervisor.spawn("queue worker", drive(guard)));
     }
 }
 
-/// However the driver ends, the lane can have a new one and nobody waits for nothing.
+/// Clears `worker_running` on every exit path so that no waiter hangs.
 struct WorkerGuard<O: Backend> {
     queue: Arc<QueueHandle<O>>,
+    /// Whether the worker cleared `worker_running` itself; if not, it panicked.
+    is_done: bool,
 }
 
 impl<O: Backend> Drop for WorkerGuard<O> {
     fn drop(&mut self) {
         self.queue.limiter.set_busy(false);
-        if std::thread::panicking() {
-            tracing::error!("a queue's driver panicked; its callers get an error");
-            self.queue.shared.metrics.panics.inc();
+        if !self.is_done {
             let mut state = self.queue.lock();
             state.fail_waiting(&LookupFailure::Internal);
             state.worker_running = false;
@@ -55,13 +54,14 @@ impl<O: Backend> Drop for WorkerGuard<O> {
     }
 }
 
-async fn drive<O: Backend>(guard: WorkerGuard<O>) {
+async fn drive<O: Backend>(mut guard: WorkerGuard<O>) {
     let queue = &guard.queue;
-    if queue.shared.ending.run_until_cancelled(take_turns(queue)).await.is_none() {
+    if queue.shared.shutdown.until_deadline(take_turns(queue)).await.is_none() {
         let mut state = queue.lock();
         state.fail_waiting(&LookupFailure::Draining);
         state.worker_running = false;
     }
+    guard.is_done = true;
 }
 
 /// Takes the token's turns until nothing is wanted and no call is under way that may come back to be repeated.
@@ -112,7 +112,7 @@ async fn take_a_turn<O: Backend>(queue: &Arc<QueueHandle<O>>) {
         guard.run().await;
         drop(place);
     };
-    queue.shared.tasks.spawn(task.in_current_span());
+    queue.shared.supervisor.spawn("upstream call", task);
 }
 
 /// One call under way. However it ends, each of its ids is answered, put back or given up.
@@ -127,10 +127,6 @@ struct CallGuard<O: Backend> {
 impl<O: Backend> Drop for CallGuard<O> {
     fn drop(&mut self) {
         if !self.open.is_empty() {
-            if std::thread::panicking() {
-                tracing::error!("an upstream call panicked; its callers get an error");
-                self.queue.shared.metrics.panics.inc();
-            }
             let open = self.resolve_all();
             self.fail(open, &LookupFailure::Internal);
         }
@@ -152,7 +148,7 @@ impl<O: Backend> CallGuard<O> {
         let look_up =
             shared.backend.look_up(&self.queue.key.service, &self.queue.credentials, &self.call.ids);
         // Nobody is there for the answer after `ending`, and a look-up given up costs nothing.
-        let Some(result) = shared.ending.run_until_cancelled(look_up).await else {
+        let Some(result) = shared.shutdown.until_deadline(look_up).await else {
             let ids = self.resolve_all();
             return self.fail(ids, &LookupFailure::Draining);
         };

@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
-/// RequestHeaders of answers that a browser app may read: ours by name, and any other, so that what passed through can be read
+/// Headers of responses that a browser app may read: ours by name, and any other, so that what passed through can be read
 /// as it is. The star holds for requests without credentials, the only ones that are allowed.
 const EXPOSED: [HeaderName; 8] = [
     header::AGE,

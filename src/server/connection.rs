@@ -22,12 +22,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::body::{HeldBody, RequestBody};
 use super::io::{Activity, ClientIo};
 use super::{Handler, ServerLimits};
 use crate::api_error::ApiError;
+use crate::lifecycle::Shutdown;
 
 /// Silence after which a client's machine is asked whether it is still there, and between two such questions.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -44,11 +44,9 @@ pub(super) struct Shared<H> {
     /// Places for connections.
     slots: Arc<Semaphore>,
     panics: Counter,
-    /// Cancelled once either of the other two is: the one that a connection watches while it is in use.
-    stop: CancellationToken,
-    drain: CancellationToken,
-    cut: CancellationToken,
-    /// Whether `drain` is cancelled, for every answer to ask: a token's own word takes a lock that all connections share.
+    shutdown: Shutdown,
+    /// Whether the listener drains. Every response reads this; asking `shutdown` takes a lock that all connections
+    /// share.
     is_draining: AtomicBool,
 }
 
@@ -58,9 +56,7 @@ impl<H> Shared<H> {
         limits: ServerLimits,
         slots: Arc<Semaphore>,
         panics: Counter,
-        stop: CancellationToken,
-        drain: CancellationToken,
-        cut: CancellationToken,
+        shutdown: Shutdown,
     ) -> Self {
         // HTTP/1 alone: hyper-util's detection of HTTP/2 waits for the whole preface without a limit.
         let mut http = http1::Builder::new();
@@ -76,7 +72,7 @@ impl<H> Shared<H> {
         if limits.max_header_fields != 100 {
             http.max_headers(limits.max_header_fields);
         }
-        Self { handler, http, limits, slots, panics, stop, drain, cut, is_draining: AtomicBool::new(false) }
+        Self { handler, http, limits, slots, panics, shutdown, is_draining: AtomicBool::new(false) }
     }
 
     /// Answers from now on close their connections.
@@ -165,7 +161,7 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, shared: Arc<Shared<H>>) {
     let ended = 'ended: {
         let alarm = async {
             tokio::select! {
-                () = shared.stop.cancelled() => Alarm::Stop,
+                () = shared.shutdown.draining() => Alarm::Stop,
                 () = state.head_overdue() => Alarm::HeadOverdue,
             }
         };
@@ -185,7 +181,7 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, shared: Arc<Shared<H>>) {
         loop {
             tokio::select! {
                 biased;
-                () = shared.cut.cancelled() => return,
+                () = shared.shutdown.aborted() => return,
                 ended = &mut connection => break ended,
                 () = &mut draining => {
                     if asked && state.is_idle() {
@@ -216,7 +212,7 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, shared: Arc<Shared<H>>) {
             let is_draining = shared.is_draining.load(Ordering::Relaxed);
             let limit = if is_draining { shared.limits.drain_idle.min(LINGER) } else { LINGER };
             tokio::select! {
-                () = shared.cut.cancelled() => {}
+                () = shared.shutdown.aborted() => {}
                 _ = tokio::time::timeout(limit, linger(stream)) => {}
             }
         }
@@ -226,7 +222,7 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, shared: Arc<Shared<H>>) {
 /// Ends [`ServerLimits::drain_idle`] after the drain began; again and again, when asked again. In that time a request
 /// that is still in the kernel, or on its way on a connection kept alive, is served and its connection then closed.
 async fn drain<H>(shared: &Shared<H>) {
-    shared.drain.cancelled().await;
+    shared.shutdown.draining().await;
     tokio::time::sleep(shared.limits.drain_idle).await;
 }
 

@@ -21,8 +21,7 @@ fn limits() -> ServerLimits {
 /// A running edge.
 struct Edge {
     address: SocketAddr,
-    drain: CancellationToken,
-    cut: CancellationToken,
+    shutdown: Shutdown,
     counts: ServerCounters,
     task: tokio::task::JoinHandle<()>,
 }
@@ -34,13 +33,13 @@ impl Edge {
         R: Future<Output = Response> + Send + 'static,
     {
         let (listener, address) = listen().await;
-        Self::spawn_on(listener, address, CancellationToken::new(), limits, handler)
+        Self::spawn_on(listener, address, Shutdown::new(), limits, handler)
     }
 
     fn spawn_on<F, R>(
         listener: TcpListener,
         address: SocketAddr,
-        drain: CancellationToken,
+        shutdown: Shutdown,
         limits: ServerLimits,
         handler: F,
     ) -> Self
@@ -48,10 +47,10 @@ impl Edge {
         F: Fn(Request<Body>) -> R + Send + Sync + 'static,
         R: Future<Output = Response> + Send + 'static,
     {
-        let (cut, counts) = (CancellationToken::new(), ServerCounters::default());
+        let counts = ServerCounters::default();
         let handler = Tiny(handler);
-        let task = tokio::spawn(serve(listener, handler, limits, counts.clone(), drain.clone(), cut.clone()));
-        Self { address, drain, cut, counts, task }
+        let task = tokio::spawn(serve(listener, handler, limits, counts.clone(), shutdown.clone()));
+        Self { address, shutdown, counts, task }
     }
 
     async fn ended(self) {
@@ -351,7 +350,7 @@ async fn a_drain_finishes_what_is_in_hand_and_then_ends() {
     partial.write("GET / HT").await;
     until(|| started.load(Ordering::SeqCst) == 2).await;
 
-    edge.drain.cancel();
+    edge.shutdown.start_drain();
     // A request on a connection kept alive still gets its answer, and learns that it was the last.
     kept.write(GET).await;
     assert_eq!(field(&kept.response().await.0, "connection"), Some("close"));
@@ -369,9 +368,9 @@ async fn a_drain_serves_what_waits_in_the_backlog() {
     let (listener, address) = listen().await;
     let mut waiting = Peer::connect(address).await;
     waiting.write(GET).await;
-    let drain = CancellationToken::new();
-    drain.cancel();
-    let edge = Edge::spawn_on(listener, address, drain, limits(), hello);
+    let shutdown = Shutdown::new();
+    shutdown.start_drain();
+    let edge = Edge::spawn_on(listener, address, shutdown, limits(), hello);
     assert_eq!(waiting.response().await.1, "hello");
     drop(waiting);
     edge.ended().await;
@@ -384,7 +383,7 @@ async fn a_slow_reader_gets_its_whole_answer_in_a_drain() {
     let mut peer = Peer::connect(edge.address).await;
     peer.write(GET).await;
     peer.head().await;
-    edge.drain.cancel();
+    edge.shutdown.start_drain();
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert_eq!(peer.exactly(SIZE).await.len(), SIZE);
     drop(peer);
@@ -396,7 +395,7 @@ async fn a_cut_ends_everything_now() {
     let edge = Edge::spawn(limits(), |_: Request<Body>| std::future::pending()).await;
     let mut peer = Peer::connect(edge.address).await;
     peer.write(GET).await;
-    edge.cut.cancel();
+    edge.shutdown.abort();
     assert_eq!(peer.rest().await.unwrap_or_default(), "");
     edge.ended().await;
 }
@@ -411,7 +410,7 @@ async fn a_reader_that_stands_still_is_let_go() {
     client.write("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     client.head().await;
     // The drain waits for answers under way, so it ends only because the client is given up.
-    edge.drain.cancel();
+    edge.shutdown.start_drain();
     edge.ended().await;
     let read = client.rest().await.unwrap_or_else(|read| read);
     assert!(read.len() < LENGTH, "{}", read.len());

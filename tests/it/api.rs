@@ -475,7 +475,8 @@ async fn lanes_and_pending_tasks_are_told() {
     })
     .await;
     waiting.abort();
-    eventually("and that it went", async || get(&app, "/api/queues").await["queues"][0]["callers"] == 0).await;
+    eventually("and that it went", async || get(&app, "/api/queues").await["queues"][0]["callers"] == 0)
+        .await;
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! CorruptRow, locks and other programs at the store's file: never a wrong byte, never a wiped file, always an answer.
+//! Damage, locks and other programs at the store's file: never a wrong byte, never a wiped file, always an answer.
 
 use std::fs;
 use std::path::Path;

@@ -57,7 +57,7 @@ async fn draining_answers_waiters_with_what_was_seen_last() {
     lab.pending_for("b", 1000);
     let callers = [lab.begin(waiting(single("a"), 60.0)), lab.begin(waiting(batch(&["a", "b"]), 60.0))];
     pass(10.3).await;
-    lab.draining.cancel();
+    lab.shutdown.start_drain();
     for caller in callers {
         for outcome in caller.await.unwrap().outcomes.iter().flatten() {
             let (text, age, _) = pending(outcome);
@@ -78,7 +78,7 @@ async fn while_draining_what_was_never_seen_is_still_asked() {
     lab.finished("a");
     lab.pending("b");
     let callers = [lab.begin(single("a")), lab.begin(waiting(single("b"), 60.0))];
-    lab.draining.cancel();
+    lab.shutdown.start_drain();
     let [a, b] = callers;
     assert!(is_finished(&only(a.await.unwrap())));
     pending(&only(b.await.unwrap()));
@@ -102,10 +102,10 @@ async fn ending_answers_everybody_and_stops_calling() {
     let backing_off = lab.begin_as(&asker("u"), single("a"));
     pass(0.1).await;
     let calls = lab.count();
-    lab.draining.cancel();
+    lab.shutdown.start_drain();
     pass(0.1).await;
     assert!(!first.is_finished() && !queued.is_finished());
-    lab.ending.cancel();
+    lab.shutdown.reach_deadline();
     for caller in [first, queued, waiter, backing_off] {
         let answer = caller.await.unwrap();
         assert!(
@@ -134,7 +134,7 @@ async fn a_call_that_ends_after_its_callers_were_told_harms_nobody() {
     lab.hold();
     let caller = lab.begin(single("a"));
     pass(0.1).await;
-    lab.ending.cancel();
+    lab.shutdown.reach_deadline();
     lab.release();
     let outcome = only(caller.await.unwrap());
     assert!(

@@ -7,11 +7,11 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 
 use super::world::{Call, SimulatedBackend, credentials};
 use crate::batcher::{Batcher, LookupFailure, LookupResult, QueueKey, QueueRequest, TaskOutcome};
 use crate::config::{Services, TasksConfig, UpstreamConfig};
+use crate::lifecycle::Shutdown;
 use crate::task::{Service, TaskId};
 use crate::telemetry::Metrics;
 use crate::token::{DigestKey, Token};
@@ -92,8 +92,7 @@ pub(super) async fn pass(length: f64) {
 pub(super) struct Lab {
     pub(super) world: Arc<SimulatedBackend>,
     pub(super) queues: Arc<Batcher<Arc<SimulatedBackend>>>,
-    pub(super) draining: CancellationToken,
-    pub(super) ending: CancellationToken,
+    pub(super) shutdown: Shutdown,
 }
 
 impl Deref for Lab {
@@ -122,11 +121,10 @@ impl Lab {
         // So that the tests can count in whole seconds.
         upstream.requests_per_second /= crate::batcher::USED_SHARE;
         let world = Arc::new(SimulatedBackend::new());
-        let (draining, ending) = (CancellationToken::new(), CancellationToken::new());
         let metrics = Arc::new(Metrics::default());
-        let (world_side, drain, end) = (Arc::clone(&world), draining.clone(), ending.clone());
-        let queues = Arc::new(Batcher::new(world_side, &upstream, &tasks, metrics, drain, end));
-        Self { world, queues, draining, ending }
+        let shutdown = Shutdown::new();
+        let queues = Arc::new(Batcher::new(Arc::clone(&world), &upstream, &tasks, metrics, shutdown.clone()));
+        Self { world, queues, shutdown }
     }
 
     pub(super) async fn ask_as(&self, asker: &Asker, look_up: QueueRequest) -> LookupResult {

@@ -7,11 +7,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::*;
 use crate::config::UpstreamConfig;
 use crate::headers::RequestHeaders;
+use crate::lifecycle::{AbortOnDrop, Shutdown};
 use crate::proxy::validation;
 use crate::server::raw::{Peer, field, listen, soon, status};
 use crate::server::{Handler, RequestBody, ServerCounters, ServerLimits, serve};
@@ -37,7 +37,7 @@ impl Handler for Sound {
 struct Proxy {
     address: SocketAddr,
     upstream: TcpListener,
-    _running: DropGuard,
+    _running: AbortOnDrop,
 }
 
 fn config(upstream: SocketAddr) -> UpstreamConfig {
@@ -58,9 +58,9 @@ impl Proxy {
         let (_, passthrough) = crate::upstream::connect(config).unwrap();
         let (listener, address) = listen().await;
         let limits = ServerLimits { body_idle: Duration::from_millis(200), ..ServerLimits::default() };
-        let (drain, cut) = (CancellationToken::new(), CancellationToken::new());
-        let running = cut.clone().drop_guard();
-        tokio::spawn(serve(listener, Sound(passthrough), limits, ServerCounters::default(), drain, cut));
+        let shutdown = Shutdown::new();
+        let running = shutdown.abort_on_drop();
+        tokio::spawn(serve(listener, Sound(passthrough), limits, ServerCounters::default(), shutdown));
         Self { address, upstream, _running: running }
     }
 

@@ -103,7 +103,7 @@ pub(super) async fn find(
 /// The right to read for others, one statement after the other while somebody waits.
 struct Turn {
     shared: Arc<Shared>,
-    /// RawValue back already, together with the look that found nobody waiting.
+    /// Given back already, together with the look that found nobody waiting.
     is_over: bool,
 }
 

@@ -1,4 +1,4 @@
-//! CorruptRow, files of others, and a disk that refuses.
+//! Damage, files of others, and a disk that refuses.
 
 use super::*;
 
