@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::config::{AccessConfig, AccessMode};
-use crate::store::{Acceptance, Store};
+use crate::store::{Store, TokenAcceptance};
 use crate::telemetry::Metrics;
 use crate::token::{Digest, DigestKey, Token};
 
@@ -224,7 +224,7 @@ impl Auth {
         let now = Instant::now();
         let standing = Standing {
             accepted_at: saved.as_ref().and_then(|saved| accepted_instant(saved, now)),
-            ended: saved.is_some_and(|saved| saved.ended),
+            ended: saved.is_some_and(|saved| saved.is_revoked),
             ..Standing::unknown(now)
         };
         {
@@ -288,7 +288,10 @@ impl Auth {
             // Still under the lock, so that verdicts are saved in the order in which they came.
             self.store.record_acceptance(
                 *digest,
-                Acceptance { accepted_at: if accepted { clock::unix_now() } else { 0 }, ended: !accepted },
+                TokenAcceptance {
+                    accepted_at: if accepted { clock::unix_now() } else { 0 },
+                    is_revoked: !accepted,
+                },
             );
         }
     }
@@ -354,7 +357,7 @@ impl Drop for Recheck {
 }
 
 /// A stored acceptance on the monotonic clock. One from the future (the wall clock was set back) counts as none.
-fn accepted_instant(saved: &Acceptance, now: Instant) -> Option<Instant> {
+fn accepted_instant(saved: &TokenAcceptance, now: Instant) -> Option<Instant> {
     let age = clock::unix_now().checked_sub(saved.accepted_at)?;
     now.checked_sub(Duration::from_secs(u64::try_from(age).ok()?))
 }

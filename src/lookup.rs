@@ -20,7 +20,7 @@ use crate::batcher::{Backend, Batcher, LookupFailure, QueueKey, QueueRequest, Ta
 use crate::clock;
 use crate::config::Config;
 use crate::lifecycle::Shutdown;
-use crate::store::{Epoch, Forget, Store, StoreError};
+use crate::store::{DeleteEpoch, DeleteScope, Store, StoreError};
 use crate::task::{FinalRecord, Service, TaskId};
 use crate::telemetry::{IdOutcome, Label, Metrics};
 use crate::upstream::{Credentials, UpstreamClient, UpstreamError, UpstreamResponse};
@@ -180,9 +180,9 @@ pub struct ProxyBackend {
 }
 
 impl Backend for ProxyBackend {
-    type Epoch = Epoch;
+    type Epoch = DeleteEpoch;
 
-    fn epoch(&self) -> Epoch {
+    fn epoch(&self) -> DeleteEpoch {
         self.store.epoch()
     }
 
@@ -195,8 +195,8 @@ impl Backend for ProxyBackend {
         self.upstream.look_up(service, credentials, ids).await
     }
 
-    async fn keep(&self, key: &QueueKey, epoch: Epoch, tasks: Vec<FinalRecord>) -> Vec<bool> {
-        self.store.keep(&self.auth.reader(&key.token), &key.service, epoch, tasks).await
+    async fn keep(&self, key: &QueueKey, epoch: DeleteEpoch, tasks: Vec<FinalRecord>) -> Vec<bool> {
+        self.store.insert(&self.auth.reader(&key.token), &key.service, epoch, tasks).await
     }
 
     fn answered(&self, key: &QueueKey, answer: &UpstreamResponse) {
@@ -246,22 +246,22 @@ impl LookupService {
     /// If it could not be written; the task is hidden from now on all the same.
     pub async fn forget(&self, caller: &Caller, service: &Service, id: &TaskId) -> Result<(), StoreError> {
         self.batcher.forget(service, id);
-        let scope = Forget::Confirmed { reader: caller.reader, service: service.clone(), id: id.clone() };
-        self.store.forget(scope).await.map(|_| ())
+        let scope = DeleteScope::ByReader { reader: caller.reader, service: service.clone(), id: id.clone() };
+        self.store.delete(scope).await.map(|_| ())
     }
 
     /// An operator has tasks forgotten, for all. Gives the number of texts removed.
     ///
     /// # Errors
     /// If it could not be written; the tasks are hidden from now on all the same.
-    pub async fn forget_by_operator(&self, scope: Forget) -> Result<u64, StoreError> {
+    pub async fn forget_by_operator(&self, scope: DeleteScope) -> Result<u64, StoreError> {
         match &scope {
-            Forget::Task { service, id } | Forget::Confirmed { service, id, .. } => {
+            DeleteScope::Task { service, id } | DeleteScope::ByReader { service, id, .. } => {
                 self.batcher.forget(service, id);
             }
-            Forget::Service(_) | Forget::OlderThan(_) => self.batcher.forget_all(),
+            DeleteScope::Service(_) | DeleteScope::OlderThan(_) => self.batcher.forget_all(),
         }
-        self.store.forget(scope).await
+        self.store.delete(scope).await
     }
 
     async fn retrieve_one(&self, question: &LookupRequest<'_>, id: TaskId) -> LookupResponse {
@@ -274,7 +274,7 @@ impl LookupService {
         if let Some(task) = known.pop().flatten() {
             summary.hits = 1;
             summary.age = age(task.stored_at);
-            return LookupResponse { body: ResponseContent::Task(task.text), summary };
+            return LookupResponse { body: ResponseContent::Task(task.record), summary };
         }
         if question.only_if_cached {
             return LookupResponse { body: ResponseContent::NotStored, summary };
@@ -318,7 +318,7 @@ impl LookupService {
         };
         summary.age = known.iter().flatten().map(|task| task.stored_at).min().map_or(0, age);
         let mut texts: Vec<Option<Bytes>> =
-            known.into_iter().map(|task| task.map(|task| task.text)).collect();
+            known.into_iter().map(|task| task.map(|task| task.record)).collect();
         summary.hits = plan.places.iter().filter(|place| texts[**place as usize].is_some()).count();
         let mut missing = Vec::new();
         if summary.hits < summary.asked {

@@ -38,8 +38,8 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 pub use error::StoreError;
-pub use listing::{Cursor, Filter, Listed, Seen, StoredText};
-pub use maintenance::{DatedTask, Exported, Page, ServiceTotals, StoreMaintenance, Totals};
+pub use listing::{ListCursor, ListedTask, RecordDetails, TaskFilter, TaskPage};
+pub use maintenance::{ExportPage, ExportedTask, ImportedTask, ServiceTotals, StoreMaintenance, StoreTotals};
 
 use crate::config::StoreConfig;
 use crate::task::{FinalRecord, Service, TaskId};
@@ -61,10 +61,10 @@ const FIND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Listings and texts of an id that are read at a time.
 const LISTINGS: usize = 2;
 
-/// The longest [`Store::keep`] takes: the busy time-out and 5 s.
+/// The longest [`Store::insert`] takes: the busy time-out and 5 s.
 const KEEP_TIMEOUT: Duration = Duration::from_secs(7);
 
-/// The longest [`Store::forget`] takes; wide ones remove much.
+/// The longest [`Store::delete`] takes; wide ones remove much.
 const FORGET_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The longest [`Store::close`] takes.
@@ -83,7 +83,7 @@ const QUEUE_KIB: u32 = 128 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredTask {
     /// The upstream's bytes.
-    pub text: Bytes,
+    pub record: Bytes,
     /// When it was stored, in seconds since the Unix epoch.
     pub stored_at: i64,
 }
@@ -91,22 +91,22 @@ pub struct StoredTask {
 /// What was asked for is longer than the caller can use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the stored texts are longer together than the caller allows")]
-pub struct TooLarge;
+pub struct ResultTooLarge;
 
 /// A point in the sequence of forgets, to be taken before an upstream call begins: what was forgotten after it is
 /// not stored from that call's answer.
 #[derive(Clone, Copy, Debug)]
-pub struct Epoch {
+pub struct DeleteEpoch {
     seq: i64,
     at: Instant,
 }
 
 /// What to forget.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Forget {
+pub enum DeleteScope {
     /// The upstream confirmed to `reader` that it deleted the task: forgotten for all if that reader held the
     /// right to read it; kept out of late answers in any case.
-    Confirmed {
+    ByReader {
         /// Who deleted it.
         reader: Digest,
         /// Its service.
@@ -127,7 +127,7 @@ pub enum Forget {
     OlderThan(Duration),
 }
 
-impl Forget {
+impl DeleteScope {
     /// Whether it may remove more rows than one short transaction should.
     fn is_wide(&self) -> bool {
         matches!(self, Self::Service(_) | Self::OlderThan(_))
@@ -136,11 +136,11 @@ impl Forget {
 
 /// What the upstream last said of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Acceptance {
+pub struct TokenAcceptance {
     /// When, in seconds since the Unix epoch.
     pub accepted_at: i64,
     /// Whether it refused the token for good.
-    pub ended: bool,
+    pub is_revoked: bool,
 }
 
 /// Bounds, from the configuration and fixed ones.
@@ -227,22 +227,22 @@ impl Store {
     ///
     /// # Errors
     /// If the texts are longer than `max_bytes` together; at most one statement more than that is read.
-    pub async fn find(
+    pub async fn get(
         &self,
         reader: &Digest,
         service: &Service,
         ids: &[TaskId],
         max_bytes: u64,
-    ) -> Result<Vec<Option<StoredTask>>, TooLarge> {
+    ) -> Result<Vec<Option<StoredTask>>, ResultTooLarge> {
         let mut found: Vec<Option<StoredTask>> =
-            ids.iter().map(|id| self.find_in_memory(reader, service, id)).collect();
+            ids.iter().map(|id| self.get_from_memory(reader, service, id)).collect();
         let (places, missing): (Vec<usize>, Vec<&TaskId>) =
             ids.iter().enumerate().filter(|&(place, _)| found[place].is_none()).unzip();
         self.shared.metrics.finds.add(FindTier::Memory, (ids.len() - missing.len()) as u64);
         let readers = if missing.is_empty() { None } else { self.shared.readers() };
-        let mut bytes: u64 = found.iter().flatten().map(|task| task.text.len() as u64).sum();
+        let mut bytes: u64 = found.iter().flatten().map(|task| task.record.len() as u64).sum();
         let Some(readers) = readers else {
-            return if bytes > max_bytes { Err(TooLarge) } else { Ok(found) };
+            return if bytes > max_bytes { Err(ResultTooLarge) } else { Ok(found) };
         };
 
         let shared = &self.shared;
@@ -278,7 +278,7 @@ impl Store {
                     used_hour: hour,
                 };
                 shared.memory.fill(generation, fill);
-                *place = Some(StoredTask { text: task.text, stored_at: task.stored_at });
+                *place = Some(StoredTask { record: task.text, stored_at: task.stored_at });
                 ControlFlow::Continue(())
             },
             |damage| shared.damaged(damage),
@@ -292,11 +292,11 @@ impl Store {
         }
         shared.metrics.finds.add(FindTier::Disk, on_disk);
         shared.metrics.finds.add(FindTier::None, asked.saturating_sub(on_disk));
-        if bytes > max_bytes { Err(TooLarge) } else { Ok(found) }
+        if bytes > max_bytes { Err(ResultTooLarge) } else { Ok(found) }
     }
 
-    /// What [`Store::find`] would give, if all of it is in memory: no waiting.
-    pub fn find_cached(
+    /// What [`Store::get`] would give, if all of it is in memory: no waiting.
+    pub fn get_cached(
         &self,
         reader: &Digest,
         service: &Service,
@@ -306,8 +306,8 @@ impl Store {
         let mut bytes = 0;
         let mut found = Vec::with_capacity(ids.len());
         for id in ids {
-            let task = self.find_in_memory(reader, service, id)?;
-            bytes += task.text.len() as u64;
+            let task = self.get_from_memory(reader, service, id)?;
+            bytes += task.record.len() as u64;
             found.push(Some(task));
         }
         if bytes > max_bytes {
@@ -318,7 +318,7 @@ impl Store {
     }
 
     /// The task if it is in memory and `reader` may see it. `None` says nothing about the disk.
-    fn find_in_memory(&self, reader: &Digest, service: &Service, id: &TaskId) -> Option<StoredTask> {
+    fn get_from_memory(&self, reader: &Digest, service: &Service, id: &TaskId) -> Option<StoredTask> {
         let hit = self.shared.memory.find(reader, service, id, self.shared.totals.hour())?;
         if self.shared.hidden.covers(service, id) {
             return None;
@@ -330,18 +330,18 @@ impl Store {
     }
 
     /// The current epoch. It may lag behind a forget just made, which costs a chance to store, never a mistake.
-    pub fn epoch(&self) -> Epoch {
-        Epoch { seq: self.shared.totals.forget_seq.load(Ordering::Acquire), at: Instant::now() }
+    pub fn epoch(&self) -> DeleteEpoch {
+        DeleteEpoch { seq: self.shared.totals.forget_seq.load(Ordering::Acquire), at: Instant::now() }
     }
 
     /// Stores finished tasks for `reader`. `true`: committed to disk and readable by `reader`, now or before.
     /// `false`: the disk failed, or the task was forgotten after `epoch`. Takes at most 7 s, and no time while
     /// the store is known to fail. Dropping the future does not undo what is queued.
-    pub async fn keep(
+    pub async fn insert(
         &self,
         reader: &Digest,
         service: &Service,
-        epoch: Epoch,
+        epoch: DeleteEpoch,
         tasks: Vec<FinalRecord>,
     ) -> Vec<bool> {
         let refused = vec![false; tasks.len()];
@@ -377,9 +377,9 @@ impl Store {
 
     /// Forgets, and gives the number of rows removed. On an error nothing of it may be written yet, but it is
     /// hidden in this process from now on and tried again until it is.
-    pub async fn forget(&self, scope: Forget) -> Result<u64, StoreError> {
+    pub async fn delete(&self, scope: DeleteScope) -> Result<u64, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let job = Job::Forget { scope: scope.clone(), answer };
+        let job = Job::Delete { scope: scope.clone(), answer };
         let done = tokio::time::timeout(FORGET_TIMEOUT, async {
             self.jobs.send(job).await.ok()?;
             answered.await.ok()
@@ -392,7 +392,7 @@ impl Store {
     }
 
     /// What the upstream last said of a token, if that is known.
-    pub async fn acceptance(&self, token: &Digest) -> Option<Acceptance> {
+    pub async fn acceptance(&self, token: &Digest) -> Option<TokenAcceptance> {
         if let Some(acceptance) = self.shared.chores.acceptance(token) {
             return Some(acceptance);
         }
@@ -403,7 +403,7 @@ impl Store {
         .bind(token.as_bytes().as_slice())
         .fetch_optional(&readers);
         match tokio::time::timeout(FIND_TIMEOUT, reading).await {
-            Ok(Ok(row)) => row.map(|(accepted_at, ended)| Acceptance { accepted_at, ended }),
+            Ok(Ok(row)) => row.map(|(accepted_at, is_revoked)| TokenAcceptance { accepted_at, is_revoked }),
             Ok(Err(sqlx::Error::PoolClosed)) => None,
             Ok(Err(error)) => {
                 self.shared.read_failed(&error);
@@ -418,7 +418,7 @@ impl Store {
 
     /// Notes what the upstream said of a token: seen by [`Store::acceptance`] at once, written within seconds. A
     /// refusal of a token that was never accepted is not written.
-    pub fn record_acceptance(&self, token: Digest, acceptance: Acceptance) {
+    pub fn record_acceptance(&self, token: Digest, acceptance: TokenAcceptance) {
         self.shared.chores.accept(token, acceptance);
     }
 

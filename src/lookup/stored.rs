@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{LookupRequest, LookupService, ResponseContent};
 use crate::auth::{AccessDecision, RecheckResult};
 use crate::batcher::{QueueRequest, TaskOutcome};
-use crate::store::{StoredTask, TooLarge};
+use crate::store::{ResultTooLarge, StoredTask};
 use crate::task::TaskId;
 
 /// How long hits wait for the upstream's word on their token.
@@ -25,7 +25,7 @@ impl LookupService {
     ) -> Result<Vec<Option<StoredTask>>, ResponseContent> {
         let (caller, service) = (question.caller, question.service);
         if self.access.is_open(&caller.digest, question.at)
-            && let Some(found) = self.store.find_cached(&caller.reader, service, ids, self.max_response_bytes)
+            && let Some(found) = self.store.get_cached(&caller.reader, service, ids, self.max_response_bytes)
         {
             return Ok(found);
         }
@@ -93,7 +93,7 @@ impl LookupService {
         ids: &[TaskId],
     ) -> Result<Vec<Option<StoredTask>>, ResponseContent> {
         let (reader, service) = (&question.caller.reader, question.service);
-        let found = self.store.find(reader, service, ids, self.max_response_bytes).await;
-        found.map_err(|TooLarge| ResponseContent::TooLarge)
+        let found = self.store.get(reader, service, ids, self.max_response_bytes).await;
+        found.map_err(|ResultTooLarge| ResponseContent::TooLarge)
     }
 }

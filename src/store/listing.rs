@@ -70,7 +70,7 @@ pub(super) const NEXT_SERVICE: &str = "SELECT service FROM task WHERE service > 
 
 /// What to list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
+pub struct TaskFilter {
     /// Tasks of this service alone.
     pub service: Option<Service>,
     /// Tasks whose id begins with this, byte for byte.
@@ -85,7 +85,7 @@ pub struct Filter {
 
 /// Where a page of a listing ends. As text for the next request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cursor {
+pub enum ListCursor {
     /// After this row, in a listing of the last stored first.
     Row(i64),
     /// After this row of an id, in a listing by id.
@@ -99,7 +99,7 @@ pub enum Cursor {
     },
 }
 
-impl Cursor {
+impl ListCursor {
     /// Reads what [`fmt::Display`] wrote; `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let row = |text: &str| text.parse().ok().filter(|row| *row >= 0 && !text.starts_with('+'));
@@ -113,7 +113,7 @@ impl Cursor {
     }
 }
 
-impl fmt::Display for Cursor {
+impl fmt::Display for ListCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Row(row) => write!(f, "{row}"),
@@ -135,7 +135,7 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
 
 /// A task in a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct ListedTask {
     /// Its row.
     pub row: i64,
     /// Its service.
@@ -149,21 +149,21 @@ pub struct Seen {
     /// How many may read it, counted up to 1,000.
     pub readers: u64,
     /// Its text, if that is at most 64 KiB.
-    pub text: Option<Bytes>,
+    pub record: Option<Bytes>,
 }
 
 /// A page of a listing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listed {
+pub struct TaskPage {
     /// Last stored first; with an id prefix by service and id.
-    pub tasks: Vec<Seen>,
+    pub tasks: Vec<ListedTask>,
     /// Where to go on; `None` at the end.
-    pub next: Option<Cursor>,
+    pub next: Option<ListCursor>,
 }
 
 /// One of the texts that are stored for an id.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredText {
+pub struct RecordDetails {
     /// Its service.
     pub service: Service,
     /// When it was stored, in seconds since the Unix epoch.
@@ -173,7 +173,7 @@ pub struct StoredText {
     /// Who may read it.
     pub readers: Vec<Digest>,
     /// The upstream's bytes; `None` if they are damaged, or more than was asked for.
-    pub text: Option<Bytes>,
+    pub record: Option<Bytes>,
     /// Whether they are damaged.
     pub is_damaged: bool,
 }
@@ -198,15 +198,15 @@ impl TextLimits {
 /// many rows or for long, so that it may be short and still have a next one.
 pub(super) async fn page(
     conn: &mut SqliteConnection,
-    filter: &Filter,
-    cursor: Option<Cursor>,
+    filter: &TaskFilter,
+    cursor: Option<ListCursor>,
     limit: usize,
-    may_be_shown: impl Fn(&Seen) -> bool,
-) -> Result<Listed, sqlx::Error> {
+    may_be_shown: impl Fn(&ListedTask) -> bool,
+) -> Result<TaskPage, sqlx::Error> {
     let start = Instant::now();
     let title = filter.title.as_ref().map(|title| title.to_lowercase());
     let (mut looks, step) = if title.is_some() { (LOOKS_WITH_TEXT, STEP_WITH_TEXT) } else { (LOOKS, STEP) };
-    let mut listed = Listed { tasks: Vec::new(), next: cursor };
+    let mut listed = TaskPage { tasks: Vec::new(), next: cursor };
     while looks > 0 && start.elapsed() < PATIENCE {
         let Looked { rows, next } = look(conn, filter, listed.next.as_ref(), step.min(looks)).await?;
         // Also where there was nothing: going on to the next service is a look too.
@@ -247,8 +247,8 @@ pub(super) async fn page(
     Ok(listed)
 }
 
-fn has_title(seen: &Seen, lower_case: &str) -> bool {
-    let title = seen.text.as_ref().and_then(|text| Summary::of(text).title);
+fn has_title(seen: &ListedTask, lower_case: &str) -> bool {
+    let title = seen.record.as_ref().and_then(|text| Summary::of(text).title);
     title.is_some_and(|title| title.to_lowercase().contains(lower_case))
 }
 
@@ -259,22 +259,22 @@ struct Row {
     service: Option<String>,
     stored_at: i64,
     /// Where to go on behind it.
-    cursor: Cursor,
+    cursor: ListCursor,
 }
 
 /// Some rows of a listing.
 struct Looked {
     rows: Vec<Row>,
     /// Where to go on; `None` at the end.
-    next: Option<Cursor>,
+    next: Option<ListCursor>,
 }
 
-impl Filter {
+impl TaskFilter {
     /// Whether a cursor is one of such a listing.
-    pub fn takes(&self, cursor: &Cursor) -> bool {
+    pub fn takes(&self, cursor: &ListCursor) -> bool {
         match cursor {
-            Cursor::Row(_) => self.id_prefix.is_none(),
-            Cursor::Id { service, .. } => {
+            ListCursor::Row(_) => self.id_prefix.is_none(),
+            ListCursor::Id { service, .. } => {
                 self.id_prefix.is_some() && self.service.as_ref().is_none_or(|wanted| wanted == service)
             }
         }
@@ -294,19 +294,19 @@ impl Filter {
 /// Looks at the next rows of a listing, at most `count`.
 async fn look(
     conn: &mut SqliteConnection,
-    filter: &Filter,
-    cursor: Option<&Cursor>,
+    filter: &TaskFilter,
+    cursor: Option<&ListCursor>,
     count: usize,
 ) -> Result<Looked, sqlx::Error> {
     let Some(prefix) = &filter.id_prefix else {
         let from = match cursor {
-            Some(Cursor::Row(row)) => *row,
+            Some(ListCursor::Row(row)) => *row,
             _ => i64::MAX,
         };
         return look_at_newest(conn, filter.service.as_ref(), from, count).await;
     };
     let (service, id, row) = match (cursor, &filter.service) {
-        (Some(Cursor::Id { service, id, row }), _) => (service.clone(), id.clone(), *row),
+        (Some(ListCursor::Id { service, id, row }), _) => (service.clone(), id.clone(), *row),
         (_, Some(service)) => (service.clone(), Vec::new(), 0),
         _ => match next_service(conn, "").await? {
             Some(service) => (service, Vec::new(), 0),
@@ -318,7 +318,7 @@ async fn look(
         return Ok(looked);
     }
     let next = next_service(conn, service.as_str()).await?;
-    let next = next.map(|service| Cursor::Id { service, id: Vec::new(), row: 0 });
+    let next = next.map(|service| ListCursor::Id { service, id: Vec::new(), row: 0 });
     Ok(Looked { next, ..looked })
 }
 
@@ -341,8 +341,12 @@ async fn look_at_newest(
         None => sqlx::query_as(NEWEST).bind(from).bind(one_more(count)),
     };
     let rows: Vec<(i64, String, i64)> = rows.fetch_all(conn).await?;
-    let row =
-        |(row, service, stored_at)| Row { row, service: Some(service), stored_at, cursor: Cursor::Row(row) };
+    let row = |(row, service, stored_at)| Row {
+        row,
+        service: Some(service),
+        stored_at,
+        cursor: ListCursor::Row(row),
+    };
     Ok(Looked::new(rows.into_iter().map(row).collect(), count))
 }
 
@@ -366,7 +370,7 @@ async fn look_at_ids(
         row,
         service: None,
         stored_at,
-        cursor: Cursor::Id { service: service.clone(), id, row },
+        cursor: ListCursor::Id { service: service.clone(), id, row },
     };
     Ok(Looked::new(rows.into_iter().map(row).collect(), count))
 }
@@ -419,29 +423,29 @@ pub(super) async fn services(conn: &mut SqliteConnection) -> Result<Vec<Service>
 }
 
 /// What a listing tells of these rows, in their order. Those that are gone or damaged beyond reading are left out.
-async fn details(conn: &mut SqliteConnection, rows: &[i64]) -> Result<Vec<Seen>, sqlx::Error> {
+async fn details(conn: &mut SqliteConnection, rows: &[i64]) -> Result<Vec<ListedTask>, sqlx::Error> {
     let found = sqlx::query(DETAILS)
         .bind(number_array(rows))
         .bind(MOST_READERS)
         .bind(i64::try_from(LONGEST_SUMMARIZED).unwrap_or(i64::MAX))
         .fetch_all(conn)
         .await?;
-    let mut found: Vec<Seen> = found.iter().filter_map(seen).collect();
+    let mut found: Vec<ListedTask> = found.iter().filter_map(seen).collect();
     found.sort_by_key(|seen| rows.iter().position(|row| *row == seen.row));
     Ok(found)
 }
 
-fn seen(row: &SqliteRow) -> Option<Seen> {
+fn seen(row: &SqliteRow) -> Option<ListedTask> {
     type Columns = (i64, String, Vec<u8>, i64, i64, i64, Option<Vec<u8>>);
     let (row, service, id, size, stored_at, readers, text) = Columns::from_row(row).ok()?;
-    Some(Seen {
+    Some(ListedTask {
         row,
         service: Service::parse(&service)?,
         id: TaskId::parse(std::str::from_utf8(&id).ok()?)?,
         size: unsigned(size),
         stored_at,
         readers: unsigned(readers),
-        text: text.map(Bytes::from),
+        record: text.map(Bytes::from),
     })
 }
 
@@ -451,7 +455,7 @@ pub(super) async fn texts(
     service: &Service,
     id: &TaskId,
     limits: TextLimits,
-) -> Result<Vec<StoredText>, sqlx::Error> {
+) -> Result<Vec<RecordDetails>, sqlx::Error> {
     let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(TEXTS)
         .bind(service.as_str())
         .bind(id.as_str().as_bytes())
@@ -484,13 +488,13 @@ pub(super) async fn texts(
         .await?;
         let digests = readers.into_iter().filter_map(|digest| <[u8; 32]>::try_from(digest).ok());
         let text = text.filter(|text| checksum(service, id, text) == sum);
-        texts.push(StoredText {
+        texts.push(RecordDetails {
             service: service.clone(),
             stored_at,
             size,
             readers: digests.map(Digest::from).collect(),
             is_damaged: is_read && text.is_none(),
-            text: text.map(Bytes::from),
+            record: text.map(Bytes::from),
         });
     }
     Ok(texts)

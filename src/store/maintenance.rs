@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 
 use sqlx::{Connection, SqliteConnection};
 
-pub use import::DatedTask;
-pub use read::{Exported, Page, ServiceTotals, Totals};
+pub use import::ImportedTask;
+pub use read::{ExportPage, ExportedTask, ServiceTotals, StoreTotals};
 
 use super::error::is_busy;
-use super::{Forget, StoreError, listing, open, tasks};
+use super::{DeleteScope, StoreError, listing, open, tasks};
 use crate::clock;
 use crate::config::StoreConfig;
 use crate::task::TaskId;
@@ -69,8 +69,8 @@ impl StoreMaintenance {
         open::is_served(&self.path)
     }
 
-    /// Forgets as [`Store::forget`](super::Store::forget) does. The number of rows removed.
-    pub async fn forget(&mut self, scope: &Forget) -> Result<u64, StoreError> {
+    /// Forgets as [`Store::delete`](super::Store::delete) does. The number of rows removed.
+    pub async fn delete(&mut self, scope: &DeleteScope) -> Result<u64, StoreError> {
         let now = clock::unix_now();
         let (mut removed, mut more, mut first) = (0, true, true);
         while more {
@@ -91,7 +91,7 @@ impl StoreMaintenance {
     }
 
     /// Forgets tasks by id in every service, all or none. The number of rows removed for each.
-    pub async fn forget_ids(&mut self, ids: &[TaskId]) -> Result<Vec<u64>, StoreError> {
+    pub async fn delete_ids(&mut self, ids: &[TaskId]) -> Result<Vec<u64>, StoreError> {
         let done = async {
             let mut tx = self.conn.begin_with("BEGIN IMMEDIATE").await?;
             let services = listing::services(&mut tx).await?;

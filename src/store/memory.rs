@@ -136,7 +136,7 @@ impl Memory {
             && entry.used_hour.swap(hour, Ordering::Relaxed) < hour)
             .then_some(entry.row);
         Some(MemoryHit {
-            task: StoredTask { text: entry.text.clone(), stored_at: entry.stored_at },
+            task: StoredTask { record: entry.text.clone(), stored_at: entry.stored_at },
             first_use,
         })
     }

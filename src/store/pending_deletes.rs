@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::Forget;
+use super::DeleteScope;
 use crate::task::{Service, TaskId};
 
 /// Forgets that may wait; beyond it whole services are forgotten instead of single tasks.
@@ -21,7 +21,7 @@ pub(super) struct PendingDeletes {
 
 #[derive(Default)]
 struct Waiting {
-    scopes: HashSet<Forget>,
+    scopes: HashSet<DeleteScope>,
     tasks: HashSet<(Service, TaskId)>,
     services: HashSet<Service>,
     all: bool,
@@ -29,13 +29,15 @@ struct Waiting {
 
 impl PendingDeletes {
     /// Hides what `scope` names until [`PendingDeletes::settle`].
-    pub(super) fn add(&self, scope: Forget) {
+    pub(super) fn add(&self, scope: DeleteScope) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let scope = if waiting.scopes.len() < MAX_WAITING {
             scope
         } else {
             match scope {
-                Forget::Confirmed { service, .. } | Forget::Task { service, .. } => Forget::Service(service),
+                DeleteScope::ByReader { service, .. } | DeleteScope::Task { service, .. } => {
+                    DeleteScope::Service(service)
+                }
                 wide => wide,
             }
         };
@@ -55,7 +57,7 @@ impl PendingDeletes {
     }
 
     /// What is still to be written.
-    pub(super) fn waiting(&self) -> Vec<Forget> {
+    pub(super) fn waiting(&self) -> Vec<DeleteScope> {
         if !self.any.load(Ordering::Acquire) {
             return Vec::new();
         }
@@ -64,7 +66,7 @@ impl PendingDeletes {
     }
 
     /// Shows again what the written ones hid.
-    pub(super) fn settle(&self, written: &[Forget]) {
+    pub(super) fn settle(&self, written: &[DeleteScope]) {
         if written.is_empty() {
             return;
         }
@@ -82,15 +84,15 @@ impl PendingDeletes {
 }
 
 impl Waiting {
-    fn insert(&mut self, scope: Forget) {
+    fn insert(&mut self, scope: DeleteScope) {
         match &scope {
-            Forget::Confirmed { service, id, .. } | Forget::Task { service, id } => {
+            DeleteScope::ByReader { service, id, .. } | DeleteScope::Task { service, id } => {
                 self.tasks.insert((service.clone(), id.clone()));
             }
-            Forget::Service(service) => {
+            DeleteScope::Service(service) => {
                 self.services.insert(service.clone());
             }
-            Forget::OlderThan(_) => self.all = true,
+            DeleteScope::OlderThan(_) => self.all = true,
         }
         self.scopes.insert(scope);
     }
@@ -104,8 +106,10 @@ mod tests {
     fn hides_until_settled_and_stays_bounded() {
         let hidden = PendingDeletes::default();
         let service = Service::parse("producer").unwrap();
-        let task =
-            |n: usize| Forget::Task { service: service.clone(), id: TaskId::parse(&n.to_string()).unwrap() };
+        let task = |n: usize| DeleteScope::Task {
+            service: service.clone(),
+            id: TaskId::parse(&n.to_string()).unwrap(),
+        };
         let id = |n: usize| TaskId::parse(&n.to_string()).unwrap();
         hidden.add(task(1));
         hidden.add(task(2));

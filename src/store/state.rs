@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::find::ReadCoalescer;
 use super::memory::Memory;
 use super::pending_deletes::PendingDeletes;
-use super::{Acceptance, Limits};
+use super::{Limits, TokenAcceptance};
 use crate::clock;
 use crate::telemetry::{Metrics, StoreErrorKind};
 use crate::token::Digest;
@@ -225,7 +225,7 @@ pub(super) enum CorruptRow {
 pub(super) struct DeferredWrites {
     touched: Mutex<HashSet<i64>>,
     damaged: Mutex<HashSet<CorruptRow>>,
-    acceptances: Mutex<HashMap<Digest, Acceptance>>,
+    acceptances: Mutex<HashMap<Digest, TokenAcceptance>>,
     /// Wakes the writer for what should not wait for its next tick.
     pub(super) wake: Notify,
 }
@@ -235,7 +235,7 @@ pub(super) struct DeferredWrites {
 pub(super) struct TakenWrites {
     pub(super) touched: Vec<i64>,
     pub(super) damaged: Vec<CorruptRow>,
-    pub(super) acceptances: Vec<(Digest, Acceptance)>,
+    pub(super) acceptances: Vec<(Digest, TokenAcceptance)>,
 }
 
 impl DeferredWrites {
@@ -255,18 +255,18 @@ impl DeferredWrites {
         self.wake.notify_one();
     }
 
-    pub(super) fn accept(&self, token: Digest, acceptance: Acceptance) {
+    pub(super) fn accept(&self, token: Digest, acceptance: TokenAcceptance) {
         let mut acceptances = lock(&self.acceptances);
         if acceptances.len() < MAX_WAITING || acceptances.contains_key(&token) {
             acceptances.insert(token, acceptance);
         }
         drop(acceptances);
-        if acceptance.ended {
+        if acceptance.is_revoked {
             self.wake.notify_one();
         }
     }
 
-    pub(super) fn acceptance(&self, token: &Digest) -> Option<Acceptance> {
+    pub(super) fn acceptance(&self, token: &Digest) -> Option<TokenAcceptance> {
         lock(&self.acceptances).get(token).copied()
     }
 

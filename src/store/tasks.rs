@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use sqlx::SqliteConnection;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::Forget;
+use super::DeleteScope;
 use super::state::{CorruptRow, TakenWrites};
 use crate::task::{FinalRecord, Service, TaskId};
 use crate::token::Digest;
@@ -248,13 +248,15 @@ async fn insert(
 /// only: to be called again, in a new transaction, through [`forget_more`] while the answer's second part holds.
 pub(super) async fn forget(
     conn: &mut SqliteConnection,
-    scope: &Forget,
+    scope: &DeleteScope,
     now: i64,
 ) -> Result<(u64, bool), sqlx::Error> {
     let (service, id) = match scope {
-        Forget::Confirmed { service, id, .. } | Forget::Task { service, id } => (Some(service), Some(id)),
-        Forget::Service(service) => (Some(service), None),
-        Forget::OlderThan(_) => (None, None),
+        DeleteScope::ByReader { service, id, .. } | DeleteScope::Task { service, id } => {
+            (Some(service), Some(id))
+        }
+        DeleteScope::Service(service) => (Some(service), None),
+        DeleteScope::OlderThan(_) => (None, None),
     };
     bury(conn, service, id).await?;
     forget_more(conn, scope, now).await
@@ -295,11 +297,11 @@ async fn bury(
 /// Removes rows of `scope`: how many, and whether there may be more.
 pub(super) async fn forget_more(
     conn: &mut SqliteConnection,
-    scope: &Forget,
+    scope: &DeleteScope,
     now: i64,
 ) -> Result<(u64, bool), sqlx::Error> {
     let removed = match scope {
-        Forget::Confirmed { reader, service, id } => {
+        DeleteScope::ByReader { reader, service, id } => {
             let held: bool = sqlx::query_scalar(
                 "SELECT EXISTS (
                      SELECT 1 FROM task_right r CROSS JOIN task t
@@ -317,8 +319,8 @@ pub(super) async fn forget_more(
             }
             forget_task(conn, service, id).await?
         }
-        Forget::Task { service, id } => forget_task(conn, service, id).await?,
-        Forget::Service(service) => {
+        DeleteScope::Task { service, id } => forget_task(conn, service, id).await?,
+        DeleteScope::Service(service) => {
             sqlx::query("DELETE FROM task WHERE row IN (SELECT row FROM task WHERE service = ?1 LIMIT ?2)")
                 .bind(service.as_str())
                 .bind(FORGET_STEP)
@@ -326,7 +328,7 @@ pub(super) async fn forget_more(
                 .await?
                 .rows_affected()
         }
-        Forget::OlderThan(age) => {
+        DeleteScope::OlderThan(age) => {
             let limit = now.saturating_sub(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
             sqlx::query("DELETE FROM task WHERE row IN (SELECT row FROM task WHERE stored_at <= ?1 LIMIT ?2)")
                 .bind(limit)
@@ -374,7 +376,7 @@ pub(super) async fn chores(
     }
     for (token, acceptance) in &chores.acceptances {
         // A token that never was accepted leaves no trace: anyone can send random ones.
-        let sql = if acceptance.ended {
+        let sql = if acceptance.is_revoked {
             "UPDATE reader SET accepted_at = ?2, ended = ?3 WHERE digest = ?1"
         } else {
             "INSERT INTO reader (digest, accepted_at, ended) VALUES (?1, ?2, ?3)
@@ -383,7 +385,7 @@ pub(super) async fn chores(
         sqlx::query(sql)
             .bind(token.as_bytes().as_slice())
             .bind(acceptance.accepted_at)
-            .bind(acceptance.ended)
+            .bind(acceptance.is_revoked)
             .execute(&mut *conn)
             .await?;
     }

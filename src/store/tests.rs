@@ -91,12 +91,12 @@ fn task(id: &str, text: &str) -> FinalRecord {
 }
 
 async fn keep(store: &Store, by: [u8; 32], name: &str, text: &str) -> bool {
-    store.keep(&reader(by), &service(), store.epoch(), vec![task(name, text)]).await == [true]
+    store.insert(&reader(by), &service(), store.epoch(), vec![task(name, text)]).await == [true]
 }
 
 async fn find(store: &Store, by: [u8; 32], name: &str) -> Option<String> {
-    let mut found = store.find(&reader(by), &service(), &[id(name)], u64::MAX).await.unwrap();
-    found.pop().unwrap().map(|task| String::from_utf8(task.text.to_vec()).unwrap())
+    let mut found = store.get(&reader(by), &service(), &[id(name)], u64::MAX).await.unwrap();
+    found.pop().unwrap().map(|task| String::from_utf8(task.record.to_vec()).unwrap())
 }
 
 /// Waits for `condition` up to ten seconds.
@@ -116,9 +116,9 @@ async fn what_is_too_long_together_is_not_read() {
         let ids: Vec<TaskId> = (0..10).map(|n| id(&n.to_string())).collect();
         let tasks =
             ids.iter().map(|id| FinalRecord { id: id.clone(), text: vec![b'x'; 100].into() }).collect();
-        assert!(store.keep(&reader(A), &service(), store.epoch(), tasks).await.iter().all(|kept| *kept));
-        assert_eq!(store.find(&reader(A), &service(), &ids, 999).await, Err(TooLarge));
-        assert!(store.find(&reader(A), &service(), &ids, 1000).await.unwrap().iter().all(Option::is_some));
+        assert!(store.insert(&reader(A), &service(), store.epoch(), tasks).await.iter().all(|kept| *kept));
+        assert_eq!(store.get(&reader(A), &service(), &ids, 999).await, Err(ResultTooLarge));
+        assert!(store.get(&reader(A), &service(), &ids, 1000).await.unwrap().iter().all(Option::is_some));
         store.close().await;
     }
 }
@@ -129,7 +129,7 @@ async fn what_is_kept_is_found_byte_for_byte_and_after_a_restart() {
     let store = disk.open().await;
     let text = "{\"id\":\"t\",\"finished_at\":1.50e3,  \"x\":\"\\u00e4\u{0}\"}";
     assert!(keep(&store, A, "t", text).await);
-    assert_eq!(store.find_in_memory(&reader(A), &service(), &id("t")).unwrap().text, text);
+    assert_eq!(store.get_from_memory(&reader(A), &service(), &id("t")).unwrap().record, text);
     assert_eq!(find(&store, A, "t").await.as_deref(), Some(text));
     let key = *store.digest_key();
     store.close().await;
@@ -180,13 +180,13 @@ async fn nobody_reads_what_was_not_given_to_them() {
         assert!(keep(&store, A, "u", "of b").await, "what was shown stays shown");
         assert_eq!(find(&store, A, "u").await.as_deref(), Some("of a"));
         let other = Service::parse("other").unwrap();
-        assert_eq!(store.find(&reader(A), &other, &[id("u")], u64::MAX).await.unwrap(), [None]);
+        assert_eq!(store.get(&reader(A), &other, &[id("u")], u64::MAX).await.unwrap(), [None]);
         store.close().await;
         let store = disk.open().await;
         assert_eq!(find(&store, A, "u").await.as_deref(), Some("of a"));
         assert_eq!(find(&store, B, "u").await.as_deref(), Some("of b"));
         assert_eq!(
-            store.find(&reader([3; 32]), &service(), &[id("t"), id("u")], u64::MAX).await.unwrap(),
+            store.get(&reader([3; 32]), &service(), &[id("t"), id("u")], u64::MAX).await.unwrap(),
             [None, None]
         );
     }
@@ -198,14 +198,14 @@ async fn ten_thousand_ids_keep_their_order() {
     let store = disk.open().await;
     let tasks: Vec<_> =
         (0..10_000).step_by(2).map(|n| task(&format!("id-{n}"), &format!("text {n}"))).collect();
-    let kept = store.keep(&reader(A), &service(), store.epoch(), tasks).await;
+    let kept = store.insert(&reader(A), &service(), store.epoch(), tasks).await;
     assert!(kept.len() == 5000 && kept.iter().all(|kept| *kept));
     let ids: Vec<_> = (0..10_000).rev().map(|n| id(&format!("id-{n}"))).collect();
-    let found = store.find(&reader(A), &service(), &ids, u64::MAX).await.unwrap();
+    let found = store.get(&reader(A), &service(), &ids, u64::MAX).await.unwrap();
     for (id, found) in ids.iter().zip(found) {
         let n: u32 = id.as_str()[3..].parse().unwrap();
         assert_eq!(
-            found.map(|task| task.text),
+            found.map(|task| task.record),
             n.is_multiple_of(2).then(|| Bytes::from(format!("text {n}")))
         );
     }
@@ -241,7 +241,7 @@ async fn odd_ids_are_distinct() {
         &long[1..],
     ];
     let tasks = odd.iter().map(|name| task(name, &format!("text of {name}"))).collect();
-    assert!(store.keep(&reader(A), &service(), store.epoch(), tasks).await.iter().all(|kept| *kept));
+    assert!(store.insert(&reader(A), &service(), store.epoch(), tasks).await.iter().all(|kept| *kept));
     for name in odd {
         assert_eq!(find(&store, A, name).await, Some(format!("text of {name}")));
     }
@@ -323,19 +323,19 @@ async fn unwritable_places_are_named() {
 async fn acceptances_are_seen_at_once_and_after_a_restart() {
     let disk = Disk::new();
     let store = disk.open().await;
-    let accepted = Acceptance { accepted_at: crate::clock::unix_now(), ended: false };
+    let accepted = TokenAcceptance { accepted_at: crate::clock::unix_now(), is_revoked: false };
     assert_eq!(store.acceptance(&reader(A)).await, None);
     store.record_acceptance(reader(A), accepted);
     assert_eq!(store.acceptance(&reader(A)).await, Some(accepted));
-    store.record_acceptance(reader(B), Acceptance { ended: true, ..accepted });
+    store.record_acceptance(reader(B), TokenAcceptance { is_revoked: true, ..accepted });
     store.close().await;
     let store = disk.open().await;
     assert_eq!(store.acceptance(&reader(A)).await, Some(accepted));
     assert_eq!(store.acceptance(&reader(B)).await, None, "never accepted, so nothing to remember");
-    store.record_acceptance(reader(A), Acceptance { ended: true, ..accepted });
+    store.record_acceptance(reader(A), TokenAcceptance { is_revoked: true, ..accepted });
     store.close().await;
     let store = disk.open().await;
-    assert!(store.acceptance(&reader(A)).await.unwrap().ended);
+    assert!(store.acceptance(&reader(A)).await.unwrap().is_revoked);
     assert!(keep(&store, B, "t", "text").await);
     assert_eq!(store.acceptance(&reader(B)).await, None, "a right is no acceptance");
 }
@@ -362,10 +362,10 @@ async fn texts_read_together_are_told_apart() {
 
     let store = disk.open().await;
     let ids: Vec<TaskId> = (0..320).map(|n| id(&n.to_string())).collect();
-    let found = store.find(&reader(A), &service(), &ids, u64::MAX).await.unwrap();
+    let found = store.get(&reader(A), &service(), &ids, u64::MAX).await.unwrap();
     for (n, task) in found.into_iter().enumerate() {
         let expected = (n < 300 && n % 5 != 4 && n != 72 && n != 205).then(|| text(n));
-        let task = task.map(|task| String::from_utf8(task.text.to_vec()).unwrap());
+        let task = task.map(|task| String::from_utf8(task.record.to_vec()).unwrap());
         assert!(task == expected, "{n}: {task:?}");
     }
     assert_eq!(disk.errors("checksum"), 2, "the damaged ones and no neighbour of theirs");

@@ -23,7 +23,7 @@ use super::open;
 use super::state::{Health, Shared, TakenWrites};
 use super::sweep::TombstoneAges;
 use super::tasks::{self, Kept};
-use super::{BUSY_TIMEOUT, Forget, StoreError};
+use super::{BUSY_TIMEOUT, DeleteScope, StoreError};
 use crate::clock;
 use crate::task::{FinalRecord, Service};
 use crate::token::Digest;
@@ -57,8 +57,8 @@ pub(super) enum Job {
         /// The queue's share of memory, given back when the job is done.
         _room: OwnedSemaphorePermit,
     },
-    Forget {
-        scope: Forget,
+    Delete {
+        scope: DeleteScope,
         answer: oneshot::Sender<Result<u64, StoreError>>,
     },
 }
@@ -186,7 +186,7 @@ impl Writer {
                 }
             }
         }
-        if let Some(Job::Forget { scope, answer }) = wide {
+        if let Some(Job::Delete { scope, answer }) = wide {
             let done = match self.shared.health.get() {
                 Health::Good => self.forget_wide(&scope).await,
                 _ => Err(StoreError::Unavailable),
@@ -221,12 +221,12 @@ impl Writer {
                     }
                     let _ = answer.send(kept.iter().map(|kept| *kept != Kept::Forgotten).collect());
                 }
-                (Job::Forget { scope, answer }, Outcome::Forgotten(removed)) => {
+                (Job::Delete { scope, answer }, Outcome::Forgotten(removed)) => {
                     match &scope {
-                        Forget::Confirmed { service, id, .. } | Forget::Task { service, id } => {
+                        DeleteScope::ByReader { service, id, .. } | DeleteScope::Task { service, id } => {
                             memory.remove(service, id);
                         }
-                        Forget::Service(_) | Forget::OlderThan(_) => memory.clear(),
+                        DeleteScope::Service(_) | DeleteScope::OlderThan(_) => memory.clear(),
                     }
                     let _ = answer.send(Ok(removed));
                 }
@@ -242,7 +242,7 @@ impl Writer {
                 Job::Keep { tasks, answer, .. } => {
                     let _ = answer.send(vec![false; tasks.len()]);
                 }
-                Job::Forget { scope, answer } => {
+                Job::Delete { scope, answer } => {
                     self.shared.hidden.add(scope);
                     let _ = answer.send(Err(StoreError::Unavailable));
                 }
@@ -264,13 +264,15 @@ impl Writer {
         }
         let mut conn = self.connection().await?;
         let waiting = self.shared.hidden.waiting();
-        let narrow: Vec<Forget> = waiting.iter().filter(|scope| !scope.is_wide()).cloned().collect();
+        let narrow: Vec<DeleteScope> = waiting.iter().filter(|scope| !scope.is_wide()).cloned().collect();
         let chores = self.shared.chores.take(with_touched);
         match self.transact(&mut conn, jobs, &narrow, &chores, probe).await {
             Ok(outcomes) => {
                 self.shared.chores.settle(&chores);
                 for scope in &narrow {
-                    if let Forget::Confirmed { service, id, .. } | Forget::Task { service, id } = scope {
+                    if let DeleteScope::ByReader { service, id, .. } | DeleteScope::Task { service, id } =
+                        scope
+                    {
                         self.shared.memory.remove(service, id);
                     }
                 }
@@ -295,7 +297,7 @@ impl Writer {
         &mut self,
         conn: &mut SqliteConnection,
         jobs: &[Job],
-        waiting: &[Forget],
+        waiting: &[DeleteScope],
         chores: &TakenWrites,
         probe: bool,
     ) -> Result<Vec<Outcome>, StoreError> {
@@ -316,7 +318,7 @@ impl Writer {
                     stored += kept.iter().filter(|kept| matches!(kept, Kept::Stored { .. })).count() as u64;
                     Outcome::Kept(kept)
                 }
-                Job::Forget { scope, .. } => {
+                Job::Delete { scope, .. } => {
                     let removed = tasks::forget(&mut tx, scope, now).await?.0;
                     forgotten += removed;
                     Outcome::Forgotten(removed)
@@ -439,12 +441,12 @@ impl Job {
     fn bytes(&self) -> usize {
         match self {
             Self::Keep { tasks, .. } => tasks.iter().map(|task| task.text.len()).sum(),
-            Self::Forget { .. } => 0,
+            Self::Delete { .. } => 0,
         }
     }
 
     fn is_wide(&self) -> bool {
-        matches!(self, Self::Forget { scope, .. } if scope.is_wide())
+        matches!(self, Self::Delete { scope, .. } if scope.is_wide())
     }
 }
 

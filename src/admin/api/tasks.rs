@@ -12,7 +12,7 @@ use super::parameters::wrong;
 use super::{AdminPort, Parameters};
 use crate::api_error::ApiError;
 use crate::clock;
-use crate::store::{Cursor, Filter, Forget, Seen, StoredText};
+use crate::store::{DeleteScope, ListCursor, ListedTask, RecordDetails, TaskFilter};
 use crate::task::{Link, Service, Summary, TaskId};
 
 /// Tasks of a page, at the most and where nobody says.
@@ -81,29 +81,29 @@ pub(super) struct Forgotten {
     forgotten: u64,
 }
 
-impl From<Seen> for Listed {
-    fn from(seen: Seen) -> Self {
+impl From<ListedTask> for Listed {
+    fn from(seen: ListedTask) -> Self {
         Self {
             service: seen.service.to_string(),
             id: seen.id.as_str().to_owned(),
             stored_at: seen.stored_at,
             text_bytes: seen.size,
             readers: seen.readers,
-            glance: TaskSummary::of(seen.text.as_deref()),
+            glance: TaskSummary::of(seen.record.as_deref()),
         }
     }
 }
 
-impl From<StoredText> for TextBody {
-    fn from(stored: StoredText) -> Self {
+impl From<RecordDetails> for TextBody {
+    fn from(stored: RecordDetails) -> Self {
         Self {
             stored_at: stored.stored_at,
             text_bytes: stored.size,
             readers: stored.readers.iter().map(ToString::to_string).collect(),
             is_damaged: stored.is_damaged,
-            glance: TaskSummary::of(stored.text.as_deref()),
+            glance: TaskSummary::of(stored.record.as_deref()),
             // Only UTF-8 is ever stored.
-            text: stored.text.and_then(|text| String::from_utf8(text.into()).ok()),
+            text: stored.record.and_then(|text| String::from_utf8(text.into()).ok()),
         }
     }
 }
@@ -129,7 +129,7 @@ pub(super) async fn list(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result
     let parameters = Parameters::read(&uri, &known)?;
     let time = |name| parameters.parsed(name, |text| text.parse().ok(), "whole Unix seconds");
     let given = |name| parameters.text(name).filter(|text| !text.is_empty()).map(str::to_owned);
-    let filter = Filter {
+    let filter = TaskFilter {
         service: parameters.parsed("service", Service::parse, SERVICE)?,
         id_prefix: given("id"),
         title: given("title"),
@@ -138,7 +138,7 @@ pub(super) async fn list(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result
     };
     let limit = |text: &str| text.parse().ok().filter(|limit| (1..=MOST).contains(limit));
     let limit = parameters.parsed("limit", limit, "1 to 200")?.unwrap_or(USUAL);
-    let cursor = |text: &str| Cursor::parse(text).filter(|cursor| filter.takes(cursor));
+    let cursor = |text: &str| ListCursor::parse(text).filter(|cursor| filter.takes(cursor));
     let cursor = parameters.parsed("cursor", cursor, "next of the page before, with the same filters")?;
     let page = port.store.list(&filter, cursor, limit).await.map_err(|_| unreadable())?;
     Ok(Json(List {
@@ -154,7 +154,7 @@ pub(super) async fn show(
 ) -> Result<Json<Task>, ApiError> {
     Parameters::none(&uri)?;
     let (service, id) = named(path)?;
-    let texts = port.store.texts(&service, &id).await.map_err(|_| unreadable())?;
+    let texts = port.store.records(&service, &id).await.map_err(|_| unreadable())?;
     if texts.is_empty() {
         return Err(ApiError::refused(StatusCode::NOT_FOUND, "This task is not stored."));
     }
@@ -172,7 +172,7 @@ pub(super) async fn forget_one(
 ) -> Result<Json<Forgotten>, ApiError> {
     Parameters::none(&uri)?;
     let (service, id) = named(path)?;
-    forget(port, Forget::Task { service, id }).await
+    forget(port, DeleteScope::Task { service, id }).await
 }
 
 pub(super) async fn forget_many(
@@ -183,15 +183,15 @@ pub(super) async fn forget_many(
     let service = parameters.parsed("service", Service::parse, SERVICE)?;
     let age = parameters.parsed("older_than", clock::parse_duration, "a duration such as 45s, 12h or 30d")?;
     let scope = match (service, age) {
-        (Some(service), None) => Forget::Service(service),
-        (None, Some(age)) => Forget::OlderThan(age),
+        (Some(service), None) => DeleteScope::Service(service),
+        (None, Some(age)) => DeleteScope::OlderThan(age),
         _ => return Err(ApiError::bad_request("It takes exactly one of service and older_than.")),
     };
     forget(port, scope).await
 }
 
 /// In a task of its own: what an operator asked to be forgotten is, whether somebody still waits for the answer or not.
-async fn forget(port: Arc<AdminPort>, scope: Forget) -> Result<Json<Forgotten>, ApiError> {
+async fn forget(port: Arc<AdminPort>, scope: DeleteScope) -> Result<Json<Forgotten>, ApiError> {
     let forgetting = tokio::spawn(async move { port.lookups.forget_by_operator(scope).await });
     match forgetting.await.map_err(|_| ApiError::internal())? {
         Ok(forgotten) => Ok(Json(Forgotten { forgotten })),

@@ -88,7 +88,7 @@ async fn write(
                 service: task.service.as_str().into(),
                 id: task.id.as_str().into(),
                 stored_at: task.stored_at,
-                text: task.text.as_str().into(),
+                text: task.record.as_str().into(),
             };
             let mut line = serde_json::to_vec(&line).expect("plain data");
             line.push(b'\n');

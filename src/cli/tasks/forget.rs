@@ -7,7 +7,7 @@ use serde_json::json;
 use super::output::{Out, printable, tasks, tell};
 use super::{ForgetArguments, ForgetKind};
 use crate::cli::Failure;
-use crate::store::{Forget, StoreMaintenance};
+use crate::store::{DeleteScope, StoreMaintenance};
 
 pub(super) async fn forget(store: &mut StoreMaintenance, arguments: ForgetArguments) -> Result<(), Failure> {
     let ForgetArguments { what, yes, json } = arguments;
@@ -15,10 +15,10 @@ pub(super) async fn forget(store: &mut StoreMaintenance, arguments: ForgetArgume
         return Err(Failure::Runtime("nothing was forgotten".to_owned()));
     }
     let (removed, missing) = match what {
-        ForgetKind { service: Some(service), .. } => (store.forget(&Forget::Service(service)).await?, 0),
-        ForgetKind { older_than: Some(age), .. } => (store.forget(&Forget::OlderThan(age)).await?, 0),
+        ForgetKind { service: Some(service), .. } => (store.delete(&DeleteScope::Service(service)).await?, 0),
+        ForgetKind { older_than: Some(age), .. } => (store.delete(&DeleteScope::OlderThan(age)).await?, 0),
         ForgetKind { ids, .. } => {
-            let removed = store.forget_ids(&ids).await?;
+            let removed = store.delete_ids(&ids).await?;
             let missing: Vec<_> = ids.iter().zip(&removed).filter(|&(_, &rows)| rows == 0).collect();
             for (id, _) in &missing {
                 tell(&format!("refrain: task {} is not stored", printable(id.as_str())));

@@ -16,7 +16,7 @@ use super::export::Line;
 use super::output::{Out, progress, tasks};
 use crate::cli::Failure;
 use crate::config::{AccessMode, Config};
-use crate::store::{DatedTask, StoreMaintenance};
+use crate::store::{ImportedTask, StoreMaintenance};
 use crate::task::{FinalRecord, Service, Standing, TaskId, inspect};
 use crate::token::{Digest, DigestKey, Token};
 
@@ -78,7 +78,7 @@ struct Imported {
 async fn fill(
     store: &mut StoreMaintenance,
     token: Option<Token>,
-    first: Vec<DatedTask>,
+    first: Vec<ImportedTask>,
     lines: &mut Lines,
 ) -> Result<Imported, Failure> {
     let key = DigestKey::new(&store.digest_key().await?);
@@ -146,7 +146,7 @@ impl Lines {
     }
 
     /// The tasks of one transaction; empty at the end.
-    fn batch(&mut self) -> Result<Vec<DatedTask>, Mistake> {
+    fn batch(&mut self) -> Result<Vec<ImportedTask>, Mistake> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         let mut line = Vec::new();
         while batch.len() < BATCH_LINES && bytes < BATCH_BYTES {
@@ -175,7 +175,7 @@ impl Lines {
 }
 
 /// Whatever is wrong with a line is told without quoting it: it may be a token in the wrong place.
-fn parse(line: &[u8]) -> Result<DatedTask, &'static str> {
+fn parse(line: &[u8]) -> Result<ImportedTask, &'static str> {
     use serde_json::error::Category;
 
     let line: Line<'_> = serde_json::from_slice(line).map_err(|error| match error.classify() {
@@ -188,7 +188,7 @@ fn parse(line: &[u8]) -> Result<DatedTask, &'static str> {
     let text = Bytes::from(line.text.into_owned());
     match inspect(&text).map(|inspection| inspection.standing(&id)) {
         Some(Standing::Final) => {
-            Ok(DatedTask { service, stored_at: line.stored_at, task: FinalRecord { id, text } })
+            Ok(ImportedTask { service, stored_at: line.stored_at, task: FinalRecord { id, text } })
         }
         Some(Standing::Pending) => Err("its task is not finished"),
         Some(Standing::Empty | Standing::Foreign) => Err("its text is not the task of its id"),

@@ -7,7 +7,7 @@ use super::ListArguments;
 use super::output::{Out, age, printable, tell, time};
 use crate::cli::Failure;
 use crate::clock;
-use crate::store::{Cursor, Filter, Seen, StoreMaintenance};
+use crate::store::{ListCursor, ListedTask, StoreMaintenance, TaskFilter};
 use crate::task::Summary;
 
 /// Characters of a title that a line has room for.
@@ -27,9 +27,9 @@ struct Line<'a> {
 pub(super) async fn list(store: &mut StoreMaintenance, arguments: &ListArguments) -> Result<(), Failure> {
     let mut out = Out::new();
     let now = clock::unix_now();
-    let filter = Filter { service: arguments.service.clone(), ..Filter::default() };
+    let filter = TaskFilter { service: arguments.service.clone(), ..TaskFilter::default() };
     let mut left = arguments.limit;
-    let mut cursor = arguments.after.map(Cursor::Row);
+    let mut cursor = arguments.after.map(ListCursor::Row);
     let mut is_first = true;
     loop {
         let listed = store.list(&filter, cursor, left).await?;
@@ -63,7 +63,7 @@ pub(super) async fn list(store: &mut StoreMaintenance, arguments: &ListArguments
 }
 
 /// The tasks as a table, each page with its own widths.
-fn table(out: &mut Out, page: &[Seen], with_head: bool, now: i64) -> Result<(), Failure> {
+fn table(out: &mut Out, page: &[ListedTask], with_head: bool, now: i64) -> Result<(), Failure> {
     let width = page.iter().map(|task| printable(task.id.as_str()).chars().count()).max().unwrap_or(0);
     if with_head {
         let head = ["ID", "SERVICE", "SIZE", "AGE", "STORED", "READERS", "TITLE"];
@@ -91,7 +91,7 @@ fn line(width: usize, [id, service, size, age, stored, readers, title]: [String;
     line.trim_end().to_owned()
 }
 
-fn json_line(task: &Seen) -> Line<'_> {
+fn json_line(task: &ListedTask) -> Line<'_> {
     Line {
         id: task.id.as_str(),
         service: task.service.as_str(),
@@ -104,6 +104,6 @@ fn json_line(task: &Seen) -> Line<'_> {
 }
 
 /// The title, of a text that is not too long to be read for it.
-fn title(task: &Seen) -> Option<String> {
-    Summary::of(task.text.as_ref()?).title
+fn title(task: &ListedTask) -> Option<String> {
+    Summary::of(task.record.as_ref()?).title
 }

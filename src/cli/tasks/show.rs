@@ -3,7 +3,7 @@
 use super::ShowArguments;
 use super::output::{Out, printable, tell, time};
 use crate::cli::Failure;
-use crate::store::{StoreMaintenance, StoredText};
+use crate::store::{RecordDetails, StoreMaintenance};
 use crate::token::Digest;
 
 /// Readers that a line names.
@@ -12,7 +12,7 @@ const NAMED: usize = 8;
 pub(super) async fn show(store: &mut StoreMaintenance, arguments: &ShowArguments) -> Result<(), Failure> {
     let name = printable(arguments.id.as_str());
     let failed = |what: &str| Err(Failure::Runtime(format!("task {name} {what}")));
-    let mut texts = store.texts(arguments.service.as_ref(), &arguments.id).await?;
+    let mut texts = store.records(arguments.service.as_ref(), &arguments.id).await?;
     if texts.is_empty() {
         return failed("is not stored");
     }
@@ -22,8 +22,8 @@ pub(super) async fn show(store: &mut StoreMaintenance, arguments: &ShowArguments
             return failed(&format!("is stored, but not for a reader {prefix}"));
         }
     }
-    let damaged = texts.iter().filter(|text| text.text.is_none()).count();
-    texts.retain(|text| text.text.is_some());
+    let damaged = texts.iter().filter(|text| text.record.is_none()).count();
+    texts.retain(|text| text.record.is_some());
     if texts.is_empty() {
         return failed("is damaged on disk; a running proxy fetches it anew when it is asked for");
     }
@@ -41,7 +41,7 @@ pub(super) async fn show(store: &mut StoreMaintenance, arguments: &ShowArguments
         ));
     }
     let mut out = Out::new();
-    for text in texts.iter().filter_map(|text| text.text.as_ref()) {
+    for text in texts.iter().filter_map(|text| text.record.as_ref()) {
         out.write(text)?;
         if arguments.all {
             out.write(b"\n")?;
@@ -50,7 +50,7 @@ pub(super) async fn show(store: &mut StoreMaintenance, arguments: &ShowArguments
     out.finish()
 }
 
-fn describe(text: &StoredText) -> String {
+fn describe(text: &RecordDetails) -> String {
     let mut readers: Vec<String> = text.readers.iter().take(NAMED).map(Digest::to_string).collect();
     if text.readers.len() > NAMED {
         readers.push(format!("and {} more", text.readers.len() - NAMED));
@@ -58,7 +58,7 @@ fn describe(text: &StoredText) -> String {
     format!(
         "{}, {} bytes, stored {}, readable for {}",
         text.service,
-        text.text.as_ref().map_or(0, bytes::Bytes::len),
+        text.record.as_ref().map_or(0, bytes::Bytes::len),
         time(text.stored_at),
         if readers.is_empty() { "nobody".to_owned() } else { readers.join(", ") }
     )

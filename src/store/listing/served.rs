@@ -2,7 +2,7 @@
 
 use sqlx::SqliteConnection;
 
-use super::{Cursor, Filter, Listed, StoredText, TextLimits};
+use super::{ListCursor, RecordDetails, TaskFilter, TaskPage, TextLimits};
 use crate::store::{FIND_TIMEOUT, Store, StoreError};
 use crate::task::{Service, TaskId};
 
@@ -17,10 +17,10 @@ impl Store {
     /// [`StoreError::Unreadable`]; it takes at most 5 s to find out.
     pub async fn list(
         &self,
-        filter: &Filter,
-        cursor: Option<Cursor>,
+        filter: &TaskFilter,
+        cursor: Option<ListCursor>,
         limit: usize,
-    ) -> Result<Listed, StoreError> {
+    ) -> Result<TaskPage, StoreError> {
         let hidden = &self.shared.hidden;
         self.read(async |conn| {
             super::page(conn, filter, cursor, limit, |seen| !hidden.covers(&seen.service, &seen.id)).await
@@ -32,7 +32,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::list`].
-    pub async fn texts(&self, service: &Service, id: &TaskId) -> Result<Vec<StoredText>, StoreError> {
+    pub async fn records(&self, service: &Service, id: &TaskId) -> Result<Vec<RecordDetails>, StoreError> {
         if self.shared.hidden.covers(service, id) {
             return Ok(Vec::new());
         }

@@ -11,7 +11,7 @@ use crate::token::Digest;
 
 /// A finished task with its date.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DatedTask {
+pub struct ImportedTask {
     /// Its service.
     pub service: Service,
     /// Its id and text.
@@ -33,7 +33,7 @@ impl StoreMaintenance {
     /// Stores tasks for `reader` in one transaction: all of them or none. The number of those that it could not
     /// read before; what it could read stays as it is. Nothing is noted of whether the upstream accepts the
     /// reader's token, so that it is asked before the first of them is served.
-    pub async fn import(&mut self, reader: &Digest, batch: &[DatedTask]) -> Result<u64, StoreError> {
+    pub async fn import(&mut self, reader: &Digest, batch: &[ImportedTask]) -> Result<u64, StoreError> {
         let now = clock::unix_now();
         let stored = async {
             let mut tx = self.conn.begin_with("BEGIN IMMEDIATE").await?;

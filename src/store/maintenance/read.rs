@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{StoreMaintenance, failed};
 use crate::store::StoreError;
-use crate::store::listing::{self, Cursor, Filter, Listed, StoredText, TextLimits, unsigned};
+use crate::store::listing::{self, ListCursor, RecordDetails, TaskFilter, TaskPage, TextLimits, unsigned};
 use crate::store::tasks::checksum;
 use crate::task::{Service, TaskId};
 
@@ -22,7 +22,7 @@ const TOTALS_STEP: i64 = 2000;
 
 /// A task to be exported.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exported {
+pub struct ExportedTask {
     /// Its service.
     pub service: Service,
     /// Its id.
@@ -30,14 +30,14 @@ pub struct Exported {
     /// When it was stored, in seconds since the Unix epoch.
     pub stored_at: i64,
     /// The upstream's bytes.
-    pub text: String,
+    pub record: String,
 }
 
 /// A page of an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Page {
+pub struct ExportPage {
     /// The sound ones, oldest first.
-    pub tasks: Vec<Exported>,
+    pub tasks: Vec<ExportedTask>,
     /// How many are damaged and left out.
     pub damaged: u64,
     /// Where to go on; `None` at the end.
@@ -46,7 +46,7 @@ pub struct Page {
 
 /// What a store holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
+pub struct StoreTotals {
     /// Distinct texts.
     pub tasks: u64,
     /// Their bytes.
@@ -77,10 +77,10 @@ impl StoreMaintenance {
     /// and even empty, and have a next one.
     pub async fn list(
         &mut self,
-        filter: &Filter,
-        cursor: Option<Cursor>,
+        filter: &TaskFilter,
+        cursor: Option<ListCursor>,
         limit: u64,
-    ) -> Result<Listed, StoreError> {
+    ) -> Result<TaskPage, StoreError> {
         let limit = usize::try_from(limit.clamp(1, LIST_STEP)).unwrap_or(1);
         listing::page(&mut self.conn, filter, cursor, limit, |_| true)
             .await
@@ -88,11 +88,11 @@ impl StoreMaintenance {
     }
 
     /// All texts stored for an id, of one service or of all.
-    pub async fn texts(
+    pub async fn records(
         &mut self,
         service: Option<&Service>,
         id: &TaskId,
-    ) -> Result<Vec<StoredText>, StoreError> {
+    ) -> Result<Vec<RecordDetails>, StoreError> {
         let conn = &mut self.conn;
         let texts = async {
             let services = match service {
@@ -109,7 +109,7 @@ impl StoreMaintenance {
     }
 
     /// A page of whole tasks, in the order in which they were stored.
-    pub async fn page(&mut self, service: Option<&Service>, cursor: i64) -> Result<Page, StoreError> {
+    pub async fn page(&mut self, service: Option<&Service>, cursor: i64) -> Result<ExportPage, StoreError> {
         type Row = (String, Vec<u8>, i64, i64, Vec<u8>);
         let conn = &mut self.conn;
         let page = async {
@@ -129,7 +129,7 @@ impl StoreMaintenance {
                 bytes = bytes.saturating_add(size.max(1));
                 is_first || bytes <= EXPORT_BYTES
             });
-            let Some(&(last, _)) = fitting.last() else { return Ok(Page::default()) };
+            let Some(&(last, _)) = fitting.last() else { return Ok(ExportPage::default()) };
             let rows: Vec<Row> = sqlx::query_as(
                 "SELECT service, id, checksum, stored_at, body FROM task
                  WHERE row > ?1 AND row <= ?3 AND (?2 IS NULL OR service = ?2) ORDER BY row",
@@ -140,16 +140,16 @@ impl StoreMaintenance {
             .fetch_all(&mut *conn)
             .await?;
             let all = rows.len() as u64;
-            let tasks: Vec<Exported> = rows
+            let tasks: Vec<ExportedTask> = rows
                 .into_iter()
                 .filter_map(|(service, id, sum, stored_at, text)| {
                     let (service, id) = (Service::parse(&service)?, parse_id(&id)?);
                     let is_sound = checksum(&service, &id, &text) == sum;
                     let text = String::from_utf8(text).ok().filter(|_| is_sound)?;
-                    Some(Exported { service, id, stored_at, text })
+                    Some(ExportedTask { service, id, stored_at, record: text })
                 })
                 .collect();
-            Ok(Page { damaged: all - tasks.len() as u64, tasks, next: Some(last) })
+            Ok(ExportPage { damaged: all - tasks.len() as u64, tasks, next: Some(last) })
         };
         page.await.map_err(|error| failed(&self.path, error))
     }
@@ -165,7 +165,7 @@ impl StoreMaintenance {
 
     /// What the store holds. Services, oldest and newest are added up page by page: while somebody writes they may
     /// differ a little from the counters.
-    pub async fn totals(&mut self) -> Result<Totals, StoreError> {
+    pub async fn totals(&mut self) -> Result<StoreTotals, StoreError> {
         let conn = &mut self.conn;
         let totals = async {
             let (tasks, bytes, readers, schema): (i64, i64, i64, i64) = sqlx::query_as(
@@ -175,12 +175,12 @@ impl StoreMaintenance {
             )
             .fetch_one(&mut *conn)
             .await?;
-            let mut totals = Totals {
+            let mut totals = StoreTotals {
                 tasks: unsigned(tasks),
                 bytes: unsigned(bytes),
                 readers: unsigned(readers),
                 schema,
-                ..Totals::default()
+                ..StoreTotals::default()
             };
             let mut cursor = 0;
             loop {

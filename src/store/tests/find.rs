@@ -18,7 +18,7 @@ async fn look_ups_at_the_same_time_get_each_their_own() {
         assert!(keep(&store, A, &n.to_string(), &format!("{n} of a")).await);
         assert!(keep(&store, B, &n.to_string(), &format!("{n} of b")).await);
         let kept = vec![task(&n.to_string(), &format!("{n} elsewhere"))];
-        assert_eq!(store.keep(&a, &other, store.epoch(), kept).await, [true]);
+        assert_eq!(store.insert(&a, &other, store.epoch(), kept).await, [true]);
     }
     assert!(keep(&store, A, "long", &"x".repeat(100_000)).await);
     assert!(keep(&store, A, "both", "same").await && keep(&store, B, "both", "same").await);
@@ -27,8 +27,8 @@ async fn look_ups_at_the_same_time_get_each_their_own() {
         async move {
             // The second of three, so that places count.
             let ids = [id("none"), id(&name), id("neither")];
-            let found = store.find(&by, &service, &ids, u64::MAX).await.unwrap();
-            let texts: Vec<_> = found.into_iter().map(|task| task.map(|task| task.text)).collect();
+            let found = store.get(&by, &service, &ids, u64::MAX).await.unwrap();
+            let texts: Vec<_> = found.into_iter().map(|task| task.map(|task| task.record)).collect();
             assert_eq!(texts, [None, expected.map(Bytes::from), None], "{name}");
         }
     };
@@ -88,11 +88,11 @@ async fn what_is_forgotten_while_it_is_read_does_not_come_back() {
     store.shared.memory.clear();
     let mut reading = pin!(find(&store, A, "t"));
     assert_eq!((&mut reading).now_or_never(), None);
-    let scope = Forget::Task { service: service(), id: id("t") };
-    assert_eq!(store.forget(scope).await.unwrap(), 1);
+    let scope = DeleteScope::Task { service: service(), id: id("t") };
+    assert_eq!(store.delete(scope).await.unwrap(), 1);
     // Read before it was forgotten, or not; both are true answers.
     reading.await;
-    assert_eq!(store.find_in_memory(&reader(A), &service(), &id("t")), None);
+    assert_eq!(store.get_from_memory(&reader(A), &service(), &id("t")), None);
     assert_eq!(find(&store, A, "t").await, None);
 }
 
@@ -102,14 +102,14 @@ async fn each_look_up_has_its_own_limit() {
     let store = disk.open().await;
     let ids: Vec<TaskId> = (0..5).map(|n| id(&n.to_string())).collect();
     let tasks = ids.iter().map(|id| FinalRecord { id: id.clone(), text: vec![b'x'; 100].into() }).collect();
-    store.keep(&reader(A), &service(), store.epoch(), tasks).await;
+    store.insert(&reader(A), &service(), store.epoch(), tasks).await;
     let by = reader(A);
     let of = service();
-    let asked = (0..100).map(|n| store.find(&by, &of, &ids, if n % 2 == 0 { 500 } else { 499 }));
+    let asked = (0..100).map(|n| store.get(&by, &of, &ids, if n % 2 == 0 { 500 } else { 499 }));
     for (n, found) in join_all(asked).await.into_iter().enumerate() {
         match found {
             Ok(found) => assert!(n % 2 == 0 && found.iter().all(Option::is_some)),
-            Err(TooLarge) => assert!(n % 2 == 1),
+            Err(ResultTooLarge) => assert!(n % 2 == 1),
         }
     }
 }
@@ -146,7 +146,7 @@ async fn what_is_read_alone_finds_a_reader_beside_listings_and_shared_statements
         drop(held);
     };
     let (_, found, ()) =
-        tokio::join!(find(&store, A, "none"), store.find(&by, &other, &ids, u64::MAX), release);
+        tokio::join!(find(&store, A, "none"), store.get(&by, &other, &ids, u64::MAX), release);
     assert_eq!((found, store.shared.groups.kept()), (Ok(vec![None]), 2));
     let _listings = (readers.acquire().await.unwrap(), readers.acquire().await.unwrap());
     assert!(find(&store, A, "long").await.as_deref() == Some(&*text));

@@ -8,21 +8,21 @@ async fn a_forget_wins_over_a_late_answer() {
     let disk = Disk::new();
     let store = disk.open().await;
     let scopes = [
-        Forget::Task { service: service(), id: id("t") },
-        Forget::Service(service()),
-        Forget::OlderThan(Duration::ZERO),
-        Forget::Confirmed { reader: reader(A), service: service(), id: id("t") },
+        DeleteScope::Task { service: service(), id: id("t") },
+        DeleteScope::Service(service()),
+        DeleteScope::OlderThan(Duration::ZERO),
+        DeleteScope::ByReader { reader: reader(A), service: service(), id: id("t") },
     ];
     for scope in scopes {
         assert!(keep(&store, A, "t", "text").await);
         let epoch = store.epoch();
-        assert_eq!(store.forget(scope.clone()).await.unwrap(), 1, "{scope:?}");
+        assert_eq!(store.delete(scope.clone()).await.unwrap(), 1, "{scope:?}");
         assert_eq!(find(&store, A, "t").await, None, "{scope:?}");
-        let late = store.keep(&reader(A), &service(), epoch, vec![task("t", "late")]).await;
+        let late = store.insert(&reader(A), &service(), epoch, vec![task("t", "late")]).await;
         assert_eq!(late, [false], "{scope:?}");
         assert_eq!(find(&store, A, "t").await, None, "{scope:?}");
         assert!(keep(&store, A, "t", "fresh").await, "a call that began later counts, {scope:?}");
-        assert_eq!(store.forget(Forget::Service(service())).await.unwrap(), 1);
+        assert_eq!(store.delete(DeleteScope::Service(service())).await.unwrap(), 1);
     }
     assert_eq!((store.stats().tasks, store.stats().bytes), (0, 0));
 }
@@ -33,14 +33,14 @@ async fn a_confirmed_delete_without_the_right_removes_nothing() {
     let store = disk.open().await;
     assert!(keep(&store, A, "t", "text").await);
     let epoch = store.epoch();
-    let by_b = Forget::Confirmed { reader: reader(B), service: service(), id: id("t") };
-    assert_eq!(store.forget(by_b).await.unwrap(), 0);
+    let by_b = DeleteScope::ByReader { reader: reader(B), service: service(), id: id("t") };
+    assert_eq!(store.delete(by_b).await.unwrap(), 0);
     assert_eq!(find(&store, A, "t").await.as_deref(), Some("text"));
-    assert_eq!(store.keep(&reader(B), &service(), epoch, vec![task("t", "late")]).await, [false]);
+    assert_eq!(store.insert(&reader(B), &service(), epoch, vec![task("t", "late")]).await, [false]);
 
     assert!(keep(&store, B, "t", "other text").await);
-    let by_a = Forget::Confirmed { reader: reader(A), service: service(), id: id("t") };
-    assert_eq!(store.forget(by_a).await.unwrap(), 2, "for all");
+    let by_a = DeleteScope::ByReader { reader: reader(A), service: service(), id: id("t") };
+    assert_eq!(store.delete(by_a).await.unwrap(), 2, "for all");
     assert_eq!(find(&store, B, "t").await, None);
 }
 
@@ -49,15 +49,15 @@ async fn a_wide_forget_removes_thousands() {
     let disk = Disk::without_memory();
     let store = disk.open().await;
     let tasks = (0..2500).map(|n| task(&n.to_string(), "text")).collect();
-    store.keep(&reader(A), &service(), store.epoch(), tasks).await;
-    assert_eq!(store.forget(Forget::OlderThan(Duration::from_secs(3600))).await.unwrap(), 0);
-    assert_eq!(store.forget(Forget::Service(service())).await.unwrap(), 2500);
+    store.insert(&reader(A), &service(), store.epoch(), tasks).await;
+    assert_eq!(store.delete(DeleteScope::OlderThan(Duration::from_secs(3600))).await.unwrap(), 0);
+    assert_eq!(store.delete(DeleteScope::Service(service())).await.unwrap(), 2500);
     assert_eq!(store.stats().tasks, 0);
 }
 
-async fn forget_beside(config: &StoreConfig, scope: &Forget) -> u64 {
+async fn forget_beside(config: &StoreConfig, scope: &DeleteScope) -> u64 {
     let mut beside = StoreMaintenance::open(config).await.unwrap();
-    let removed = beside.forget(scope).await.unwrap();
+    let removed = beside.delete(scope).await.unwrap();
     beside.close().await.unwrap();
     removed
 }
@@ -70,17 +70,17 @@ async fn a_forget_by_another_process_is_seen_within_a_second() {
     let epoch = store.epoch();
     let config = StoreConfig { url: disk.url(), ..StoreConfig::default() };
     let start = Instant::now();
-    let scope = Forget::Task { service: service(), id: id("t") };
+    let scope = DeleteScope::Task { service: service(), id: id("t") };
     assert_eq!(forget_beside(&config, &scope).await, 1);
-    let late = store.keep(&reader(A), &service(), epoch, vec![task("t", "late")]).await;
+    let late = store.insert(&reader(A), &service(), epoch, vec![task("t", "late")]).await;
     assert_eq!(late, [false], "at once for what is stored");
     eventually("memory is cleared", || async { find(&store, A, "t").await.is_none() }).await;
     assert!(start.elapsed() < Duration::from_secs(1));
     eventually("the epoch goes on", || async { keep(&store, A, "t", "fresh").await }).await;
     assert_eq!(store.stats().tasks, 1);
     let tasks = (0..2500).map(|n| task(&n.to_string(), "text")).collect();
-    store.keep(&reader(A), &service(), store.epoch(), tasks).await;
-    assert_eq!(forget_beside(&config, &Forget::Service(service())).await, 2501);
+    store.insert(&reader(A), &service(), store.epoch(), tasks).await;
+    assert_eq!(forget_beside(&config, &DeleteScope::Service(service())).await, 2501);
     eventually("counted", || async { store.stats().tasks == 0 }).await;
     store.close().await;
     assert_eq!(forget_beside(&config, &scope).await, 0, "without a proxy too");

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::listing::{
-    BY_ID, COUNT_OF_SERVICE, Cursor, DETAILS, Filter, NEWEST, NEWEST_OF_FEW, NEXT_SERVICE, TEXTS,
+    BY_ID, COUNT_OF_SERVICE, DETAILS, ListCursor, NEWEST, NEWEST_OF_FEW, NEXT_SERVICE, TEXTS, TaskFilter,
 };
 use super::*;
 
@@ -70,7 +70,7 @@ async fn filled(disk: &Disk, tasks: u32) -> Store {
 }
 
 /// All pages of a listing: the ids, and how many pages it took.
-async fn all(store: &Store, filter: &Filter, limit: usize) -> (Vec<String>, usize) {
+async fn all(store: &Store, filter: &TaskFilter, limit: usize) -> (Vec<String>, usize) {
     let (mut ids, mut cursor, mut pages) = (Vec::new(), None, 0);
     loop {
         let listed = store.list(filter, cursor, limit).await.unwrap();
@@ -79,7 +79,7 @@ async fn all(store: &Store, filter: &Filter, limit: usize) -> (Vec<String>, usiz
         pages += 1;
         let Some(next) = listed.next else { return (ids, pages) };
         // As a client sends it back.
-        assert_eq!(Cursor::parse(&next.to_string()), Some(next.clone()));
+        assert_eq!(ListCursor::parse(&next.to_string()), Some(next.clone()));
         assert!(filter.takes(&next));
         cursor = Some(next);
     }
@@ -89,23 +89,23 @@ async fn all(store: &Store, filter: &Filter, limit: usize) -> (Vec<String>, usiz
 async fn a_page_looks_at_a_bounded_number_of_rows_and_says_where_to_go_on() {
     let disk = Disk::new();
     let store = filled(&disk, 25_000).await;
-    let rare = Filter { service: Some(Service::parse("rare").unwrap()), ..Filter::default() };
+    let rare = TaskFilter { service: Some(Service::parse("rare").unwrap()), ..TaskFilter::default() };
     let two = ["t-0000002".to_owned(), "t-0000001".to_owned()];
     assert_eq!(all(&store, &rare, 50).await, (two.to_vec(), 1));
     assert_eq!(all(&store, &rare, 1).await, (two.to_vec(), 2));
-    let old = Filter { service: Some(Service::parse("old").unwrap()), ..Filter::default() };
+    let old = TaskFilter { service: Some(Service::parse("old").unwrap()), ..TaskFilter::default() };
     let first = store.list(&old, None, 200).await.unwrap();
-    assert_eq!((first.tasks.len(), first.next), (0, Some(Cursor::Row(15_001))));
+    assert_eq!((first.tasks.len(), first.next), (0, Some(ListCursor::Row(15_001))));
     let (ids, _) = all(&store, &old, 200).await;
     assert_eq!((ids.len(), &ids[0][..], &ids[5001][..]), (5002, "t-0005004", "t-0000003"));
 
-    let titled = Filter { title: Some("SONG 24".to_owned()), ..Filter::default() };
+    let titled = TaskFilter { title: Some("SONG 24".to_owned()), ..TaskFilter::default() };
     let listed = store.list(&titled, None, 50).await.unwrap();
     assert_eq!(listed.tasks.len(), 50);
     assert_eq!(listed.tasks[0].id.as_str(), "t-0024999");
-    let titled = Filter { title: Some("song 7".to_owned()), ..Filter::default() };
+    let titled = TaskFilter { title: Some("song 7".to_owned()), ..TaskFilter::default() };
     let listed = store.list(&titled, None, 50).await.unwrap();
-    assert_eq!((listed.tasks.len(), listed.next), (0, Some(Cursor::Row(23_001))));
+    assert_eq!((listed.tasks.len(), listed.next), (0, Some(ListCursor::Row(23_001))));
 
     // By id nothing is looked at in vain, wherever it stands.
     for (service, prefix, limit, expected, most_pages) in [
@@ -118,10 +118,10 @@ async fn a_page_looks_at_a_bounded_number_of_rows_and_says_where_to_go_on() {
         (None, "T-", 50, 0, 3),
         (None, "t-0000001x", 50, 0, 3),
     ] {
-        let filter = Filter {
+        let filter = TaskFilter {
             service: service.map(|name| Service::parse(name).unwrap()),
             id_prefix: Some(prefix.to_owned()),
-            ..Filter::default()
+            ..TaskFilter::default()
         };
         let (ids, pages) = all(&store, &filter, limit).await;
         assert_eq!(ids.len(), expected, "{prefix}");
@@ -131,9 +131,9 @@ async fn a_page_looks_at_a_bounded_number_of_rows_and_says_where_to_go_on() {
         );
     }
 
-    let between = Filter { stored_after: Some(100), stored_before: Some(103), ..Filter::default() };
+    let between = TaskFilter { stored_after: Some(100), stored_before: Some(103), ..TaskFilter::default() };
     assert_eq!(all(&store, &between, 50).await.0, ["t-0000102", "t-0000101", "t-0000100"]);
-    let everything = all(&store, &Filter::default(), 200).await;
+    let everything = all(&store, &TaskFilter::default(), 200).await;
     assert_eq!((everything.0.len(), everything.1), (25_000, 125), "the last page is told as such");
 }
 
@@ -142,28 +142,28 @@ async fn what_is_hidden_is_not_listed_and_a_closed_store_says_that_it_cannot_be_
     let disk = Disk::new();
     let store = disk.open().await;
     assert!(keep(&store, A, "a", "{}").await && keep(&store, A, "b", "{}").await);
-    store.shared.hidden.add(Forget::Task { service: service(), id: id("a") });
-    let listed = store.list(&Filter::default(), None, 50).await.unwrap();
+    store.shared.hidden.add(DeleteScope::Task { service: service(), id: id("a") });
+    let listed = store.list(&TaskFilter::default(), None, 50).await.unwrap();
     assert_eq!(listed.tasks.iter().map(|seen| seen.id.as_str()).collect::<Vec<_>>(), ["b"]);
-    assert!(store.texts(&service(), &id("a")).await.unwrap().is_empty());
-    let texts = store.texts(&service(), &id("b")).await.unwrap();
+    assert!(store.records(&service(), &id("a")).await.unwrap().is_empty());
+    let texts = store.records(&service(), &id("b")).await.unwrap();
     assert_eq!(
-        (texts.len(), texts[0].text.as_deref(), &texts[0].readers[..]),
+        (texts.len(), texts[0].record.as_deref(), &texts[0].readers[..]),
         (1, Some(&b"{}"[..]), &[reader(A)][..])
     );
     store.close().await;
-    assert!(matches!(store.list(&Filter::default(), None, 50).await, Err(StoreError::Unreadable)));
-    assert!(matches!(store.texts(&service(), &id("b")).await, Err(StoreError::Unreadable)));
+    assert!(matches!(store.list(&TaskFilter::default(), None, 50).await, Err(StoreError::Unreadable)));
+    assert!(matches!(store.records(&service(), &id("b")).await, Err(StoreError::Unreadable)));
     assert_eq!(disk.errors("read"), 0, "closing is no failure");
 }
 
 proptest! {
     #[test]
     fn a_cursor_is_what_it_was_or_none(text in "[0-9a-z._+-]{0,20}|\\PC{0,20}", bytes in proptest::collection::vec(any::<u8>(), 0..20), row in 0_i64..) {
-        if let Some(cursor) = Cursor::parse(&text) {
-            prop_assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
+        if let Some(cursor) = ListCursor::parse(&text) {
+            prop_assert_eq!(ListCursor::parse(&cursor.to_string()), Some(cursor));
         }
-        let cursor = Cursor::Id { service: service(), id: bytes, row };
-        prop_assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
+        let cursor = ListCursor::Id { service: service(), id: bytes, row };
+        prop_assert_eq!(ListCursor::parse(&cursor.to_string()), Some(cursor));
     }
 }

@@ -77,9 +77,9 @@ async fn rights_leave_with_their_task_and_are_counted() {
     assert!(keep(&store, B, "w", "text").await);
     let mut other = disk.connect().await;
     assert_eq!(rights(&mut other).await, [(A.to_vec(), 3, 3), (B.to_vec(), 4, 4)]);
-    assert_eq!(store.forget(Forget::Task { service: service(), id: id("t") }).await.unwrap(), 1);
+    assert_eq!(store.delete(DeleteScope::Task { service: service(), id: id("t") }).await.unwrap(), 1);
     assert_eq!(rights(&mut other).await, [(A.to_vec(), 2, 2), (B.to_vec(), 3, 3)]);
-    assert_eq!(store.forget(Forget::Service(service())).await.unwrap(), 3);
+    assert_eq!(store.delete(DeleteScope::Service(service())).await.unwrap(), 3);
     assert_eq!(rights(&mut other).await, [(A.to_vec(), 0, 0), (B.to_vec(), 0, 0)]);
 
     assert!(keep(&store, B, "t", "text").await);
@@ -131,8 +131,8 @@ async fn a_store_of_the_first_schema_keeps_its_tasks_and_its_readers() {
     }
     let mut other = disk.connect().await;
     assert_eq!(rights(&mut other).await, [(A.to_vec(), 2, 2), (B.to_vec(), 2, 2)]);
-    let by_a = Forget::Confirmed { reader: reader(A), service: service(), id: id("t") };
-    assert_eq!(store.forget(by_a).await.unwrap(), 2, "both texts of it");
+    let by_a = DeleteScope::ByReader { reader: reader(A), service: service(), id: id("t") };
+    assert_eq!(store.delete(by_a).await.unwrap(), 2, "both texts of it");
     assert_eq!(rights(&mut other).await, [(A.to_vec(), 1, 1), (B.to_vec(), 1, 1)]);
     assert_eq!((disk.errors("checksum"), disk.errors("read"), disk.set_aside()), (0, 0, 0));
     other.close().await.unwrap();

@@ -38,7 +38,7 @@ async fn a_truncated_file_is_set_aside() {
     let disk = Disk::new();
     let store = disk.open().await;
     let tasks = (0..500).map(|n| task(&n.to_string(), &"text".repeat(100))).collect();
-    store.keep(&reader(A), &service(), store.epoch(), tasks).await;
+    store.insert(&reader(A), &service(), store.epoch(), tasks).await;
     store.close().await;
     let file = std::fs::OpenOptions::new().write(true).open(disk.path()).unwrap();
     file.set_len(disk.path().metadata().unwrap().len() / 2).unwrap();
@@ -53,7 +53,7 @@ async fn corruption_found_later_heals_with_a_fresh_file() {
     let store = disk.open().await;
     let key = *store.digest_key();
     let tasks = (0..3000).map(|n| task(&n.to_string(), &"text".repeat(100))).collect();
-    store.keep(&reader(A), &service(), store.epoch(), tasks).await;
+    store.insert(&reader(A), &service(), store.epoch(), tasks).await;
     store.close().await;
     let store = disk.open().await;
     let epoch = store.epoch();
@@ -68,7 +68,7 @@ async fn corruption_found_later_heals_with_a_fresh_file() {
     eventually("a fresh file", || async { disk.set_aside() == 1 && store.readiness().is_ok() }).await;
     assert!(disk.errors("corrupt") >= 1);
     assert_eq!(*store.digest_key(), key);
-    assert_eq!(store.keep(&reader(A), &service(), epoch, vec![task("t", "late")]).await, [false]);
+    assert_eq!(store.insert(&reader(A), &service(), epoch, vec![task("t", "late")]).await, [false]);
     assert!(keep(&store, A, "t", "text").await);
     assert_eq!(find(&store, A, "t").await.as_deref(), Some("text"));
     store.close().await;
@@ -139,8 +139,8 @@ async fn while_writes_fail_nothing_is_stored_or_slow_and_it_heals() {
     assert!(!keep(&store, A, "u", "text").await);
     assert!(start.elapsed() < Duration::from_millis(100), "no waiting while it is known to fail");
     assert!(find(&store, A, "gone").await.is_some());
-    let forget = Forget::Task { service: service(), id: id("gone") };
-    assert!(store.forget(forget).await.is_err());
+    let forget = DeleteScope::Task { service: service(), id: id("gone") };
+    assert!(store.delete(forget).await.is_err());
     assert_eq!(find(&store, A, "gone").await, None, "hidden though not written");
 
     sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
@@ -166,7 +166,7 @@ async fn a_refused_row_leaves_nothing_of_its_batch() {
     .await
     .unwrap();
     let tasks = vec![task("a", "text"), task("b", "text")];
-    assert_eq!(store.keep(&reader(A), &service(), store.epoch(), tasks).await, [false, false]);
+    assert_eq!(store.insert(&reader(A), &service(), store.epoch(), tasks).await, [false, false]);
     assert_eq!(find(&store, A, "a").await, None);
     assert_eq!(store.stats().tasks, 0);
     eventually("heals", || async { store.readiness().is_ok() }).await;

@@ -9,12 +9,12 @@ use sqlx::Connection;
 use super::{Writer, drop_connection, read_totals};
 use crate::clock;
 use crate::store::state::Health;
-use crate::store::{Forget, StoreError, sweep, tasks};
+use crate::store::{DeleteScope, StoreError, sweep, tasks};
 use crate::telemetry::EvictionReason;
 
 impl Writer {
     /// A tombstone and a first step in one transaction, then step by step, so that the log stays small.
-    pub(super) async fn forget_wide(&mut self, scope: &Forget) -> Result<u64, StoreError> {
+    pub(super) async fn forget_wide(&mut self, scope: &DeleteScope) -> Result<u64, StoreError> {
         let now = clock::unix_now();
         let (mut removed, mut first, mut more) = (0, true, true);
         while more {
