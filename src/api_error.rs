@@ -1,27 +1,26 @@
-//! The proxy's own errors: one type, one status and code each, in the upstream's error shape, so that clients map
-//! them as they map the upstream's. No library's error text, path or cause ever stands in one.
+//! Errors that refrain itself returns, on both ports.
 //!
-//! Used by `edge` and `routes`; knows no room.
+//! They have the upstream's error shape, so that clients handle them as they handle the upstream's. No error text of
+//! a library, no path and no cause appears in one.
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-/// An answer that refrain itself refuses or fails with.
+/// Error response of refrain.
 ///
-/// `proxy-status` (RFC 9209) tells it from an error that the upstream sent.
+/// The header `proxy-status` (RFC 9209) distinguishes it from an error of the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiError {
     status: StatusCode,
     code: &'static str,
     message: String,
-    /// An error type of RFC 9209 2.3.
+    /// Error type of RFC 9209 2.3.
     proxy_error: &'static str,
-    /// Seconds.
+    /// In seconds.
     retry_after: Option<u64>,
-    /// Whether the connection cannot be used for another request.
-    close: bool,
+    closes_connection: bool,
 }
 
 impl ApiError {
@@ -31,77 +30,84 @@ impl ApiError {
         proxy_error: &'static str,
         message: impl Into<String>,
     ) -> Self {
-        Self { status, code, message: message.into(), proxy_error, retry_after: None, close: false }
+        Self {
+            status,
+            code,
+            message: message.into(),
+            proxy_error,
+            retry_after: None,
+            closes_connection: false,
+        }
     }
 
-    /// 400 `bad_request`: the client can mend it; `message` says how.
+    /// Returns 400 `bad_request`. The message says how to correct the request.
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", "http_request_error", message)
     }
 
-    /// A refusal of the client edge with another 4xx or 501 status, for example 405 for TRACE.
+    /// Returns `bad_request` with another status, for example 405 for TRACE.
     pub fn refused(status: StatusCode, message: impl Into<String>) -> Self {
         Self::new(status, "bad_request", "http_request_denied", message)
     }
 
-    /// 401 `invalid_token`: not a client's key, not the admin's token; `message` says which is asked for.
+    /// Returns 401 `invalid_token`. The message says which credential is expected.
     pub fn invalid_token(message: &'static str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "invalid_token", "http_request_denied", message)
     }
 
-    /// 429 `too_many_requests`, with the seconds after which another try makes sense.
+    /// Returns 429 `too_many_requests`. `retry_after` is in seconds.
     pub fn too_many_requests(retry_after: u64, message: impl Into<String>) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "connection_limit_reached", message)
             .retry_after(retry_after)
     }
 
-    /// 502 `api_error`: the upstream could not be reached or sent no sound answer. `proxy_error` is an error type
+    /// Returns 502 `api_error`: the upstream is unreachable or its response is invalid. `proxy_error` is an error type
     /// of RFC 9209 2.3.
     pub fn bad_gateway(proxy_error: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "api_error", proxy_error, message)
     }
 
-    /// 503 `api_error`: refrain is going down or full.
+    /// Returns 503 `api_error` with `retry-after: 1`: refrain is shutting down or at a limit.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "api_error", "proxy_internal_response", message)
             .retry_after(1)
     }
 
-    /// 504 `timeout`.
+    /// Returns 504 `timeout`. `proxy_error` is an error type of RFC 9209 2.3.
     pub fn timeout(proxy_error: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout", proxy_error, message)
     }
 
-    /// 500 `api_error`: a fault of ours.
+    /// Returns 500 `api_error`: a bug in refrain.
     pub fn internal() -> Self {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "api_error",
             "proxy_internal_error",
-            "refrain failed on this request.",
+            "refrain failed to handle this request. Its log has the details.",
         )
     }
 
-    /// The same with `retry-after`, in seconds.
+    /// Sets the header `retry-after`, in seconds.
     #[must_use]
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after = Some(seconds);
         self
     }
 
-    /// The same with `connection: close`, where what follows on the connection cannot be trusted.
+    /// Sets `connection: close`, for a connection on which the next request cannot be found reliably.
     #[must_use]
     pub fn close(mut self) -> Self {
-        self.close = true;
+        self.closes_connection = true;
         self
     }
 
-    /// Its status.
+    /// Status of the response.
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// Its stable code.
+    /// Stable error code.
     pub fn code(&self) -> &'static str {
         self.code
     }
@@ -127,7 +133,7 @@ impl IntoResponse for ApiError {
             error: ErrorDetail { code: self.code, message: &self.message },
             trace_id: uuid::Uuid::new_v4().to_string(),
         };
-        let body = serde_json::to_vec(&body).expect("strings become JSON");
+        let body = serde_json::to_vec(&body).expect("strings serialize to JSON");
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
@@ -138,13 +144,13 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            // RFC 9110 11.6.1
+            // Required by RFC 9110 11.6.1.
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if self.close {
+        if self.closes_connection {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        // The request log reads what happened from the answer.
+        // For the access log.
         response.extensions_mut().insert(self);
         response
     }

@@ -1,7 +1,7 @@
-//! Who may read what: callers, the digests they are known by, and whether the upstream still accepts a token.
+//! Callers and whether the upstream still accepts their tokens.
 //!
-//! In `token` mode everybody is known by the token that goes upstream; in `shared` mode clients are known by their
-//! keys, the proxy adds the team's token, and rights belong to the team. No HTTP types and no SQL here.
+//! In `token` mode a caller is identified by the token that goes upstream. In `shared` mode a client is identified by
+//! its key, the proxy adds the team's token, and grants belong to the team. No HTTP types and no SQL here.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,84 +16,96 @@ use crate::store::{Store, TokenAcceptance};
 use crate::telemetry::Metrics;
 use crate::token::{Digest, DigestKey, Token};
 
-/// After a recheck that brought no verdict, how long hits go on before the next.
+/// How long hits are served after an inconclusive recheck, before the next one.
 const RECHECK_PAUSE: Duration = Duration::from_secs(60);
 
-/// Most tokens whose standing is held in memory; the longest unused leave first and are read again from the store.
+/// Most tokens whose status is held in memory. The least recently used are evicted; the store still has theirs.
 const MAX_TOKENS: usize = 100_000;
 
-/// A longer token is not remembered for its connection, in bytes: connections are many.
-const LONGEST_REMEMBERED: usize = 4096;
+/// Longest token, in bytes, that a connection's [`CallerCache`] holds. It bounds the memory of many connections.
+const MAX_CACHED_TOKEN_BYTES: usize = 4096;
 
-/// How exactly the last use of a token is known.
-const USE_STEP: Duration = Duration::from_secs(1);
+/// Resolution of the time at which a token was last used.
+const LAST_USE_RESOLUTION: Duration = Duration::from_secs(1);
 
-/// Somebody who may ask.
+/// Identified sender of a request.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// The client's name, in `shared` mode.
+    /// Name of the client, in `shared` mode.
     pub client: Option<Arc<str>>,
-    /// The token that goes upstream.
+    /// Token that goes upstream.
     pub token: Token,
-    /// That token's digest: what lanes, buckets and acceptance are kept by.
+    /// Digest of `token`: the key of queues, rate limiters and token status.
     pub digest: Digest,
-    /// Whose rights in the store count: the token's, or the team's.
+    /// Owner of the grants in the store: the token, or the team.
     pub reader: Digest,
 }
 
-/// The caller of a connection's last request, as what it presented: the next one most likely presents the same, and
-/// need not be made out again.
+/// Caller of a connection's last request, with the token or key that it presented.
+///
+/// Most connections present the same one on every request, which then need not be digested again.
 #[derive(Debug, Default)]
 pub struct CallerCache(Mutex<Option<(Token, Arc<Caller>)>>);
 
 impl CallerCache {
-    /// Short sections only, and one request at a time.
+    /// Not contended: a connection handles one request at a time.
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Token, Arc<Caller>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The key of a request is not a client's key.
+/// The presented key is not a key of `access.clients`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a client's key")]
+#[error("unknown client key")]
 pub struct UnknownKey;
 
 /// Whether a token's hits may be served.
 #[derive(Debug)]
 pub enum AccessDecision {
-    /// The upstream accepted the token not long ago.
-    Open,
-    /// It has to be asked first; the caller who gets the [`Recheck`] asks, the others wait for it to end.
+    /// The upstream accepted the token recently, or its last recheck was inconclusive.
+    Allowed,
+    /// The last acceptance is too old. The caller that gets the [`Recheck`] has to make the upstream call.
     Recheck(Recheck),
-    /// Somebody asks already; resolves when that has ended.
-    Joined(watch::Receiver<()>),
-    /// The upstream refused the token: no hits until a look-up of it succeeds.
-    Ended,
+    /// Another caller makes the recheck. The receiver resolves when it has ended.
+    Wait(watch::Receiver<()>),
+    /// The upstream refused the token. It has no hits until a lookup of it succeeds.
+    Refused,
 }
 
-/// The duty to ask the upstream about a token, until it is dropped. Then everybody who waits goes on; without
-/// [`Recheck::finish`] the next of them has the duty.
+/// Obligation to make an upstream call with a token. Dropping it wakes the callers that wait for it. If
+/// [`Recheck::finish`] was not called, one of them gets the next `Recheck`.
 #[derive(Debug)]
 pub struct Recheck {
-    access: Arc<Auth>,
+    auth: Arc<Auth>,
     digest: Digest,
     done: Arc<watch::Sender<()>>,
 }
 
-/// Who may read what.
+/// Result of a recheck.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecheckResult {
+    /// The upstream accepted the token.
+    Accepted,
+    /// The upstream refused the token.
+    Refused,
+    /// The response does not say whether the token is accepted, or there is none.
+    Inconclusive,
+}
+
+/// Identifies callers and tracks the status of their tokens.
 #[derive(Debug)]
 pub struct Auth {
     key: DigestKey,
-    /// The team's token and its clients, in `shared` mode.
+    /// Only in `shared` mode.
     team: Option<Team>,
     recheck_after: Duration,
     store: Store,
     metrics: Arc<Metrics>,
-    standings: Mutex<Standings>,
+    tokens: Mutex<TokenStatuses>,
 }
 
-/// Digests cannot be chosen without their key, so a fast hash will do.
-type Standings = HashMap<Digest, Standing, foldhash::fast::RandomState>;
+/// With a fast hash: a client cannot choose the digest of its token.
+type TokenStatuses = HashMap<Digest, TokenStatus, foldhash::fast::RandomState>;
 
 #[derive(Debug)]
 struct Team {
@@ -102,23 +114,25 @@ struct Team {
     clients: Vec<(Arc<str>, Token)>,
 }
 
+/// Knowledge about one token, from the upstream's responses to it.
 #[derive(Debug)]
-struct Standing {
+struct TokenStatus {
     accepted_at: Option<Instant>,
-    ended: bool,
-    /// A recheck without a verdict: none before then.
+    is_refused: bool,
+    /// No recheck before this time, since the last one was inconclusive.
     paused_until: Option<Instant>,
+    /// Wakes the callers that wait for the running recheck.
     recheck: Option<Arc<watch::Sender<()>>>,
     saved_at: Option<Instant>,
     used_at: Instant,
 }
 
-impl Standing {
-    /// Of a token that nothing was heard of.
+impl TokenStatus {
+    /// Status of a token without any response.
     fn unknown(now: Instant) -> Self {
         Self {
             accepted_at: None,
-            ended: false,
+            is_refused: false,
             paused_until: None,
             recheck: None,
             saved_at: None,
@@ -126,16 +140,16 @@ impl Standing {
         }
     }
 
-    /// Whether the upstream accepted the token not long ago, or would not say so a moment ago.
-    fn is_open(&self, now: Instant, recheck_after: Duration) -> bool {
-        let fresh = |at: Instant| now.saturating_duration_since(at) < recheck_after;
-        !self.ended
-            && (self.accepted_at.is_some_and(fresh) || self.paused_until.is_some_and(|until| until > now))
+    /// Whether hits may be served without a recheck.
+    fn is_allowed(&self, now: Instant, recheck_after: Duration) -> bool {
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < recheck_after;
+        !self.is_refused
+            && (self.accepted_at.is_some_and(is_recent) || self.paused_until.is_some_and(|until| until > now))
     }
 }
 
 impl Auth {
-    /// Auth as configured. `team_token` is `upstream.token`, which `shared` mode has.
+    /// `team_token` is `upstream.token`, which `shared` mode requires.
     pub fn new(
         config: &AccessConfig,
         team_token: Option<Token>,
@@ -153,21 +167,21 @@ impl Auth {
             recheck_after: config.recheck_after,
             store,
             metrics,
-            standings: Mutex::default(),
+            tokens: Mutex::default(),
         })
     }
 
-    /// Whether every request needs a client's key.
+    /// Whether `access.mode` is `shared`, so that every request needs a client's key.
     pub fn is_shared(&self) -> bool {
         self.team.is_some()
     }
 
-    /// The caller behind a bearer token, looked for in `last` first. `None` for what is no token.
+    /// Returns the caller that presents a bearer token or key. `None` if it is not a valid token.
     ///
     /// # Errors
-    /// In `shared` mode, if it is not a client's key. All keys are compared, each in constant time.
-    pub fn identify(&self, presented: &str, last: &CallerCache) -> Option<Result<Arc<Caller>, UnknownKey>> {
-        let mut last = last.lock();
+    /// In `shared` mode, if it is not a client's key. It is compared with all keys, each in constant time.
+    pub fn identify(&self, presented: &str, cache: &CallerCache) -> Option<Result<Arc<Caller>, UnknownKey>> {
+        let mut last = cache.lock();
         if let Some((token, caller)) = &*last
             && token.matches(presented)
         {
@@ -175,7 +189,7 @@ impl Auth {
         }
         let presented = Token::parse(presented)?;
         Some(self.caller(&presented).map(Arc::new).inspect(|caller| {
-            if presented.expose().len() <= LONGEST_REMEMBERED {
+            if presented.expose().len() <= MAX_CACHED_TOKEN_BYTES {
                 *last = Some((presented, Arc::clone(caller)));
             }
         }))
@@ -186,7 +200,7 @@ impl Auth {
             let digest = self.key.digest(presented);
             return Ok(Caller { client: None, token: presented.clone(), digest, reader: digest });
         };
-        // All of them, so that the time says nothing of which it was.
+        // Without an early exit, so that the time does not depend on which key matches.
         let known =
             clients.iter().fold(None, |known, (name, key)| if key == presented { Some(name) } else { known });
         let name = known.ok_or(UnknownKey)?;
@@ -198,94 +212,94 @@ impl Auth {
         })
     }
 
-    /// Whose rights an answer to this token gives: the token's own, or the team's.
+    /// Returns the reader that gets grants from responses to this token: the token itself, or the team.
     pub fn reader(&self, digest: &Digest) -> Digest {
         if self.is_shared() { self.key.team() } else { *digest }
     }
 
-    /// Whether the token's hits may be served now, as far as is known without waiting. `false` is a question for
-    /// [`Auth::gate`].
-    pub fn is_open(&self, digest: &Digest, now: Instant) -> bool {
-        let mut standings = self.lock();
-        let Some(standing) = standings.get_mut(digest) else { return false };
-        // Not each time: what is not written need not go from one processor's cache to another's.
-        if now.saturating_duration_since(standing.used_at) > USE_STEP {
-            standing.used_at = now;
+    /// Whether the token's hits may be served now, as far as memory can tell. After `false`, [`Auth::decide`] has the
+    /// answer.
+    pub fn is_allowed(&self, digest: &Digest, now: Instant) -> bool {
+        let mut tokens = self.lock();
+        let Some(status) = tokens.get_mut(digest) else { return false };
+        // Not on every request: a write would move the cache line from one processor to another.
+        if now.saturating_duration_since(status.used_at) > LAST_USE_RESOLUTION {
+            status.used_at = now;
         }
-        standing.is_open(now, self.recheck_after)
+        status.is_allowed(now, self.recheck_after)
     }
 
-    /// Whether the token's hits may be served now.
-    pub async fn gate(self: &Arc<Self>, digest: &Digest) -> AccessDecision {
-        if let Some(gate) = self.gate_in_memory(digest) {
-            return gate;
+    /// Decides whether the token's hits may be served now. Reads the store for a token that is not in memory.
+    pub async fn decide(self: &Arc<Self>, digest: &Digest) -> AccessDecision {
+        if let Some(decision) = self.decide_from_memory(digest) {
+            return decision;
         }
         let saved = self.store.acceptance(digest).await;
         let now = Instant::now();
-        let standing = Standing {
+        let status = TokenStatus {
             accepted_at: saved.as_ref().and_then(|saved| accepted_instant(saved, now)),
-            ended: saved.is_some_and(|saved| saved.is_revoked),
-            ..Standing::unknown(now)
+            is_refused: saved.is_some_and(|saved| saved.is_revoked),
+            ..TokenStatus::unknown(now)
         };
         {
-            let mut standings = self.lock();
-            make_room(&mut standings);
-            // Somebody may have learnt more meanwhile.
-            standings.entry(*digest).or_insert(standing);
+            let mut tokens = self.lock();
+            evict_least_recently_used(&mut tokens);
+            // A response that arrived during the read is newer.
+            tokens.entry(*digest).or_insert(status);
         }
-        self.gate_in_memory(digest).unwrap_or(AccessDecision::Open)
+        self.decide_from_memory(digest).unwrap_or(AccessDecision::Allowed)
     }
 
-    fn gate_in_memory(self: &Arc<Self>, digest: &Digest) -> Option<AccessDecision> {
+    fn decide_from_memory(self: &Arc<Self>, digest: &Digest) -> Option<AccessDecision> {
         let now = Instant::now();
-        let mut standings = self.lock();
-        let standing = standings.get_mut(digest)?;
-        standing.used_at = now;
-        if standing.ended {
-            return Some(AccessDecision::Ended);
+        let mut tokens = self.lock();
+        let status = tokens.get_mut(digest)?;
+        status.used_at = now;
+        if status.is_refused {
+            return Some(AccessDecision::Refused);
         }
-        if standing.is_open(now, self.recheck_after) {
-            return Some(AccessDecision::Open);
+        if status.is_allowed(now, self.recheck_after) {
+            return Some(AccessDecision::Allowed);
         }
-        if let Some(running) = &standing.recheck {
-            return Some(AccessDecision::Joined(running.subscribe()));
+        if let Some(running) = &status.recheck {
+            return Some(AccessDecision::Wait(running.subscribe()));
         }
         let done = Arc::new(watch::Sender::new(()));
-        standing.recheck = Some(Arc::clone(&done));
-        Some(AccessDecision::Recheck(Recheck { access: Arc::clone(self), digest: *digest, done }))
+        status.recheck = Some(Arc::clone(&done));
+        Some(AccessDecision::Recheck(Recheck { auth: Arc::clone(self), digest: *digest, done }))
     }
 
-    /// What the upstream answered to a look-up of the token: any 2xx renews; 401, and 403 with code `disabled` or
-    /// `token_expired`, end its hits.
-    pub fn answered(&self, digest: &Digest, status: u16, body: &[u8]) {
-        let accepted = match status {
+    /// Updates a token's status from the upstream's response to a lookup of it. Any 2xx accepts the token; 401, and 403
+    /// with code `disabled` or `token_expired`, refuse it. Other responses are inconclusive.
+    pub fn record_response(&self, digest: &Digest, http_status: u16, body: &[u8]) {
+        let accepted = match http_status {
             200..=299 => true,
             401 => false,
             403 if matches!(error_code(body).as_deref(), Some("disabled" | "token_expired")) => false,
             _ => {
-                // No verdict: whoever waits for one need not wait for the look-up's other tries.
-                if let Some(standing) = self.lock().get_mut(digest) {
-                    self.give_up_recheck(digest, standing);
+                // Callers that wait for a recheck need not wait for the retries of its lookup.
+                if let Some(status) = self.lock().get_mut(digest) {
+                    self.end_inconclusive_recheck(digest, status);
                 }
                 return;
             }
         };
         let now = Instant::now();
-        let mut standings = self.lock();
-        make_room(&mut standings);
-        let standing = standings.entry(*digest).or_insert_with(|| Standing::unknown(now));
-        let changed = standing.ended == accepted;
-        standing.ended = !accepted;
-        standing.used_at = now;
+        let mut tokens = self.lock();
+        evict_least_recently_used(&mut tokens);
+        let status = tokens.entry(*digest).or_insert_with(|| TokenStatus::unknown(now));
+        let changed = status.is_refused == accepted;
+        status.is_refused = !accepted;
+        status.used_at = now;
         if accepted {
-            standing.accepted_at = Some(now);
-            standing.paused_until = None;
+            status.accepted_at = Some(now);
+            status.paused_until = None;
         }
-        // Saved often enough that a restart forgets little, and at once when the verdict changed.
+        // Saved at once on a change, and else often enough that a restart loses little.
         let save_after = (self.recheck_after / 10).min(RECHECK_PAUSE);
-        if changed || standing.saved_at.is_none_or(|at| now.saturating_duration_since(at) >= save_after) {
-            standing.saved_at = Some(now);
-            // Still under the lock, so that verdicts are saved in the order in which they came.
+        if changed || status.saved_at.is_none_or(|at| now.saturating_duration_since(at) >= save_after) {
+            status.saved_at = Some(now);
+            // Under the lock, so that changes are saved in the order in which they happened.
             self.store.record_acceptance(
                 *digest,
                 TokenAcceptance {
@@ -296,85 +310,78 @@ impl Auth {
         }
     }
 
-    /// A recheck under way brought no verdict: hits go on for a minute before the upstream is asked again, and that is
-    /// counted.
-    fn give_up_recheck(&self, digest: &Digest, standing: &mut Standing) {
-        let Some(done) = standing.recheck.take() else { return };
-        standing.paused_until = Some(Instant::now() + RECHECK_PAUSE);
+    /// Ends a running recheck without a result: hits are served for [`RECHECK_PAUSE`] before the next one.
+    fn end_inconclusive_recheck(&self, digest: &Digest, status: &mut TokenStatus) {
+        let Some(done) = status.recheck.take() else { return };
+        status.paused_until = Some(Instant::now() + RECHECK_PAUSE);
         self.metrics.rechecks_failed.inc();
-        tracing::warn!(token = %digest, "the upstream did not say whether the token still holds; its hits go on");
+        tracing::warn!(
+            token = %digest,
+            "recheck of a token was inconclusive; its stored tasks are served until the next recheck"
+        );
         done.send_replace(());
     }
 
-    /// Short sections only, never held over an await; a panic elsewhere leaves the map sound.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Standings> {
-        self.standings.lock().unwrap_or_else(PoisonError::into_inner)
+    /// For short sections, never held across an await. A panic in one leaves the map consistent.
+    fn lock(&self) -> std::sync::MutexGuard<'_, TokenStatuses> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Recheck {
-    /// Resolves when an answer came that is no verdict.
-    pub async fn given_up(&self) {
-        // It cannot fail while this holds a sender.
+    /// Resolves when a response to the token was inconclusive.
+    pub async fn inconclusive(&self) {
+        // Cannot fail: `self` holds the sender.
         let _ = self.done.subscribe().changed().await;
     }
 
-    /// The upstream was asked, `since` when. Where that brought no verdict, hits go on for a minute before it is asked
-    /// again.
+    /// Returns the result of an upstream call that began at `since`. If it is inconclusive, hits are served for a
+    /// minute before the next recheck.
     pub fn finish(&self, since: Instant) -> RecheckResult {
-        let mut standings = self.access.lock();
-        let Some(standing) = standings.get_mut(&self.digest) else { return RecheckResult::None };
-        if standing.ended {
-            return RecheckResult::Ended;
+        let mut tokens = self.auth.lock();
+        let Some(status) = tokens.get_mut(&self.digest) else { return RecheckResult::Inconclusive };
+        if status.is_refused {
+            return RecheckResult::Refused;
         }
-        if standing.accepted_at.is_some_and(|at| at >= since) {
+        if status.accepted_at.is_some_and(|at| at >= since) {
             return RecheckResult::Accepted;
         }
-        if standing.recheck.as_ref().is_some_and(|running| Arc::ptr_eq(running, &self.done)) {
-            self.access.give_up_recheck(&self.digest, standing);
+        if status.recheck.as_ref().is_some_and(|running| Arc::ptr_eq(running, &self.done)) {
+            self.auth.end_inconclusive_recheck(&self.digest, status);
         }
-        RecheckResult::None
+        RecheckResult::Inconclusive
     }
-}
-
-/// What a recheck brought.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RecheckResult {
-    /// The upstream accepted the token.
-    Accepted,
-    /// It refused the token.
-    Ended,
-    /// It said neither.
-    None,
 }
 
 impl Drop for Recheck {
     fn drop(&mut self) {
-        if let Some(standing) = self.access.lock().get_mut(&self.digest) {
-            standing.recheck.take_if(|running| Arc::ptr_eq(running, &self.done));
+        if let Some(status) = self.auth.lock().get_mut(&self.digest) {
+            status.recheck.take_if(|running| Arc::ptr_eq(running, &self.done));
         }
     }
 }
 
-/// A stored acceptance on the monotonic clock. One from the future (the wall clock was set back) counts as none.
+/// Converts a stored acceptance to the monotonic clock. `None` if it is in the future, since the wall clock was set
+/// back.
 fn accepted_instant(saved: &TokenAcceptance, now: Instant) -> Option<Instant> {
     let age = clock::unix_now().checked_sub(saved.accepted_at)?;
     now.checked_sub(Duration::from_secs(u64::try_from(age).ok()?))
 }
 
-fn make_room(standings: &mut Standings) {
-    if standings.len() < MAX_TOKENS {
+/// Removes a tenth of the tokens if there are [`MAX_TOKENS`].
+fn evict_least_recently_used(tokens: &mut TokenStatuses) {
+    if tokens.len() < MAX_TOKENS {
         return;
     }
-    let mut unused: Vec<(Instant, Digest)> =
-        standings.iter().map(|(digest, standing)| (standing.used_at, *digest)).collect();
-    unused.sort_unstable();
-    for (_, digest) in unused.into_iter().take(MAX_TOKENS / 10) {
-        standings.remove(&digest);
+    let mut by_last_use: Vec<(Instant, Digest)> =
+        tokens.iter().map(|(digest, status)| (status.used_at, *digest)).collect();
+    by_last_use.sort_unstable();
+    for (_, digest) in by_last_use.into_iter().take(MAX_TOKENS / 10) {
+        tokens.remove(&digest);
     }
 }
 
-/// `error.code` of a body in the upstream's error shape.
+/// Returns `error.code` of a body in the upstream's error shape.
 fn error_code(body: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Body {

@@ -1,7 +1,7 @@
-//! Request headers that both ports read, found in one pass.
+//! Reading of headers: those of a request that decide how it is handled, and comma-separated lists.
 
-mod authorization;
+mod list;
 mod request_headers;
 
-pub use self::authorization::bearer;
+pub use self::list::{ListMember, list_members};
 pub use self::request_headers::{HeaderValues, RequestHeaders};

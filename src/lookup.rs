@@ -14,14 +14,14 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use self::plan::{BatchBody, Plan};
+use self::plan::BatchBody;
 use crate::auth::{Auth, Caller};
 use crate::batcher::{Backend, Batcher, LookupFailure, QueueKey, QueueRequest, TaskOutcome};
 use crate::clock;
 use crate::config::Config;
 use crate::lifecycle::Shutdown;
 use crate::store::{DeleteEpoch, DeleteScope, Store, StoreError};
-use crate::task::{FinalRecord, Service, TaskId};
+use crate::task::{FinalRecord, LookupIds, Service, TaskId};
 use crate::telemetry::{IdOutcome, Label, Metrics};
 use crate::upstream::{Credentials, UpstreamClient, UpstreamError, UpstreamResponse};
 
@@ -44,15 +44,6 @@ pub struct LookupRequest<'a> {
     pub only_if_cached: bool,
     /// `cache-control: max-age`, zero for `no-cache`.
     pub max_age: Option<Duration>,
-}
-
-/// What is asked for.
-#[derive(Clone, Debug)]
-pub enum LookupIds {
-    /// `retrieve`
-    One(TaskId),
-    /// `retrieve_batch`, with repeats, in request order.
-    Many(Vec<TaskId>),
 }
 
 /// An answer and how it came about.
@@ -200,7 +191,7 @@ impl Backend for ProxyBackend {
     }
 
     fn answered(&self, key: &QueueKey, answer: &UpstreamResponse) {
-        self.auth.answered(&key.token, answer.status.as_u16(), &answer.body);
+        self.auth.record_response(&key.token, answer.status.as_u16(), &answer.body);
     }
 }
 
@@ -232,8 +223,8 @@ impl LookupService {
     /// Answers a look-up. Dropping the future withdraws it.
     pub async fn retrieve(&self, asked: LookupIds, question: &LookupRequest<'_>) -> LookupResponse {
         let reply = match asked {
-            LookupIds::One(id) => self.retrieve_one(question, id).await,
-            LookupIds::Many(ids) => self.retrieve_many(question, ids).await,
+            LookupIds::Single(id) => self.retrieve_one(question, id).await,
+            ids @ LookupIds::Batch { .. } => self.retrieve_many(question, ids).await,
         };
         self.count(&reply, question.wait.map(|_| question.at.elapsed()));
         reply
@@ -309,17 +300,16 @@ impl LookupService {
         }
     }
 
-    async fn retrieve_many(&self, question: &LookupRequest<'_>, ids: Vec<TaskId>) -> LookupResponse {
-        let mut summary = CacheSummary { asked: ids.len(), ..CacheSummary::default() };
-        let plan = Plan::new(ids);
-        let known = match self.stored(question, &plan.distinct).await {
+    async fn retrieve_many(&self, question: &LookupRequest<'_>, plan: LookupIds) -> LookupResponse {
+        let mut summary = CacheSummary { asked: plan.positions().len(), ..CacheSummary::default() };
+        let known = match self.stored(question, plan.distinct()).await {
             Ok(known) => known,
             Err(body) => return refused(body, summary),
         };
         summary.age = known.iter().flatten().map(|task| task.stored_at).min().map_or(0, age);
         let mut texts: Vec<Option<Bytes>> =
             known.into_iter().map(|task| task.map(|task| task.record)).collect();
-        summary.hits = plan.places.iter().filter(|place| texts[**place as usize].is_some()).count();
+        summary.hits = plan.positions().iter().filter(|place| texts[**place as usize].is_some()).count();
         let mut missing = Vec::new();
         if summary.hits < summary.asked {
             if question.only_if_cached {
@@ -330,7 +320,7 @@ impl LookupService {
                 Err(failure) => return LookupResponse { body: ResponseContent::Failed(failure), summary },
             };
         }
-        let envelope = BatchBody::new(plan, texts, &missing.iter().collect::<Vec<_>>());
+        let envelope = BatchBody::new(&plan, texts, &missing.iter().collect::<Vec<_>>());
         let length = envelope.remaining() as u64;
         if length > self.max_response_bytes {
             return LookupResponse { body: ResponseContent::TooLarge, summary };
@@ -346,13 +336,14 @@ impl LookupService {
     async fn fetch_many(
         &self,
         question: &LookupRequest<'_>,
-        plan: &Plan,
+        plan: &LookupIds,
         texts: &mut [Option<Bytes>],
         summary: &mut CacheSummary,
     ) -> Result<Vec<TaskId>, LookupFailure> {
         let lacking: Vec<usize> = (0..texts.len()).filter(|index| texts[*index].is_none()).collect();
-        let ids = lacking.iter().map(|index| plan.distinct[*index].clone()).collect();
-        let places = plan.counts();
+        let ids = lacking.iter().map(|index| plan.distinct()[*index].clone()).collect();
+        let mut places = vec![0; plan.distinct().len()];
+        plan.positions().iter().for_each(|place| places[*place as usize] += 1);
         let answer = self.ask(question, ids, false).await;
         summary.collapsed = answer.joined > 0 && answer.started == 0;
         summary.outdated = answer.outdated > 0;
@@ -369,10 +360,10 @@ impl LookupService {
                 }
                 Some(TaskOutcome::Unknown { .. }) => {}
                 Some(TaskOutcome::Failed(failure)) => {
-                    missing.push(plan.distinct[index].clone());
+                    missing.push(plan.distinct()[index].clone());
                     failed = failed.or(Some(failure));
                 }
-                Some(TaskOutcome::Relayed(_)) | None => missing.push(plan.distinct[index].clone()),
+                Some(TaskOutcome::Relayed(_)) | None => missing.push(plan.distinct()[index].clone()),
             }
         }
         let nothing_known = texts.iter().all(Option::is_none);

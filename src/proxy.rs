@@ -34,7 +34,7 @@ use self::tasks::{Candidate, Decision};
 use crate::api_error::ApiError;
 use crate::auth::{Auth, Caller, CallerCache, UnknownKey};
 use crate::config::{Config, TasksConfig};
-use crate::headers::{self, HeaderValues, RequestHeaders};
+use crate::headers::{HeaderValues, RequestHeaders};
 use crate::lookup::LookupService;
 use crate::server::{Handler, RequestBody};
 use crate::telemetry::Metrics;
@@ -78,18 +78,18 @@ impl ClientPort {
 
     async fn handle(&self, last: &CallerCache, request: Request<RequestBody>) -> Response<ResponseBody> {
         let (parts, body) = request.into_parts();
-        let fields = RequestHeaders::of(&parts.headers);
+        let fields = RequestHeaders::parse(&parts.headers);
         let mut log = AccessLog::start(&self.metrics, &parts, request_id(&fields.x_request_id));
-        if let Some(response) = validation::answer(&parts, &fields) {
+        if let Some(response) = validation::respond(&parts, &fields) {
             return refuse(response, &mut log);
         }
-        let token = headers::bearer(&fields.authorization);
+        let token = fields.bearer_token();
         let caller = match token.and_then(|token| self.access.identify(token, last)) {
             Some(Ok(caller)) => Some(caller),
             None if !self.access.is_shared() => None,
             Some(Err(UnknownKey)) | None => {
                 return refuse(
-                    ApiError::invalid_token("This key is not known here.").into_response(),
+                    ApiError::invalid_token("refrain does not know this key. Send a key of access.clients as authorization: Bearer.").into_response(),
                     &mut log,
                 );
             }
@@ -119,15 +119,15 @@ impl ClientPort {
         request: Request<RequestBody>,
     ) -> Response<ResponseBody> {
         let (parts, body) = request.into_parts();
-        let is_sound = validation::answer(&parts, &RequestHeaders::of(&parts.headers)).is_none();
-        let is_for_cors = is_sound && cors::concerns(&parts);
+        let is_sound = validation::respond(&parts, &RequestHeaders::parse(&parts.headers)).is_none();
+        let is_for_cors = is_sound && cors::applies_to(&parts);
         let request = Request::from_parts(parts, body);
         if !is_for_cors {
             return self.handle(last, request).await;
         }
         let handler = service_fn(async |request| {
             let mut response = self.handle(last, request).await;
-            cors::drop_upstreams(response.headers_mut());
+            cors::remove_upstream_headers(response.headers_mut());
             Ok::<_, Infallible>(response)
         });
         cors.layer(handler).oneshot(request).await.unwrap_or_else(|never| match never {})

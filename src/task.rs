@@ -5,11 +5,13 @@
 mod body;
 mod finality;
 mod id;
+mod lookup_ids;
 mod summary;
 
-pub use body::Action;
+pub use body::TaskRequest;
 pub use finality::{Inspection, Standing, inspect};
 pub use id::{Service, TaskId};
+pub use lookup_ids::LookupIds;
 pub use summary::{LONGEST_SUMMARIZED, Link, LinkKind, Summary};
 
 use bytes::Bytes;

@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::AdminPort;
 use crate::api_error::ApiError;
-use crate::headers::{self, RequestHeaders};
+use crate::headers::RequestHeaders;
 
 /// 401 without the token, where one is set.
 pub(super) async fn require_token(
@@ -25,7 +25,8 @@ pub(super) async fn require_token(
 ) -> Response {
     let allowed = match &port.token {
         None => true,
-        Some(token) => headers::bearer(&RequestHeaders::of(request.headers()).authorization)
+        Some(token) => RequestHeaders::parse(request.headers())
+            .bearer_token()
             .is_some_and(|presented| token.matches(presented)),
     };
     if allowed {
@@ -86,7 +87,7 @@ fn has_loopback_host(headers: &HeaderMap) -> bool {
 }
 
 fn host(headers: &HeaderMap) -> Option<&str> {
-    RequestHeaders::of(headers).host.only()?.to_str().ok()
+    RequestHeaders::parse(headers).host.only()?.to_str().ok()
 }
 
 /// By `sec-fetch-site` (Fetch Metadata), and by `origin` (RFC 6454) where that is not the address that was asked.

@@ -1,45 +1,48 @@
-//! The fields of a request's header that decide what becomes of it, found in one walk over it. Looking each of them up
-//! by name would cost every hit a dozen look-ups, and most of them never come.
+//! Headers of a request that decide how it is handled.
+//!
+//! One pass over the headers finds them all. Looking each of them up by name would cost every hit a dozen lookups.
 
 use http::{HeaderMap, HeaderValue};
 
-/// A field of a header: absent, there once, or on several lines.
+use crate::token::Token;
+
+/// Values of one header: none, one, or one for each of its lines.
 #[derive(Clone, Default)]
 pub struct HeaderValues<'a> {
     first: Option<&'a HeaderValue>,
-    more: Vec<&'a HeaderValue>,
+    others: Vec<&'a HeaderValue>,
 }
 
 impl<'a> HeaderValues<'a> {
-    fn add(&mut self, value: &'a HeaderValue) {
+    fn push(&mut self, value: &'a HeaderValue) {
         match self.first {
             None => self.first = Some(value),
-            Some(_) => self.more.push(value),
+            Some(_) => self.others.push(value),
         }
     }
 
-    /// Whether there is no such field.
+    /// Whether the header is absent.
     pub fn is_absent(&self) -> bool {
         self.first.is_none()
     }
 
-    /// The first value, however many there are.
+    /// The value of the first line.
     pub fn first(&self) -> Option<&'a HeaderValue> {
         self.first
     }
 
-    /// The value of a field that stands there exactly once.
+    /// The value of a header that has exactly one line.
     pub fn only(&self) -> Option<&'a HeaderValue> {
-        self.first.filter(|_| self.more.is_empty())
+        self.first.filter(|_| self.others.is_empty())
     }
 
     /// All values, in order.
-    pub fn values(&self) -> impl Iterator<Item = &'a HeaderValue> {
-        self.first.into_iter().chain(self.more.iter().copied())
+    pub fn iter(&self) -> impl Iterator<Item = &'a HeaderValue> {
+        self.first.into_iter().chain(self.others.iter().copied())
     }
 }
 
-/// See the head of this file.
+/// Headers of a request that decide how it is handled.
 #[derive(Default)]
 pub struct RequestHeaders<'a> {
     /// Values of `authorization`.
@@ -60,56 +63,94 @@ pub struct RequestHeaders<'a> {
     pub transfer_encoding: HeaderValues<'a>,
     /// Values of `x-request-id`.
     pub x_request_id: HeaderValues<'a>,
-    /// A field that says who asks in another way than `authorization`: `cookie`, `x-api-key` or `payment-signature`.
-    pub names_another_caller: bool,
+    /// Whether a header other than `authorization` identifies the caller: `cookie`, `x-api-key` or
+    /// `payment-signature`.
+    pub has_other_credentials: bool,
 }
 
 impl<'a> RequestHeaders<'a> {
-    /// The fields of a request.
-    pub fn of(headers: &'a HeaderMap) -> Self {
-        let mut fields = Self::default();
+    /// Finds the headers in those of a request.
+    pub fn parse(headers: &'a HeaderMap) -> Self {
+        let mut found = Self::default();
         for (name, value) in headers {
-            let field = match name.as_str() {
-                "authorization" => &mut fields.authorization,
-                "cache-control" => &mut fields.cache_control,
-                "connection" => &mut fields.connection,
-                "content-encoding" => &mut fields.content_encoding,
-                "content-type" => &mut fields.content_type,
-                "host" => &mut fields.host,
-                "prefer" => &mut fields.prefer,
-                "transfer-encoding" => &mut fields.transfer_encoding,
-                "x-request-id" => &mut fields.x_request_id,
+            let values = match name.as_str() {
+                "authorization" => &mut found.authorization,
+                "cache-control" => &mut found.cache_control,
+                "connection" => &mut found.connection,
+                "content-encoding" => &mut found.content_encoding,
+                "content-type" => &mut found.content_type,
+                "host" => &mut found.host,
+                "prefer" => &mut found.prefer,
+                "transfer-encoding" => &mut found.transfer_encoding,
+                "x-request-id" => &mut found.x_request_id,
                 "cookie" | "x-api-key" | "payment-signature" => {
-                    fields.names_another_caller = true;
+                    found.has_other_credentials = true;
                     continue;
                 }
                 _ => continue,
             };
-            field.add(value);
+            values.push(value);
         }
-        fields
+        found
+    }
+
+    /// The bearer token, if there is exactly one `authorization` header and its scheme is `Bearer`, in any letter case.
+    pub fn bearer_token(&self) -> Option<&'a str> {
+        let value = self.authorization.only()?.as_bytes();
+        let (scheme, token) = value.split_at_checked("bearer ".len())?;
+        if !scheme.eq_ignore_ascii_case(b"bearer ") {
+            return None;
+        }
+        let token = std::str::from_utf8(token).ok()?.trim_matches(' ');
+        Token::is_one(token).then_some(token)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::header;
+
     use super::*;
 
     #[test]
-    fn each_field_has_its_values_in_order() {
+    fn each_header_has_its_values_in_order() {
         let mut headers = HeaderMap::new();
         for (name, value) in [("host", "a"), ("prefer", "x"), ("other", "o"), ("prefer", "y")] {
             headers.append(name, HeaderValue::from_static(value));
         }
-        let fields = RequestHeaders::of(&headers);
-        assert_eq!(fields.host.only(), Some(&HeaderValue::from_static("a")));
-        assert_eq!(fields.prefer.values().collect::<Vec<_>>(), ["x", "y"]);
-        assert_eq!((fields.prefer.first(), fields.prefer.only()), (headers.get("prefer"), None));
-        assert!(fields.authorization.is_absent() && !fields.prefer.is_absent());
-        assert!(!fields.names_another_caller);
+        let found = RequestHeaders::parse(&headers);
+        assert_eq!(found.host.only(), Some(&HeaderValue::from_static("a")));
+        assert_eq!(found.prefer.iter().collect::<Vec<_>>(), ["x", "y"]);
+        assert_eq!((found.prefer.first(), found.prefer.only()), (headers.get("prefer"), None));
+        assert!(found.authorization.is_absent() && !found.prefer.is_absent());
+        assert!(!found.has_other_credentials);
         for name in ["cookie", "x-api-key", "payment-signature"] {
             let headers = HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static(""))]);
-            assert!(RequestHeaders::of(&headers).names_another_caller, "{name}");
+            assert!(RequestHeaders::parse(&headers).has_other_credentials, "{name}");
+        }
+    }
+
+    #[test]
+    fn bearer_token_needs_one_sound_authorization_header() {
+        let token = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());
+            }
+            RequestHeaders::parse(&headers).bearer_token().map(str::to_owned)
+        };
+        assert_eq!(token(&["Bearer abc"]).as_deref(), Some("abc"));
+        assert_eq!(token(&["bEARER  abc "]).as_deref(), Some("abc"));
+        for none in [
+            &[][..],
+            &["Bearer"],
+            &["Bearer "],
+            &["Basic abc"],
+            &["Bearer a b"],
+            &["abc"],
+            &["Bearer a", "Bearer a"],
+        ] {
+            assert_eq!(token(none), None, "{none:?}");
         }
     }
 }

@@ -1,52 +1,10 @@
 //! The split of a look-up and the putting together of its answer: plain functions on plain data.
 
-use std::collections::HashMap;
 use std::io::IoSlice;
 
 use bytes::{Buf, Bytes};
-use foldhash::fast::RandomState;
 
-use crate::task::TaskId;
-
-/// The ids of a look-up: each once, and where each was asked for.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// Each id once, in the order of its first place.
-    pub distinct: Vec<TaskId>,
-    /// For each place in the request, the index in `distinct`.
-    pub places: Vec<u32>,
-}
-
-impl Plan {
-    /// A plan for ids as they were asked for.
-    pub fn new(ids: Vec<TaskId>) -> Self {
-        let mut index: HashMap<&TaskId, u32, RandomState> =
-            HashMap::with_capacity_and_hasher(ids.len(), RandomState::default());
-        let places: Vec<u32> = ids
-            .iter()
-            .map(|id| {
-                let next = u32::try_from(index.len()).expect("at most tasks.max_ids ids");
-                *index.entry(id).or_insert(next)
-            })
-            .collect();
-        let mut distinct = Vec::with_capacity(index.len());
-        for (id, place) in ids.into_iter().zip(&places) {
-            if *place as usize == distinct.len() {
-                distinct.push(id);
-            }
-        }
-        Self { distinct, places }
-    }
-
-    /// How many places ask for each id, by its index in `distinct`.
-    pub fn counts(&self) -> Vec<usize> {
-        let mut counts = vec![0; self.distinct.len()];
-        for place in &self.places {
-            counts[*place as usize] += 1;
-        }
-        counts
-    }
-}
+use crate::task::{LookupIds, TaskId};
 
 /// The envelope of a batch: `{"items":[…],"count":n}`, and `"missing":[…]` as a third member after a partial failure.
 ///
@@ -70,8 +28,8 @@ const HEAD: &[u8] = b"{\"items\":[";
 
 impl BatchBody {
     /// Puts the texts in request order, repeats repeated, unknown ids left out.
-    pub fn new(plan: Plan, texts: Vec<Option<Bytes>>, missing: &[&TaskId]) -> Self {
-        let mut items = plan.places;
+    pub fn new(plan: &LookupIds, texts: Vec<Option<Bytes>>, missing: &[&TaskId]) -> Self {
+        let mut items = plan.positions().to_vec();
         items.retain(|place| texts[*place as usize].is_some());
         let mut tail = format!("],\"count\":{}", items.len()).into_bytes();
         if !missing.is_empty() {
@@ -148,12 +106,9 @@ mod tests {
 
     #[test]
     fn repeats_are_asked_once_and_answered_each_time() {
-        let plan = Plan::new(vec![id("b"), id("a"), id("b"), id("c")]);
-        assert_eq!(plan.distinct, [id("b"), id("a"), id("c")]);
-        assert_eq!(plan.places, [0, 1, 0, 2]);
-        assert_eq!(plan.counts(), [2, 1, 1]);
+        let plan = LookupIds::batch(vec![id("b"), id("a"), id("b"), id("c")]);
         let texts = vec![Some(Bytes::from_static(b"{B}")), None, Some(Bytes::from_static(b"{C}"))];
-        let mut envelope = BatchBody::new(plan, texts, &[&id("a\"")]);
+        let mut envelope = BatchBody::new(&plan, texts, &[&id("a\"")]);
         let length = envelope.remaining();
         let body = envelope.copy_to_bytes(length);
         assert_eq!(String::from_utf8_lossy(&body), r#"{"items":[{B},{B},{C}],"count":3,"missing":["a\""]}"#);
@@ -161,7 +116,7 @@ mod tests {
 
     #[test]
     fn nothing_known_is_an_empty_envelope() {
-        let mut envelope = BatchBody::new(Plan::new(vec![id("a")]), vec![None], &[]);
+        let mut envelope = BatchBody::new(&LookupIds::batch(vec![id("a")]), vec![None], &[]);
         assert_eq!(envelope.copy_to_bytes(envelope.remaining()), r#"{"items":[],"count":0}"#);
         assert!(envelope.chunk().is_empty());
     }
@@ -169,8 +124,8 @@ mod tests {
     #[test]
     fn a_task_repeated_is_not_copied() {
         let text = Bytes::from_static(b"{A}");
-        let plan = Plan::new(vec![id("a"); 1000]);
-        let envelope = BatchBody::new(plan, vec![Some(text.clone())], &[]);
+        let plan = LookupIds::batch(vec![id("a"); 1000]);
+        let envelope = BatchBody::new(&plan, vec![Some(text.clone())], &[]);
         let mut slices = [IoSlice::new(&[]); 3000];
         let filled = envelope.chunks_vectored(&mut slices);
         assert_eq!(slices[..filled].iter().filter(|slice| slice.as_ptr() == text.as_ptr()).count(), 1000);
@@ -186,14 +141,14 @@ mod tests {
         ) {
             let texts: Vec<Option<Bytes>> =
                 sizes.iter().enumerate().map(|(n, size)| size.map(|size| Bytes::from(vec![b'a' + n as u8; size]))).collect();
-            let plan = Plan::new(asked.iter().map(|n| id(&n.to_string())).collect());
+            let plan = LookupIds::batch(asked.iter().map(|n| id(&n.to_string())).collect());
             let known: Vec<Option<Bytes>> =
-                plan.distinct.iter().map(|id| texts[id.as_str().parse::<usize>().unwrap()].clone()).collect();
+                plan.distinct().iter().map(|id| texts[id.as_str().parse::<usize>().unwrap()].clone()).collect();
             let items: Vec<&[u8]> = asked.iter().filter_map(|n| texts[*n].as_deref()).collect();
             let mut expected = b"{\"items\":[".to_vec();
             expected.extend_from_slice(&items.join(&b','));
             expected.extend_from_slice(format!("],\"count\":{}}}", items.len()).as_bytes());
-            let mut envelope = BatchBody::new(plan, known, &[]);
+            let mut envelope = BatchBody::new(&plan, known, &[]);
             prop_assert_eq!(envelope.remaining(), expected.len());
             // Read as a socket reads it: some slices at a time, of which some bytes are taken.
             let mut body = Vec::new();

@@ -24,7 +24,7 @@ impl LookupService {
         ids: &[TaskId],
     ) -> Result<Vec<Option<StoredTask>>, ResponseContent> {
         let (caller, service) = (question.caller, question.service);
-        if self.access.is_open(&caller.digest, question.at)
+        if self.access.is_allowed(&caller.digest, question.at)
             && let Some(found) = self.store.get_cached(&caller.reader, service, ids, self.max_response_bytes)
         {
             return Ok(found);
@@ -44,10 +44,10 @@ impl LookupService {
                 return Ok(known);
             }
             let digest = question.caller.digest;
-            match self.access.gate(&digest).await {
-                AccessDecision::Open => return Ok(known),
-                AccessDecision::Ended => return Ok(vec![None; ids.len()]),
-                AccessDecision::Joined(mut done) => {
+            match self.access.decide(&digest).await {
+                AccessDecision::Allowed => return Ok(known),
+                AccessDecision::Refused => return Ok(vec![None; ids.len()]),
+                AccessDecision::Wait(mut done) => {
                     // An error only says that the one who asked is done. What that brought is in the gate.
                     let _ = done.changed().await;
                 }
@@ -68,17 +68,17 @@ impl LookupService {
                         let since = Instant::now();
                         let answer = tokio::select! {
                             answer = batcher.look_up(queue, &credentials, look_up) => Some(answer),
-                            () = recheck.given_up() => None,
+                            () = recheck.inconclusive() => None,
                             () = tokio::time::sleep(RECHECK_PATIENCE) => None,
                         };
                         (recheck.finish(since), answer)
                     });
-                    let (verdict, answer) = asking.await.unwrap_or((RecheckResult::None, None));
+                    let (verdict, answer) = asking.await.unwrap_or((RecheckResult::Inconclusive, None));
                     match answer.and_then(|answer| answer.outcomes.into_iter().next().flatten()) {
-                        Some(TaskOutcome::Failed(failure)) if verdict == RecheckResult::Ended => {
+                        Some(TaskOutcome::Failed(failure)) if verdict == RecheckResult::Refused => {
                             return Err(ResponseContent::Failed(failure));
                         }
-                        _ if verdict == RecheckResult::Ended => {}
+                        _ if verdict == RecheckResult::Refused => {}
                         // Hits go on, from the store as it is now: the call may have added to it.
                         _ => return self.find(question, ids).await,
                     }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::api_error::ApiError;
 use crate::auth::Caller;
 use crate::lookup::{CacheResult, CacheSummary};
-use crate::task::Action;
+use crate::task::TaskRequest;
 use crate::telemetry::{
     Label, Metrics, PassedOnSource, PassedThroughStatus, RequestAction, RequestOutcome, ServiceLabel,
 };
@@ -96,12 +96,12 @@ impl<'a> AccessLog<'a> {
         self.client = caller.and_then(|caller| caller.client.clone());
     }
 
-    pub(super) fn action(&mut self, action: &Action) {
-        self.action = match action {
-            Action::Retrieve(_) => RequestAction::Retrieve,
-            Action::RetrieveBatch(_) | Action::TooManyIds(_) => RequestAction::RetrieveBatch,
-            Action::Delete(_) => RequestAction::Delete,
-            Action::Other => RequestAction::Other,
+    pub(super) fn action(&mut self, request: &TaskRequest) {
+        self.action = match request {
+            TaskRequest::Lookup(ids) if !ids.is_batch() => RequestAction::Retrieve,
+            TaskRequest::Lookup(_) | TaskRequest::TooManyIds(_) => RequestAction::RetrieveBatch,
+            TaskRequest::Delete(_) => RequestAction::Delete,
+            TaskRequest::Other => RequestAction::Other,
         };
     }
 

@@ -1,6 +1,7 @@
-//! CORS by `server.cors_origins` (Fetch standard, "CORS protocol"). Empty: it is left to the upstream, preflights
-//! included. Else it is refrain's alone: what the upstream says of it about a passed-through answer is dropped, since
-//! two answers to one question make a browser refuse both, and another's list of origins is not ours.
+//! CORS according to `server.cors_origins` (Fetch standard, "CORS protocol").
+//!
+//! Without origins, CORS is left to the upstream, including preflights. With origins, only refrain's CORS headers reach
+//! the browser: it refuses a response that carries those of two servers.
 
 use std::time::Duration;
 
@@ -8,8 +9,8 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
-/// Headers of responses that a browser app may read: ours by name, and any other, so that what passed through can be read
-/// as it is. The star holds for requests without credentials, the only ones that are allowed.
+/// Response headers that a browser app may read: refrain's own and, by `*`, those of a forwarded response. `*` is valid
+/// for requests without credentials, which are the only ones that are allowed.
 const EXPOSED: [HeaderName; 8] = [
     header::AGE,
     header::RETRY_AFTER,
@@ -21,7 +22,7 @@ const EXPOSED: [HeaderName; 8] = [
     HeaderName::from_static("*"),
 ];
 
-/// CORS for these origins; `None` if there are none.
+/// Returns the CORS layer for these origins, or `None` if there are none.
 pub(super) fn layer(origins: &[String]) -> Option<CorsLayer> {
     if origins.is_empty() {
         return None;
@@ -39,13 +40,13 @@ pub(super) fn layer(origins: &[String]) -> Option<CorsLayer> {
     Some(cors)
 }
 
-/// An `OPTIONS` request that is no preflight goes on like any other, past CORS, which would answer it.
-pub(super) fn concerns(parts: &Parts) -> bool {
+/// Whether the CORS layer handles a request. It would answer any `OPTIONS` request, so only preflights reach it.
+pub(super) fn applies_to(parts: &Parts) -> bool {
     parts.method != Method::OPTIONS || parts.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// Drops what the upstream allows whom.
-pub(super) fn drop_upstreams(headers: &mut HeaderMap) {
+/// Removes the upstream's CORS headers.
+pub(super) fn remove_upstream_headers(headers: &mut HeaderMap) {
     headers.remove(header::ACCESS_CONTROL_ALLOW_ORIGIN);
     headers.remove(header::ACCESS_CONTROL_ALLOW_CREDENTIALS);
 }
@@ -61,8 +62,8 @@ mod tests {
 
     const OURS: &str = "https://app.example";
 
-    /// What a browser gets that is behind CORS for these origins from an upstream with CORS of its own.
-    async fn answer(origins: &[&str], method: Method, fields: &[(HeaderName, &str)]) -> Response<()> {
+    /// Returns the response that a browser gets if the upstream sends CORS headers of its own.
+    async fn response(origins: &[&str], method: Method, fields: &[(HeaderName, &str)]) -> Response<()> {
         let upstream = service_fn(async |_: Request<()>| {
             let mut response = Response::builder()
                 .status(StatusCode::IM_A_TEAPOT)
@@ -71,7 +72,7 @@ mod tests {
                 .header(header::ACCESS_CONTROL_EXPOSE_HEADERS, "x-upstream")
                 .body(())
                 .expect("a response");
-            drop_upstreams(response.headers_mut());
+            remove_upstream_headers(response.headers_mut());
             Ok::<_, Infallible>(response)
         });
         let origins: Vec<String> = origins.iter().map(|&origin| origin.to_owned()).collect();
@@ -88,8 +89,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_two_opinions_about_an_answer_only_ours_reaches_the_browser() {
-        let response = answer(&[OURS], Method::POST, &[(header::ORIGIN, OURS)]).await;
+    async fn upstream_cors_headers_are_replaced() {
+        let response = response(&[OURS], Method::POST, &[(header::ORIGIN, OURS)]).await;
         assert_eq!(response.status(), StatusCode::IM_A_TEAPOT);
         assert_eq!(values(&response, &header::ACCESS_CONTROL_ALLOW_ORIGIN), [OURS]);
         assert!(values(&response, &header::ACCESS_CONTROL_ALLOW_CREDENTIALS).is_empty());
@@ -101,22 +102,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_origin_that_is_not_listed_is_allowed_nothing_whatever_the_upstream_says() {
+    async fn unlisted_origin_is_not_allowed() {
         for origin in ["https://other.example", "https://app.example.evil", "http://app.example", "null"] {
-            let response = answer(&[OURS], Method::POST, &[(header::ORIGIN, origin)]).await;
+            let response = response(&[OURS], Method::POST, &[(header::ORIGIN, origin)]).await;
             assert!(values(&response, &header::ACCESS_CONTROL_ALLOW_ORIGIN).is_empty(), "{origin}");
         }
     }
 
     #[tokio::test]
-    async fn a_preflight_is_answered_here() {
+    async fn preflight_is_answered_by_refrain() {
         let preflight = [
             (header::ORIGIN, OURS),
             (header::ACCESS_CONTROL_REQUEST_METHOD, "POST"),
             (header::ACCESS_CONTROL_REQUEST_HEADERS, "authorization,content-type,prefer"),
         ];
         for origins in [[OURS], ["*"]] {
-            let response = answer(&origins, Method::OPTIONS, &preflight).await;
+            let response = response(&origins, Method::OPTIONS, &preflight).await;
             assert_eq!(response.status(), StatusCode::OK);
             assert_eq!(values(&response, &header::ACCESS_CONTROL_ALLOW_ORIGIN), origins);
             assert_eq!(values(&response, &header::ACCESS_CONTROL_ALLOW_METHODS), ["POST"]);
@@ -128,11 +129,11 @@ mod tests {
     }
 
     #[test]
-    fn an_options_request_that_is_no_preflight_is_nothing_to_cors() {
+    fn options_without_preflight_skips_cors() {
         let request = Request::builder().method(Method::OPTIONS).body(()).expect("a request");
         let (mut parts, ()) = request.into_parts();
-        assert!(!concerns(&parts));
+        assert!(!applies_to(&parts));
         parts.headers.insert(header::ACCESS_CONTROL_REQUEST_METHOD, HeaderValue::from_static("POST"));
-        assert!(concerns(&parts));
+        assert!(applies_to(&parts));
     }
 }

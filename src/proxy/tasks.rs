@@ -19,13 +19,13 @@ use tokio::time::Instant;
 pub(super) use self::request::Candidate;
 use self::request::{CacheControl, Preferences};
 use super::access_log::{AccessLog, Outcome};
-use super::passthrough::{Relayed, forward_whole, with_prefix};
+use super::passthrough::{ForwardedResponse, forward_buffered, with_prefix};
 use super::{ClientPort, ResponseBody, X_REQUEST_ID, refuse};
 use crate::api_error::ApiError;
 use crate::auth::Caller;
-use crate::lookup::{LookupIds, LookupRequest, LookupResponse, ResponseContent};
+use crate::lookup::{LookupRequest, LookupResponse, ResponseContent};
 use crate::server::{ClientBodyError, RequestBody};
-use crate::task::{Action, Service, TaskId};
+use crate::task::{LookupIds, Service, TaskId, TaskRequest};
 use crate::upstream;
 
 /// The longest answer to a delete that is understood, in bytes.
@@ -65,22 +65,21 @@ pub(super) async fn answer<'a>(
             return Decision::Answered(refuse(ApiError::from(error).into_response(), log));
         }
     };
-    let action = Action::parse(&body, port.tasks.max_ids);
+    let action = TaskRequest::parse(&body, port.tasks.max_ids);
     log.action(&action);
     let asked = match action {
-        Action::Retrieve(id) => LookupIds::One(id),
-        Action::RetrieveBatch(ids) => LookupIds::Many(ids),
-        Action::TooManyIds(count) => {
+        TaskRequest::Lookup(ids) => ids,
+        TaskRequest::TooManyIds(count) => {
             let max = port.tasks.max_ids;
             let message = format!("{count} ids are more than tasks.max_ids, {max}. Ask for fewer at a time.");
             let mut response = refuse(ApiError::bad_request(message).into_response(), log);
             response.headers_mut().insert(X_REQUEST_ID, log.take_request_id());
             return Decision::Answered(response);
         }
-        Action::Delete(id) => {
+        TaskRequest::Delete(id) => {
             return Decision::Delete(Delete { caller, service: candidate.service.into_owned(), id, body });
         }
-        Action::Other => return Decision::PassOn(Body::from(body)),
+        TaskRequest::Other => return Decision::PassOn(Body::from(body)),
     };
     Decision::Answered(look_up(port, caller, &candidate, &parts.headers, asked, log).await)
 }
@@ -96,7 +95,7 @@ async fn look_up(
     let Preferences { wait, lenient } = candidate.preferences;
     let CacheControl { max_age, only_if_cached } = candidate.cache_control;
     let wait = wait.map(|wait| wait.min(port.tasks.max_wait));
-    let is_batch = matches!(asked, LookupIds::Many(_));
+    let is_batch = asked.is_batch();
     let question = LookupRequest {
         service: &candidate.service,
         caller,
@@ -141,9 +140,9 @@ pub(super) async fn forward_delete(
     let Delete { caller, service, id, body } = delete;
     let team_token = port.before_passing_on(Some(caller));
     let request = Request::from_parts(parts, Body::from(body));
-    let response = match forward_whole(&port.passthrough, request, team_token, MAX_DELETE_ANSWER).await {
-        Relayed::Stream(response) => response,
-        Relayed::Whole(answer) => {
+    let response = match forward_buffered(&port.passthrough, request, team_token, MAX_DELETE_ANSWER).await {
+        ForwardedResponse::Streaming(response) => response,
+        ForwardedResponse::Buffered(answer) => {
             if answer.parts.status.is_success() && confirms(&answer.parts.headers, &answer.body, &id) {
                 forget(port, caller, service, id).await;
             }

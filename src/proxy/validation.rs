@@ -1,9 +1,10 @@
-//! The layer in front of everything on the client port: what is not sound HTTP, or would mean one thing here and
-//! another upstream, is refused before any route sees it. So what is routed is what is sent, byte for byte.
+//! Validation of request heads on the client port.
 //!
-//! hyper's parser has refused the rest by then: bad syntax, heads too large, lengths that contradict each other.
-//! A `content-length` beside `transfer-encoding` it has dropped, and closes the connection after the answer
-//! (RFC 9112 6.3).
+//! Refuses requests that violate HTTP or that refrain and the upstream could interpret differently. The target that is
+//! routed is therefore, byte for byte, the target that is sent.
+//!
+//! hyper's parser has already refused invalid syntax, oversized heads and contradictory lengths. It has dropped a
+//! `content-length` beside `transfer-encoding` and closes that connection after the response (RFC 9112 6.3).
 
 use std::net::Ipv6Addr;
 
@@ -12,88 +13,94 @@ use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 
 use crate::api_error::ApiError;
-use crate::headers::{HeaderValues, RequestHeaders};
+use crate::headers::{HeaderValues, RequestHeaders, list_members};
 
-/// Answer of `allow` fields of ours.
-const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+/// Value of `allow` on refrain's own responses.
+const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
-/// The answer to a request that goes no further: the refusal of [`check`], or the answer to `OPTIONS *`, which asks about
-/// this server itself (RFC 9110 9.3.7). `None` for a request that is sound.
-pub(super) fn answer(parts: &Parts, fields: &RequestHeaders<'_>) -> Option<Response> {
-    let mut response = match check(parts, fields) {
+/// Returns the response to a request that is not handled further: a refusal, or the response to `OPTIONS *`, which
+/// concerns the server itself (RFC 9110 9.3.7). `None` for a valid request.
+pub(super) fn respond(parts: &Parts, headers: &RequestHeaders<'_>) -> Option<Response> {
+    let mut response = match check(parts, headers) {
         Err(refusal) => refusal.into_response(),
         Ok(()) if is_asterisk(&parts.uri) => StatusCode::NO_CONTENT.into_response(),
         Ok(()) => return None,
     };
     if matches!(response.status(), StatusCode::METHOD_NOT_ALLOWED | StatusCode::NO_CONTENT) {
-        response.headers_mut().insert(header::ALLOW, METHODS);
+        response.headers_mut().insert(header::ALLOW, ALLOWED_METHODS);
     }
     Some(response)
 }
 
-/// Whether a request's head is sound; else the refusal.
-fn check(parts: &Parts, fields: &RequestHeaders<'_>) -> Result<(), ApiError> {
-    check_framing(&fields.transfer_encoding)?;
+fn check(parts: &Parts, headers: &RequestHeaders<'_>) -> Result<(), ApiError> {
+    check_framing(&headers.transfer_encoding)?;
     match parts.method {
-        // TRACE would send the token back as a body; CONNECT would make a tunnel of us (RFC 9110 9.3.6, 9.3.8).
+        // TRACE would return the token in its body (RFC 9110 9.3.8).
         Method::TRACE => {
-            return Err(ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "TRACE is not allowed here."));
+            return Err(ApiError::refused(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "refrain does not accept TRACE. Use another method.",
+            ));
         }
+        // CONNECT would open a tunnel (RFC 9110 9.3.6).
         Method::CONNECT => {
             return Err(ApiError::refused(
                 StatusCode::NOT_IMPLEMENTED,
-                "CONNECT is not implemented here: this is a gateway to one API.",
+                "refrain does not implement CONNECT. Use it as the base URL, not as a forward proxy.",
             )
             .close());
         }
         _ => {}
     }
-    check_host(parts.version, &fields.host)?;
-    check_connection(&fields.connection)?;
+    check_host(parts.version, &headers.host)?;
+    check_connection(&headers.connection)?;
     check_target(&parts.method, &parts.uri)
 }
 
-/// RFC 9112 6.1: one `transfer-encoding` line, `chunked` and nothing else; every other form is read in different
-/// ways by different servers.
+/// RFC 9112 6.1. Only one `transfer-encoding: chunked` is accepted, since servers interpret other forms differently.
 fn check_framing(codings: &HeaderValues<'_>) -> Result<(), ApiError> {
     match codings.only() {
         None if codings.is_absent() => Ok(()),
         Some(coding) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        _ => Err(ApiError::bad_request("Transfer-Encoding must be exactly one chunked.").close()),
+        _ => Err(malformed("refrain accepts only one Transfer-Encoding header with the value chunked.")),
     }
 }
 
-/// RFC 9112 3.2: exactly one valid `host`, from HTTP/1.1 on.
+/// RFC 9112 3.2. Exactly one valid `host` from HTTP/1.1 on.
 fn check_host(version: Version, hosts: &HeaderValues<'_>) -> Result<(), ApiError> {
     match hosts.only() {
         None if hosts.is_absent() && version < Version::HTTP_11 => Ok(()),
-        None if hosts.is_absent() => Err(ApiError::bad_request("The Host field is missing.").close()),
-        None => Err(ApiError::bad_request("There is more than one Host field.").close()),
+        None if hosts.is_absent() => Err(malformed("refrain needs a Host header.")),
+        None => Err(malformed("refrain accepts only one Host header.")),
         Some(host) if is_host(host.as_bytes()) => Ok(()),
-        Some(_) => Err(ApiError::bad_request("The Host field is not a host.").close()),
+        Some(_) => Err(malformed("refrain needs a valid Host header: a host and an optional port.")),
     }
 }
 
-/// `uri-host [ ":" port ]` of RFC 9110 7.2, without the comma that RFC 3986 would allow in a name: it is how some
-/// servers join two fields into one.
+/// Returns 400 and closes the connection, since the end of the request is not certain.
+fn malformed(message: &'static str) -> ApiError {
+    ApiError::bad_request(message).close()
+}
+
+/// `uri-host [ ":" port ]` of RFC 9110 7.2. The comma that RFC 3986 allows in a name is not accepted, since some
+/// servers join two headers with one.
 fn is_host(host: &[u8]) -> bool {
     let end_of_name = match host {
-        // An address in brackets has colons of its own.
+        // An IPv6 address in brackets contains colons.
         [b'[', ..] => host.iter().position(|byte| *byte == b']').map_or(0, |end| end + 1),
         _ => host.iter().position(|byte| *byte == b':').unwrap_or(host.len()),
     };
     let (name, port) = host.split_at(end_of_name);
-    let name_is_sound = match name {
+    let is_name_valid = match name {
         [b'[', address @ .., b']'] => {
             std::str::from_utf8(address).is_ok_and(|address| address.parse::<Ipv6Addr>().is_ok())
         }
         _ => is_registered_name(name),
     };
-    // Nothing may stand between the bracket and the port.
-    name_is_sound && (port.is_empty() || port.strip_prefix(b":").is_some_and(is_port))
+    is_name_valid && (port.is_empty() || port.strip_prefix(b":").is_some_and(is_port))
 }
 
-/// `*DIGIT` of RFC 3986 3.2.3, and a port that there is.
+/// `*DIGIT` of RFC 3986 3.2.3, up to 65535.
 fn is_port(port: &[u8]) -> bool {
     let number = port.iter().try_fold(0_u32, |number, byte| {
         byte.is_ascii_digit().then(|| (number * 10 + u32::from(byte - b'0')).min(1 << 16))
@@ -101,9 +108,9 @@ fn is_port(port: &[u8]) -> bool {
     number.is_some_and(|number| number < 1 << 16)
 }
 
-/// `reg-name` of RFC 3986 3.2.2, at least one character long.
+/// `reg-name` of RFC 3986 3.2.2 with at least one character.
 fn is_registered_name(mut name: &[u8]) -> bool {
-    /// What stands for itself in one.
+    /// `unreserved` and `sub-delims` without the comma.
     const PLAIN: [bool; 256] = {
         let (mut plain, mut byte) = ([false; 256], 0);
         while byte < 256 {
@@ -126,21 +133,16 @@ fn is_registered_name(mut name: &[u8]) -> bool {
     true
 }
 
-/// RFC 9110 7.6.1: `connection` names fields of this hop alone, which we drop. A field that says what the request
-/// is, or who sends it, must not vanish on the way.
+/// RFC 9110 7.6.1. `connection` names the headers that end at this hop and are therefore removed. It must not name one
+/// that describes the request or identifies its sender.
 fn check_connection(connection: &HeaderValues<'_>) -> Result<(), ApiError> {
-    for line in connection.values() {
-        for option in line.as_bytes().split(|byte| *byte == b',') {
-            let option = option.trim_ascii();
-            if !option.iter().all(|byte| is_token_byte(*byte)) {
-                return Err(ApiError::bad_request("The Connection field is not a list of names.").close());
-            }
-            if is_end_to_end(&option.to_ascii_lowercase()) {
-                return Err(ApiError::bad_request(
-                    "The Connection field names a field that belongs to the whole way.",
-                )
-                .close());
-            }
+    for option in list_members(connection.iter()) {
+        let option = option.as_bytes();
+        if !option.iter().all(|byte| is_token_byte(*byte)) {
+            return Err(malformed("refrain needs a valid Connection header: a list of header names."));
+        }
+        if is_end_to_end(&option.to_ascii_lowercase()) {
+            return Err(malformed("refrain refuses a Connection header that names an end-to-end header."));
         }
     }
     Ok(())
@@ -167,31 +169,33 @@ fn is_end_to_end(name: &[u8]) -> bool {
     name.starts_with(b"content-") || NAMES.contains(&name)
 }
 
-/// RFC 9110 5.6.2
+/// `tchar` of RFC 9110 5.6.2.
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// RFC 9112 3.2: a path, `http(s)://authority/path` (whose authority chooses nothing here), or `OPTIONS *`.
+/// RFC 9112 3.2. A path, an absolute URL, whose authority is ignored, or `OPTIONS *`.
 fn check_target(method: &Method, uri: &Uri) -> Result<(), ApiError> {
     let refused = |message| Err(ApiError::bad_request(message));
     if is_asterisk(uri) {
         return if method == Method::OPTIONS {
             Ok(())
         } else {
-            refused("The target * is for OPTIONS alone.")
+            refused("refrain accepts the request target * only with OPTIONS.")
         };
     }
-    match (uri.scheme_str(), uri.authority()) {
-        (None, None) => {}
-        (Some("http" | "https"), Some(authority)) if is_host(authority.as_str().as_bytes()) => {}
-        _ => return refused("The request's target is neither a path nor an http URL."),
-    }
-    if uri.scheme().is_none() && !uri.path().starts_with('/') {
-        return refused("The request's target is neither a path nor an http URL.");
+    let is_path_or_url = match (uri.scheme_str(), uri.authority()) {
+        (None, None) => uri.path().starts_with('/'),
+        (Some("http" | "https"), Some(authority)) => is_host(authority.as_str().as_bytes()),
+        _ => false,
+    };
+    if !is_path_or_url {
+        return refused("refrain needs a request target that is a path or an http URL.");
     }
     if is_ambiguous(uri.path()) {
-        return refused("The request's path has dot segments or backslashes.");
+        return refused(
+            "refrain refuses paths with dot segments or backslashes. Send the path in normal form.",
+        );
     }
     Ok(())
 }
@@ -200,11 +204,11 @@ fn is_asterisk(uri: &Uri) -> bool {
     uri.scheme().is_none() && uri.authority().is_none() && uri.path() == "*"
 }
 
-/// Whether somebody behind us could read a path as another one: `.` and `..` as a segment, in any spelling, or `\`,
-/// which some take for `/`. An encoded `\` alone is an ordinary character; beside dots it counts as a separator.
-/// An encoded `/` is none.
+/// Whether a server could read a path as another one: it has the segment `.` or `..` in any encoding, or `\`, which
+/// some servers read as `/`. An encoded `\` alone is an ordinary character, but beside dots it counts as a separator.
+/// An encoded `/` is not a separator.
 fn is_ambiguous(path: &str) -> bool {
-    // What makes a dot segment or a separator; most paths have none of it.
+    // Fast path: most paths have none of these.
     if !path.bytes().any(|byte| matches!(byte, b'.' | b'%' | b'\\')) {
         return false;
     }
@@ -230,7 +234,7 @@ mod tests {
     }
 
     fn refusal(parts: &Parts) -> Option<u16> {
-        check(parts, &RequestHeaders::of(&parts.headers)).err().map(|refusal| refusal.status().as_u16())
+        check(parts, &RequestHeaders::parse(&parts.headers)).err().map(|refusal| refusal.status().as_u16())
     }
 
     fn status(method: &str, target: &str, fields: &[(&str, &str)]) -> u16 {
@@ -240,7 +244,7 @@ mod tests {
     const HOST: (&str, &str) = ("host", "localhost");
 
     #[test]
-    fn paths_that_somebody_could_read_otherwise_are_refused() {
+    fn ambiguous_paths_are_refused() {
         for path in [
             "/x/../producer/tasks",
             "/x/%2e%2e/producer/tasks",
@@ -260,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_but_sound_paths_pass() {
+    fn unusual_valid_paths_are_accepted() {
         for path in [
             "/",
             "//producer/tasks",
@@ -279,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_have_three_forms() {
+    fn target_is_a_path_a_url_or_an_asterisk() {
         for (method, target, expected) in [
             ("OPTIONS", "*", 200),
             ("GET", "*", 400),
@@ -298,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_one_sound_host() {
+    fn exactly_one_valid_host_is_accepted() {
         for (fields, expected) in [
             (&[][..], 400),
             (&[("host", "a"), ("host", "a")], 400),
@@ -331,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn connection_names_nothing_that_belongs_to_the_whole_way() {
+    fn connection_naming_an_end_to_end_header_is_refused() {
         for (value, expected) in [
             ("keep-alive", 200),
             ("close", 200),
@@ -354,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn transfer_encoding_is_one_chunked() {
+    fn only_one_chunked_transfer_encoding_is_accepted() {
         for (values, expected) in [
             (&["chunked"][..], 200),
             (&["Chunked"], 200),

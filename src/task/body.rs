@@ -1,111 +1,91 @@
-//! What a client's body asks for. Exactly one of two look-ups, exactly a delete, or something that is none of
-//! our business (law 7): other keys, repeated keys, wrong types, not JSON.
+//! Classification of a request body: one of the two lookups, a delete, or anything else.
+//!
+//! When in doubt, forward: a body with unknown keys, repeated keys, wrong types or broken JSON is
+//! [`TaskRequest::Other`].
 
 mod canonical;
 
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::TaskId;
+use super::{LookupIds, TaskId};
 
-/// What a body asks for.
+/// Request that a body sent to `/{service}/tasks` stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// `{"action":"retrieve","id":"…"}`
-    Retrieve(TaskId),
-    /// `{"action":"retrieve_batch","ids":["…",…]}`, in request order with repeats; at least one id.
-    RetrieveBatch(Vec<TaskId>),
-    /// A batch of more ids than `tasks.max_ids`; the number asked for.
+pub enum TaskRequest {
+    /// `{"action":"retrieve","id":"…"}`, or `{"action":"retrieve_batch","ids":["…",…]}` with at least one id.
+    Lookup(LookupIds),
+    /// Batch of more than `tasks.max_ids` ids, with their number.
     TooManyIds(usize),
     /// `{"action":"delete","id":"…"}`, with or without `user_id` and `application_id`.
     Delete(TaskId),
-    /// Anything else.
+    /// Any other body. It is forwarded unchanged.
     Other,
 }
 
-impl Action {
-    /// Reads a body. Two readers of the same JSON can disagree about repeated keys and the like; whatever leaves
-    /// room for that is [`Action::Other`].
+impl TaskRequest {
+    /// Classifies a body. Two JSON parsers can disagree about a repeated key and the like; such a body is
+    /// [`TaskRequest::Other`].
     pub fn parse(body: &[u8], max_ids: usize) -> Self {
-        let fields = canonical::fields(body, max_ids).or_else(|| Fields::parse(body, max_ids));
+        let fields = canonical::parse(body, max_ids).or_else(|| BodyFields::parse(body, max_ids));
         match fields.unwrap_or_default() {
-            Fields { action: Some(Verb::Retrieve), id: Some(id), ids: None, owner: false } => {
-                Self::Retrieve(id)
+            BodyFields { action: Some(Action::Retrieve), id: Some(id), ids: None, has_owner: false } => {
+                Self::Lookup(LookupIds::Single(id))
             }
-            Fields {
-                action: Some(Verb::RetrieveBatch),
+            BodyFields {
+                action: Some(Action::RetrieveBatch),
                 id: None,
-                ids: Some(Ids { ids, count }),
-                owner: false,
+                ids: Some(IdList { ids, count }),
+                has_owner: false,
             } => match count {
                 0 => Self::Other,
                 _ if count > max_ids => Self::TooManyIds(count),
-                _ => Self::RetrieveBatch(ids),
+                _ => Self::Lookup(LookupIds::batch(ids)),
             },
-            Fields { action: Some(Verb::Delete), id: Some(id), ids: None, .. } => Self::Delete(id),
+            BodyFields { action: Some(Action::Delete), id: Some(id), ids: None, .. } => Self::Delete(id),
             _ => Self::Other,
         }
     }
 }
 
+/// Members of a body. `None` for a member that is absent; for `action`, also for an unknown name.
 #[derive(Default)]
 #[cfg_attr(test, derive(Debug, PartialEq))]
-struct Fields {
-    action: Option<Verb>,
+struct BodyFields {
+    action: Option<Action>,
     id: Option<TaskId>,
-    ids: Option<Ids>,
-    /// `user_id` or `application_id` was there, which only a delete has.
-    owner: bool,
+    ids: Option<IdList>,
+    /// Whether `user_id` or `application_id` is present, which only a delete may have.
+    has_owner: bool,
 }
 
-impl Fields {
-    /// `None` unless it is one object of known keys.
+impl BodyFields {
+    /// Parses any JSON. `None` unless the body is one object that has only known keys, each at most once.
     fn parse(body: &[u8], max_ids: usize) -> Option<Self> {
         let mut deserializer = serde_json::Deserializer::from_slice(body);
-        let fields = deserializer.deserialize_map(FieldsVisitor { max_ids }).ok()?;
+        let fields = deserializer.deserialize_map(BodyVisitor { max_ids }).ok()?;
         deserializer.end().ok()?;
         Some(fields)
     }
 }
 
 #[cfg_attr(test, derive(Debug, PartialEq))]
-enum Verb {
+enum Action {
     Retrieve,
     RetrieveBatch,
     Delete,
 }
 
-impl Verb {
-    fn of(word: &str) -> Option<Self> {
-        match word {
+impl Action {
+    fn parse(name: &str) -> Option<Self> {
+        match name {
             "retrieve" => Some(Self::Retrieve),
             "retrieve_batch" => Some(Self::RetrieveBatch),
             "delete" => Some(Self::Delete),
             _ => None,
         }
-    }
-}
-
-/// The value of `action`; `None` for a word that is none of ours.
-struct Word(Option<Verb>);
-
-impl<'de> Deserialize<'de> for Word {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct WordVisitor;
-        impl Visitor<'_> for WordVisitor {
-            type Value = Word;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a word")
-            }
-
-            fn visit_str<E: Error>(self, word: &str) -> Result<Word, E> {
-                Ok(Word(Verb::of(word)))
-            }
-        }
-        deserializer.deserialize_str(WordVisitor)
     }
 }
 
@@ -119,19 +99,19 @@ enum Key {
     ApplicationId,
 }
 
-struct FieldsVisitor {
+struct BodyVisitor {
     max_ids: usize,
 }
 
-impl<'de> Visitor<'de> for FieldsVisitor {
-    type Value = Fields;
+impl<'de> Visitor<'de> for BodyVisitor {
+    type Value = BodyFields;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-        let mut fields = Fields::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<BodyFields, A::Error> {
+        let mut fields = BodyFields::default();
         let mut seen = 0_u8;
         while let Some(key) = map.next_key::<Key>()? {
             let bit = 1 << key as u8;
@@ -140,12 +120,12 @@ impl<'de> Visitor<'de> for FieldsVisitor {
             }
             seen |= bit;
             match key {
-                Key::Action => fields.action = map.next_value::<Word>()?.0,
-                Key::Id => fields.id = Some(map.next_value::<Id>()?.0),
-                Key::Ids => fields.ids = Some(map.next_value_seed(IdsSeed { max_ids: self.max_ids })?),
+                Key::Action => fields.action = Action::parse(&map.next_value::<String>()?),
+                Key::Id => fields.id = Some(map.next_value::<RequestedId>()?.0),
+                Key::Ids => fields.ids = Some(map.next_value_seed(IdListSeed { max_ids: self.max_ids })?),
                 Key::UserId | Key::ApplicationId => {
                     map.next_value::<String>()?;
-                    fields.owner = true;
+                    fields.has_owner = true;
                 }
             }
         }
@@ -153,35 +133,27 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     }
 }
 
-struct Id(TaskId);
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct RequestedId(TaskId);
 
-impl<'de> Deserialize<'de> for Id {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct IdVisitor;
-        impl Visitor<'_> for IdVisitor {
-            type Value = Id;
+impl TryFrom<String> for RequestedId {
+    type Error = &'static str;
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a task id")
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<Id, E> {
-                TaskId::parse(text).map(Id).ok_or_else(|| E::custom("an empty or oversized id"))
-            }
-        }
-        deserializer.deserialize_str(IdVisitor)
+    fn try_from(id: String) -> Result<Self, Self::Error> {
+        TaskId::parse(&id).map(Self).ok_or("an empty or oversized id")
     }
 }
 
-/// At most `max_ids` ids and how many there were, so that a long list is counted without being kept.
+/// Ids of a batch with their number. A list of more than `max_ids` ids is counted but not held in memory.
 #[derive(Default)]
 #[cfg_attr(test, derive(Debug, PartialEq))]
-struct Ids {
+struct IdList {
     ids: Vec<TaskId>,
     count: usize,
 }
 
-impl Ids {
+impl IdList {
     fn push(&mut self, id: TaskId, max_ids: usize) {
         self.count += 1;
         if self.count <= max_ids {
@@ -192,31 +164,31 @@ impl Ids {
     }
 }
 
-struct IdsSeed {
+struct IdListSeed {
     max_ids: usize,
 }
 
-impl<'de> serde::de::DeserializeSeed<'de> for IdsSeed {
-    type Value = Ids;
+impl<'de> DeserializeSeed<'de> for IdListSeed {
+    type Value = IdList;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Ids, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<IdList, D::Error> {
         deserializer.deserialize_seq(self)
     }
 }
 
-impl<'de> Visitor<'de> for IdsSeed {
-    type Value = Ids;
+impl<'de> Visitor<'de> for IdListSeed {
+    type Value = IdList;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a list of task ids")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Ids, A::Error> {
-        let mut found = Ids::default();
-        while let Some(Id(id)) = seq.next_element()? {
-            found.push(id, self.max_ids);
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<IdList, A::Error> {
+        let mut list = IdList::default();
+        while let Some(RequestedId(id)) = seq.next_element()? {
+            list.push(id, self.max_ids);
         }
-        Ok(found)
+        Ok(list)
     }
 }
 
@@ -228,28 +200,32 @@ mod tests {
         TaskId::parse(text).unwrap()
     }
 
+    fn single(id: &str) -> TaskRequest {
+        TaskRequest::Lookup(LookupIds::Single(TaskId::parse(id).unwrap()))
+    }
+
     #[test]
-    fn the_two_look_ups_and_the_delete_are_understood() {
-        let parse = |body: &str| Action::parse(body.as_bytes(), 3);
-        assert_eq!(parse(r#"{"action":"retrieve","id":"a"}"#), Action::Retrieve(id("a")));
-        assert_eq!(
-            parse("\n{ \"id\" : \"\\u0061\\n\" , \"action\":\"retrieve\" }\n"),
-            Action::Retrieve(id("a\n"))
-        );
+    fn lookups_and_deletes_are_recognised() {
+        let parse = |body: &str| TaskRequest::parse(body.as_bytes(), 3);
+        assert_eq!(parse(r#"{"action":"retrieve","id":"a"}"#), single("a"));
+        assert_eq!(parse("\n{ \"id\" : \"\\u0061\\n\" , \"action\":\"retrieve\" }\n"), single("a\n"));
         assert_eq!(
             parse(r#"{"action":"retrieve_batch","ids":["a","b","a"]}"#),
-            Action::RetrieveBatch(vec![id("a"), id("b"), id("a")])
+            TaskRequest::Lookup(LookupIds::batch(vec![id("a"), id("b"), id("a")]))
         );
-        assert_eq!(parse(r#"{"action":"retrieve_batch","ids":["a","b","a","c"]}"#), Action::TooManyIds(4));
-        assert_eq!(parse(r#"{"action":"delete","id":"a"}"#), Action::Delete(id("a")));
+        assert_eq!(
+            parse(r#"{"action":"retrieve_batch","ids":["a","b","a","c"]}"#),
+            TaskRequest::TooManyIds(4)
+        );
+        assert_eq!(parse(r#"{"action":"delete","id":"a"}"#), TaskRequest::Delete(id("a")));
         assert_eq!(
             parse(r#"{"action":"delete","id":"a","user_id":"u","application_id":"p"}"#),
-            Action::Delete(id("a"))
+            TaskRequest::Delete(id("a"))
         );
     }
 
     #[test]
-    fn whatever_leaves_room_for_doubt_is_something_else() {
+    fn ambiguous_bodies_are_other() {
         let long = format!(r#"{{"action":"retrieve","id":"{}"}}"#, "x".repeat(1025));
         let deep = format!(r#"{{"action":"retrieve","id":{}1{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
         for body in [
@@ -294,8 +270,13 @@ mod tests {
             &long,
             &deep,
         ] {
-            assert_eq!(Action::parse(body.as_bytes(), 10), Action::Other, "{}", &body[..body.len().min(100)]);
+            assert_eq!(
+                TaskRequest::parse(body.as_bytes(), 10),
+                TaskRequest::Other,
+                "{}",
+                &body[..body.len().min(100)]
+            );
         }
-        assert_eq!(Action::parse(b"{\"action\":\"retrieve\",\"id\":\"\xff\"}", 10), Action::Other);
+        assert_eq!(TaskRequest::parse(b"{\"action\":\"retrieve\",\"id\":\"\xff\"}", 10), TaskRequest::Other);
     }
 }

@@ -1,5 +1,5 @@
-//! Bodies on their way through: watched, put together from what was read already and what is still to come, or
-//! without a size.
+//! Bodies of forwarded requests and responses: preceded by bytes that were already read, observed for errors, or of
+//! unknown length.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -12,13 +12,13 @@ use http_body::{Frame, SizeHint};
 
 use crate::server::ClientBodyError;
 
-/// A body that begins with `prefix`, which was read from it already, and goes on with `rest`. Its size is exact
-/// where that of `rest` is.
+/// Returns a body of `prefix`, which was already read from it, followed by `rest`. Its length is known if that of
+/// `rest` is.
 pub fn with_prefix(prefix: Bytes, rest: Body) -> Body {
     if prefix.is_empty() { rest } else { Body::new(PrefixedBody::new(prefix, None, rest)) }
 }
 
-/// A prefix, then perhaps a frame or an error that came after it, then the rest.
+/// Body of a prefix, then the frame or error that was read after it, if any, then the rest.
 pub(super) struct PrefixedBody {
     prefix: Bytes,
     next: Option<Result<Frame<Bytes>, axum::Error>>,
@@ -58,7 +58,7 @@ impl http_body::Body for PrefixedBody {
         let rest = self.rest.size_hint();
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower().saturating_add(length));
-        // With trailers or an error to come the body has no plain length.
+        // Before trailers or an error, the length is not known.
         if let (Some(upper), None) = (rest.upper(), &self.next) {
             hint.set_upper(upper.saturating_add(length));
         }
@@ -66,27 +66,17 @@ impl http_body::Body for PrefixedBody {
     }
 }
 
-/// Sees a request's body fail, whatever becomes of the error on its way through the libraries.
+/// Request body that records its error. The error itself does not survive its way through the client library.
 pub(super) struct ErrorTap {
     inner: Body,
-    failure: Arc<OnceLock<ClientBodyError>>,
-}
-
-/// What a [`ErrorTap`] saw.
-pub(super) struct Seen(Arc<OnceLock<ClientBodyError>>);
-
-impl Seen {
-    /// Why the client's body failed, if it did.
-    pub(super) fn failure(&self) -> Option<ClientBodyError> {
-        self.0.get().copied()
-    }
+    error: Arc<OnceLock<ClientBodyError>>,
 }
 
 impl ErrorTap {
-    /// The body to send, and what is seen of it.
-    pub(super) fn over(inner: Body) -> (Body, Seen) {
-        let failure = Arc::new(OnceLock::new());
-        (Body::new(Self { inner, failure: failure.clone() }), Seen(failure))
+    /// Returns the body to send and the place of its error, which is empty until the body fails.
+    pub(super) fn over(inner: Body) -> (Body, Arc<OnceLock<ClientBodyError>>) {
+        let error = Arc::new(OnceLock::new());
+        (Body::new(Self { inner, error: error.clone() }), error)
     }
 }
 
@@ -100,7 +90,7 @@ impl http_body::Body for ErrorTap {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let poll = Pin::new(&mut self.inner).poll_frame(cx);
         if let Poll::Ready(Some(Err(error))) = &poll {
-            let _ = self.failure.set(ClientBodyError::of(error));
+            let _ = self.error.set(ClientBodyError::of(error));
         }
         poll
     }
@@ -114,11 +104,11 @@ impl http_body::Body for ErrorTap {
     }
 }
 
-/// The body of an answer to HEAD without a `content-length`: at its end, but not of size 0, which a server would
-/// write down as the length of what GET gives.
-pub(super) struct Unsized;
+/// Body of a response to HEAD without `content-length`. It is empty but has no known length: the server would send a
+/// known one as the length of the body that GET returns.
+pub(super) struct UnknownLengthBody;
 
-impl http_body::Body for Unsized {
+impl http_body::Body for UnknownLengthBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -145,14 +135,14 @@ mod tests {
     use http_body_util::BodyExt;
 
     #[tokio::test]
-    async fn a_prefix_and_the_rest_are_one_body() {
+    async fn prefix_and_rest_form_one_body() {
         let body = with_prefix(Bytes::from("ab"), Body::from("cde"));
         assert_eq!(body.size_hint().exact(), Some(5));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "abcde");
     }
 
     #[tokio::test]
-    async fn a_prefix_that_is_all_keeps_its_size() {
+    async fn prefix_without_rest_keeps_its_length() {
         let body = with_prefix(Bytes::from("ab"), Body::empty());
         assert_eq!(body.size_hint().exact(), Some(2));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "ab");

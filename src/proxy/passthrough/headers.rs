@@ -1,12 +1,14 @@
-//! Which fields go on to the next hop (RFC 9110 7.6.1), in both directions. Maps are made anew rather than thinned
-//! out: taking fields from an [`http::HeaderMap`] would shuffle the others.
+//! Headers that are forwarded to the next hop (RFC 9110 7.6.1), in both directions.
+//!
+//! New maps are built, since removing a header from an [`http::HeaderMap`] changes the order of the others.
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 
+use crate::headers::list_members;
 use crate::token::Token;
 
-/// Fields that could hold a secret, kept out of every library's debug output.
+/// Headers that may hold a secret. They are marked as sensitive, so that no library prints them.
 const SECRETS: [HeaderName; 4] = [
     header::AUTHORIZATION,
     header::COOKIE,
@@ -14,10 +16,10 @@ const SECRETS: [HeaderName; 4] = [
     HeaderName::from_static("payment-signature"),
 ];
 
-/// The fields of one hop alone, and those that the libraries on both sides write themselves.
+/// Whether a header applies to one hop only.
 ///
-/// `proxy-authorization` and `proxy-authenticate` are between a client and its proxy (RFC 9110 11.7), which is not
-/// us: handed on they would show a secret to the wrong host. `trailer` is not among them: it belongs to the body.
+/// `proxy-authorization` and `proxy-authenticate` are meant for a forward proxy (RFC 9110 11.7), so forwarding them
+/// could show a secret to the wrong host. `trailer` is forwarded, since it describes the body.
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         *name,
@@ -30,31 +32,23 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     ) || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "proxy-authentication-info")
 }
 
-/// The names in `connection`, in lower case.
-fn named_by_connection(headers: &HeaderMap) -> Vec<Vec<u8>> {
-    let lines = headers.get_all(header::CONNECTION).iter();
-    lines
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-        .map(|name| name.trim_ascii().to_ascii_lowercase())
-        .collect()
-}
-
 /// Returns a predicate for the headers that are not forwarded: hop-by-hop ones and those that `connection` names.
-fn hop_by_hop_filter(headers: &HeaderMap) -> impl Fn(&HeaderName) -> bool {
-    let named = named_by_connection(headers);
-    move |name| is_hop_by_hop(name) || named.iter().any(|named| named == name.as_str().as_bytes())
+fn hop_by_hop_filter(headers: &HeaderMap) -> impl Fn(&HeaderName) -> bool + use<'_> {
+    let named: Vec<_> = list_members(headers.get_all(header::CONNECTION)).collect();
+    move |name| is_hop_by_hop(name) || named.iter().any(|named| named.is(name.as_str()))
 }
 
-/// The fields of a request as the upstream gets them. `length` is that of its body, where it is known.
+/// Returns the headers of a request for the upstream. `length` is the length of its body, if known. `authorization`
+/// replaces the client's own.
 pub(super) fn for_upstream(parts: &Parts, length: Option<u64>, authorization: Option<&Token>) -> HeaderMap {
-    let ends_here = hop_by_hop_filter(&parts.headers);
+    let is_dropped = hop_by_hop_filter(&parts.headers);
     let mut headers = HeaderMap::with_capacity(parts.headers.len() + 3);
     for (name, value) in &parts.headers {
-        // `host` is the upstream's; the length is written anew below, from what the body says of itself.
-        if ends_here(name) || matches!(*name, header::HOST | header::CONTENT_LENGTH) {
+        // The client adds the upstream's `host`. The length is written below.
+        if is_dropped(name) || matches!(*name, header::HOST | header::CONTENT_LENGTH) {
             continue;
         }
-        // Answered here, as soon as the upstream's connection asks for the body: hyper's client does not wait.
+        // hyper's server answers it as soon as the body is read.
         if *name == header::EXPECT && value.as_bytes().eq_ignore_ascii_case(b"100-continue") {
             continue;
         }
@@ -73,41 +67,38 @@ pub(super) fn for_upstream(parts: &Parts, length: Option<u64>, authorization: Op
         headers.insert(header::AUTHORIZATION, value);
     }
     match length {
-        // A body of no bytes has a length only if the client gave one: a GET stays without.
+        // An empty body keeps the client's length; a GET without one gets none.
         Some(0) if !parts.headers.contains_key(header::CONTENT_LENGTH) => {}
         Some(length) => {
             headers.insert(header::CONTENT_LENGTH, length.into());
         }
-        // For most methods hyper does this itself; a GET's chunks it would drop.
+        // hyper does this for other methods. For these two it would drop the body.
         None if matches!(parts.method, Method::GET | Method::HEAD) => {
             headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         None => {}
     }
-    if wants_trailers(&parts.headers) {
+    if accepts_trailers(&parts.headers) {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
         headers.append(header::CONNECTION, HeaderValue::from_static("te"));
     }
-    // RFC 9110 7.6.3: a gateway must, towards the upstream.
+    // Required of a gateway by RFC 9110 7.6.3.
     let via = if parts.version < Version::HTTP_11 { "1.0 refrain" } else { "1.1 refrain" };
     headers.append(header::VIA, HeaderValue::from_static(via));
     headers
 }
 
-/// RFC 9110 10.1.4; the other members of `te` are about this hop's transfer codings.
-fn wants_trailers(headers: &HeaderMap) -> bool {
-    let lines = headers.get_all(header::TE).iter();
-    lines
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-        .any(|member| member.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+/// RFC 9110 10.1.4. The other members of `te` are transfer codings of this hop.
+fn accepts_trailers(headers: &HeaderMap) -> bool {
+    list_members(headers.get_all(header::TE)).any(|member| member.is("trailers"))
 }
 
-/// The fields of an answer as the client gets them.
+/// Returns the headers of the upstream's response for the client.
 pub(super) fn for_client(upstream: &HeaderMap) -> HeaderMap {
-    let ends_here = hop_by_hop_filter(upstream);
+    let is_dropped = hop_by_hop_filter(upstream);
     let mut headers = HeaderMap::with_capacity(upstream.len() + 1);
     for (name, value) in upstream {
-        if !ends_here(name) {
+        if !is_dropped(name) {
             headers.append(name, value.clone());
         }
     }
@@ -132,12 +123,12 @@ mod tests {
     }
 
     #[test]
-    fn a_request_goes_on_in_order_without_the_fields_of_its_hop() {
+    fn request_headers_keep_their_order_without_hop_by_hop_ones() {
         let parts = parts(&[
             ("host", "localhost"),
             ("x-a", "1"),
             ("connection", "keep-alive, X-Mine"),
-            ("x-mine", "secret of this hop"),
+            ("x-mine", "secret"),
             ("keep-alive", "5"),
             ("proxy-connection", "x"),
             ("proxy-authorization", "Basic x"),
@@ -169,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_teams_token_takes_the_place_of_the_clients_key() {
+    fn team_token_replaces_client_key() {
         let parts = parts(&[("authorization", "Bearer key"), ("authorization", "Bearer other")]);
         let team = Token::parse("team").unwrap();
         let headers = for_upstream(&parts, Some(0), Some(&team));
@@ -178,14 +169,14 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_body_keeps_the_length_that_the_client_gave() {
+    fn empty_body_keeps_its_content_length() {
         assert!(!for_upstream(&parts(&[]), Some(0), None).contains_key("content-length"));
         let headers = for_upstream(&parts(&[("content-length", "0")]), Some(0), None);
         assert_eq!(headers["content-length"], "0");
     }
 
     #[test]
-    fn an_answer_comes_back_without_the_fields_of_its_hop() {
+    fn response_headers_keep_their_order_without_hop_by_hop_ones() {
         let mut upstream = HeaderMap::new();
         for (name, value) in [
             ("content-type", "text/plain"),

@@ -25,7 +25,7 @@ impl Handler for Sound {
 
     async fn answer(&self, (): &(), request: Request<RequestBody>) -> Response {
         let (parts, body) = request.into_parts();
-        let refusal = validation::answer(&parts, &RequestHeaders::of(&parts.headers));
+        let refusal = validation::respond(&parts, &RequestHeaders::parse(&parts.headers));
         match refusal {
             Some(response) => response,
             None => forward(&self.0, Request::from_parts(parts, Body::new(body)), None).await,

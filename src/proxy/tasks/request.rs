@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{Method, request};
 
 use crate::config::Services;
-use crate::headers::{HeaderValues, RequestHeaders};
+use crate::headers::{HeaderValues, ListMember, RequestHeaders, list_members};
 use crate::task::Service;
 
 /// A request that is a look-up or a delete as far as its head tells; the body decides the rest.
@@ -32,7 +32,7 @@ impl<'a> Candidate<'a> {
         let name = parts.uri.path().strip_prefix('/')?.strip_suffix("/tasks")?;
         let service = services.find(name)?;
         let is_json = is_json(&fields.content_type) && is_identity(&fields.content_encoding);
-        (is_json && !fields.names_another_caller).then(|| Self {
+        (is_json && !fields.has_other_credentials).then(|| Self {
             service,
             preferences: Preferences::of(&fields.prefer),
             cache_control: CacheControl::of(&fields.cache_control),
@@ -62,7 +62,7 @@ fn is_json(content_type: &HeaderValues<'_>) -> bool {
 
 /// `content-encoding` absent or `identity`.
 fn is_identity(content_encoding: &HeaderValues<'_>) -> bool {
-    content_encoding.values().all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"))
+    content_encoding.iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 /// What `prefer` asks for (RFC 7240), as far as it is understood here.
@@ -79,7 +79,7 @@ impl Preferences {
     fn of(prefer: &HeaderValues<'_>) -> Self {
         let mut preferences = Self::default();
         let mut handling = None;
-        for (name, value) in members(prefer) {
+        for (name, value) in list_members(prefer.iter()).map(ListMember::name_and_value) {
             match name.to_ascii_lowercase().as_str() {
                 "wait" if preferences.wait.is_none() => {
                     preferences.wait = value.and_then(delta_seconds);
@@ -105,7 +105,7 @@ pub(super) struct CacheControl {
 impl CacheControl {
     fn of(cache_control: &HeaderValues<'_>) -> Self {
         let mut control = Self::default();
-        for (name, value) in members(cache_control) {
+        for (name, value) in list_members(cache_control.iter()).map(ListMember::name_and_value) {
             let max_age = match name.to_ascii_lowercase().as_str() {
                 "no-cache" => Some(Duration::ZERO),
                 "max-age" => value.and_then(delta_seconds),
@@ -122,17 +122,6 @@ impl CacheControl {
         }
         control
     }
-}
-
-/// The members of a comma-separated list field: name and value, quotes taken off, parameters dropped.
-fn members<'a>(field: &HeaderValues<'a>) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
-    field.values().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(|member| {
-        let member = member.split(';').next().unwrap_or_default();
-        match member.split_once('=') {
-            Some((name, value)) => (name.trim(), Some(value.trim().trim_matches('"'))),
-            None => (member.trim(), None),
-        }
-    })
 }
 
 /// RFC 9111 1.2.2: digits; a number too large to hold is a very long time.
@@ -160,7 +149,7 @@ mod tests {
         let named = Services::Named(vec![Service::parse("producer").unwrap()]);
         let is = |method, target, fields: &[(&str, &str)], services: &Services| {
             let parts = parts(method, target, fields);
-            Candidate::of(&parts, &RequestHeaders::of(&parts.headers), services).is_some()
+            Candidate::of(&parts, &RequestHeaders::parse(&parts.headers), services).is_some()
         };
         for (method, target, fields, expected) in [
             ("POST", "/producer/tasks", &[][..], true),
@@ -218,7 +207,7 @@ mod tests {
             headers
         };
         let prefer =
-            |values: &[&str]| Preferences::of(&RequestHeaders::of(&headers("prefer", values)).prefer);
+            |values: &[&str]| Preferences::of(&RequestHeaders::parse(&headers("prefer", values)).prefer);
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         assert_eq!(prefer(&["wait=10"]), Preferences { wait: seconds(10), lenient: false });
         assert_eq!(
@@ -227,7 +216,7 @@ mod tests {
         );
         assert_eq!(prefer(&["handling=strict, handling=lenient, wait=-1"]), Preferences::default());
         let control = |values: &[&str]| {
-            CacheControl::of(&RequestHeaders::of(&headers("cache-control", values)).cache_control)
+            CacheControl::of(&RequestHeaders::parse(&headers("cache-control", values)).cache_control)
         };
         assert_eq!(control(&["no-cache"]), CacheControl { max_age: seconds(0), only_if_cached: false });
         assert_eq!(

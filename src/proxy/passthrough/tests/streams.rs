@@ -133,18 +133,18 @@ async fn a_small_answer_is_read_whole_and_a_large_one_streams() {
     ] {
         let request = Request::post("/x").body(Body::from("{}")).unwrap();
         let passthrough = passthrough.clone();
-        let relayed = tokio::spawn(async move { forward_whole(&passthrough, request, None, 4).await });
+        let relayed = tokio::spawn(async move { forward_buffered(&passthrough, request, None, 4).await });
         let mut peer = Peer::accept(&upstream).await;
         peer.head().await;
         peer.exactly(2).await;
         peer.write(answer).await;
         drop(peer);
         let response = match soon(relayed).await.unwrap() {
-            Relayed::Whole(buffered) => {
+            ForwardedResponse::Buffered(buffered) => {
                 assert!(whole);
                 buffered.into_response()
             }
-            Relayed::Stream(response) => {
+            ForwardedResponse::Streaming(response) => {
                 assert!(!whole);
                 response
             }
@@ -160,12 +160,12 @@ async fn an_answer_cut_while_it_is_read_whole_stays_cut() {
     let (upstream, address) = listen().await;
     let (_, passthrough) = crate::upstream::connect(&config(address)).unwrap();
     let request = Request::post("/x").body(Body::empty()).unwrap();
-    let relayed = tokio::spawn(async move { forward_whole(&passthrough, request, None, 100).await });
+    let relayed = tokio::spawn(async move { forward_buffered(&passthrough, request, None, 100).await });
     let mut peer = Peer::accept(&upstream).await;
     peer.head().await;
     peer.write("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok").await;
     drop(peer);
-    let Relayed::Stream(response) = soon(relayed).await.unwrap() else { panic!("not whole") };
+    let ForwardedResponse::Streaming(response) = soon(relayed).await.unwrap() else { panic!("not whole") };
     let mut body = response.into_body();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ok");
     assert!(body.frame().await.unwrap().is_err());
