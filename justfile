@@ -1,33 +1,37 @@
-# Recipes for everyday work; `just --list` shows them.
+# Recipes for everyday work. `just --list` shows them.
 
-# The proxy, with ./refrain.toml if it is there.
+# Run the proxy, with ./refrain.toml if it exists.
 run *arguments:
     cargo run --release -- {{arguments}}
 
-# The proxy against a simulated upstream, with lines to paste.
+# Run the proxy against a simulated upstream. Prints commands to try.
 demo:
     cargo run --release -- demo
 
-# What CI runs: format, lints, documentation, tests.
+# Check format, lints, documentation, tests, licences and advisories. Takes minutes, needs no root.
 check:
-    .ci/run
+    scripts/check
 
-# The tests alone.
+# Run the tests only.
 test *arguments:
-    cargo test {{arguments}}
+    cargo test --workspace {{arguments}}
 
-# The poll storm: the same clients straight at the simulator and through refrain, in about ten minutes.
+# Run the tests that need root, Debian packages or minutes. Without a name: all parts.
+extended *parts:
+    tests/extended {{parts}}
+
+# Compare the same polling clients with and without refrain. Takes about ten minutes.
 storm *arguments:
     cargo bench --bench poll_storm -- {{arguments}}
 
-# Speed beside a bare hyper server, nginx and Varnish, in about 25 minutes; `--quick` for a few.
+# Compare the speed with a bare hyper server, nginx and Varnish. Takes about 25 minutes, fewer with `--quick`.
 bench *arguments:
     benches/compare.sh {{arguments}}
 
-# Advisories, licences and bans of the dependencies; needs cargo-deny.
+# Check the dependencies for advisories and licences. Needs cargo-deny.
 audit:
     cargo deny check
 
-# The container image.
+# Build the container image.
 image:
     docker build -t refrain .
