@@ -143,3 +143,27 @@ async fn beyond_loopback_it_needs_a_token_and_off_is_off() {
     assert_eq!(status("").await, 401);
     assert_eq!(status("authorization: Bearer admin-token\r\n").await, 200);
 }
+
+#[tokio::test]
+async fn without_a_token_only_loopback_hosts_are_accepted() {
+    let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
+    let program = Program::serve(&upstream.base_url(), folder.path(), &[]);
+    for (host, allowed) in [
+        ("127.0.0.1", true),
+        ("localhost:8081", true),
+        ("[::1]:1", true),
+        ("evil.example", false),
+        ("localhost.evil.example", false),
+        ("127.0.0.1.evil.example", false),
+        ("10.0.0.1", false),
+    ] {
+        for path in ["/healthz", "/metrics"] {
+            let answer = Wire::exchange(
+                program.admin,
+                format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"),
+            )
+            .await;
+            assert_eq!(answer.starts_with("HTTP/1.1 200"), allowed, "{host} {path}: {answer}");
+        }
+    }
+}

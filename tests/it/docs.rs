@@ -1,14 +1,14 @@
-//! What the documentation claims and a machine can check: links lead somewhere, tests it names exist, variables are
-//! keys.
+//! The documentation: its links have targets, the tests and variables that it names exist.
 
-use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::Command;
+
+use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The files below a folder of the repository, by their path in it.
+/// The files below a folder of the repository, as paths from its root.
 fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![Path::new(ROOT).join(folder)];
@@ -27,10 +27,11 @@ fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The README and everything in `docs`.
+/// The Markdown files at the top and everything in `docs`.
 fn pages() -> Vec<PathBuf> {
     let mut pages = files("docs", "md");
-    pages.insert(0, "README.md".into());
+    let top = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(PathBuf::from);
+    pages.extend(top.into_iter().filter(|page| Path::new(ROOT).join(page).exists()));
     pages
 }
 
@@ -39,76 +40,116 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The lines outside code blocks.
-fn prose(text: &str) -> impl Iterator<Item = &str> {
-    let mut in_block = false;
-    text.lines().filter(move |line| {
-        let is_fence = line.trim_start().starts_with("```");
-        in_block ^= is_fence;
-        !in_block && !is_fence
-    })
+/// The parts of a Markdown page that these tests check.
+#[derive(Default)]
+struct Page {
+    /// Targets of the links.
+    links: Vec<String>,
+    /// Anchors of the headings, as GitHub forms them.
+    anchors: Vec<String>,
+    /// Code spans, and lines of code blocks.
+    code: Vec<String>,
+    tables: Vec<Table>,
 }
 
-/// The anchors of a page's headings, as GitHub makes them.
-fn anchors(text: &str) -> Vec<String> {
-    let mut seen = HashMap::new();
-    let headings = prose(text).filter(|line| line.starts_with('#'));
-    headings
-        .map(|heading| {
-            let title = heading.trim_start_matches('#').trim().to_lowercase();
-            let kept = title.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
-            let anchor: String = kept.map(|c| if c == ' ' { '-' } else { c }).collect();
-            let count = seen.entry(anchor.clone()).and_modify(|count| *count += 1).or_insert(0);
-            if *count == 0 { anchor } else { format!("{anchor}-{count}") }
-        })
-        .collect()
+#[derive(Default)]
+struct Table {
+    /// Text of the header cells, in lower case.
+    header: Vec<String>,
+    /// Code spans of each row.
+    rows: Vec<Vec<String>>,
 }
 
-/// What the links of a page point to.
-fn links(text: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    for line in prose(text) {
-        for (_, rest) in line.match_indices("](").map(|(at, _)| line.split_at(at + 2)) {
-            found.extend(rest.split_once(')').map(|(target, _)| target.to_owned()));
+impl Page {
+    fn read(path: impl AsRef<Path>) -> Self {
+        let text = read(path);
+        let mut page = Self::default();
+        let mut place = Place::Other;
+        let mut heading = String::new();
+        for event in Parser::new_ext(&text, Options::ENABLE_TABLES) {
+            match event {
+                Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
+                    page.links.push(dest_url.into_string());
+                }
+                Event::Start(Tag::Heading { .. }) => (place, heading) = (Place::Heading, String::new()),
+                Event::End(TagEnd::Heading(_)) => {
+                    page.add_anchor(&heading);
+                    place = Place::Other;
+                }
+                Event::Start(Tag::CodeBlock(_)) => place = Place::CodeBlock,
+                Event::Start(Tag::Table(_)) => page.tables.push(Table::default()),
+                Event::Start(Tag::TableHead) => place = Place::TableHead,
+                Event::Start(Tag::TableRow) => page.last_table().rows.push(Vec::new()),
+                Event::Start(Tag::TableCell) if place == Place::TableHead => {
+                    page.last_table().header.push(String::new());
+                }
+                Event::End(TagEnd::CodeBlock | TagEnd::TableHead) => place = Place::Other,
+                Event::Text(text) => match place {
+                    Place::CodeBlock => page.code.extend(text.lines().map(|line| line.trim().to_owned())),
+                    Place::Heading => heading.push_str(&text),
+                    Place::TableHead => {
+                        let cell = page.last_table().header.last_mut();
+                        cell.expect("text is in a cell").push_str(&text.to_lowercase());
+                    }
+                    Place::Other => {}
+                },
+                Event::Code(code) => {
+                    if place == Place::Heading {
+                        heading.push_str(&code);
+                    }
+                    if let Some(row) = page.tables.last_mut().and_then(|table| table.rows.last_mut()) {
+                        row.push(code.to_string());
+                    }
+                    page.code.push(code.into_string());
+                }
+                _ => {}
+            }
         }
+        page
     }
-    found
+
+    fn last_table(&mut self) -> &mut Table {
+        self.tables.last_mut().expect("inside a table")
+    }
+
+    /// Adds a heading's anchor: lower case, no punctuation, `-` for a space, a number where it repeats.
+    fn add_anchor(&mut self, heading: &str) {
+        let letters = heading.to_lowercase();
+        let letters = letters.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        let anchor: String = letters.map(|c| if c == ' ' { '-' } else { c }).collect();
+        let numbered =
+            |number: usize| if number == 0 { anchor.clone() } else { format!("{anchor}-{number}") };
+        let free = (0..).map(numbered).find(|candidate| !self.anchors.contains(candidate));
+        self.anchors.extend(free);
+    }
 }
 
-/// The code spans and lines of code blocks.
-fn code(text: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut in_block = false;
-    for line in text.lines() {
-        if line.trim_start().starts_with("```") {
-            in_block = !in_block;
-        } else if in_block {
-            found.push(line.trim().to_owned());
-        } else {
-            found.extend(line.split('`').skip(1).step_by(2).map(ToOwned::to_owned));
-        }
-    }
-    found
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    Heading,
+    CodeBlock,
+    TableHead,
+    Other,
 }
 
-/// Asserts that a link on this page, or a mention in this file, leads somewhere.
-fn assert_leads_somewhere(from: &Path, folder: &Path, link: &str) {
+/// Asserts that a link on this page, or a mention in this file, has a target.
+fn assert_resolves(from: &Path, folder: &Path, link: &str) {
     let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
     let target = if path.is_empty() { from.to_owned() } else { folder.join(path) };
     assert!(Path::new(ROOT).join(&target).exists(), "{}: {link}", from.display());
     assert!(
-        anchor.is_empty() || anchors(&read(&target)).iter().any(|found| found == anchor),
+        anchor.is_empty() || Page::read(&target).anchors.iter().any(|found| found == anchor),
         "{}: {link}",
         from.display()
     );
 }
 
 #[test]
-fn links_and_anchors_of_the_documentation_lead_somewhere() {
+fn every_link_of_the_documentation_has_a_target() {
     let mut checked = 0;
-    for page in pages() {
-        for link in links(&read(&page)).iter().filter(|link| !link.starts_with("https://")) {
-            assert_leads_somewhere(&page, page.parent().unwrap(), link);
+    for path in pages() {
+        for link in Page::read(&path).links.iter().filter(|link| !link.starts_with("https://")) {
+            assert_resolves(&path, path.parent().unwrap(), link);
             checked += 1;
         }
     }
@@ -116,13 +157,13 @@ fn links_and_anchors_of_the_documentation_lead_somewhere() {
 }
 
 #[test]
-fn pages_that_deployment_files_point_to_exist() {
+fn every_page_named_in_a_deployment_file_exists() {
     let mut checked = 0;
     for file in files("config", "") {
         let text = read(&file);
         for (at, _) in text.match_indices(" docs/") {
             let mention = text[at + 1..].split_whitespace().next().unwrap_or_default();
-            assert_leads_somewhere(&file, Path::new(""), mention.trim_end_matches(['.', ',', ':', ';']));
+            assert_resolves(&file, Path::new(""), mention.trim_end_matches(['.', ',', ':', ';']));
             checked += 1;
         }
     }
@@ -130,14 +171,37 @@ fn pages_that_deployment_files_point_to_exist() {
 }
 
 #[test]
-fn every_page_of_the_documentation_is_linked_from_the_readme() {
-    let linked = links(&read("README.md"));
-    for page in files("docs", "md") {
-        assert!(linked.iter().any(|link| Path::new(link) == page), "{}", page.display());
+fn every_page_of_the_documentation_is_linked() {
+    let linked = Page::read("README.md").links;
+    for path in files("docs", "md") {
+        let is_top = path.parent() == Some(Path::new("docs"));
+        // Records of decisions are linked from any page.
+        let is_linked = |from: &Path| {
+            let folder = from.parent().expect("a folder");
+            Page::read(from).links.iter().any(|link| {
+                let link = folder.join(link.split('#').next().unwrap_or_default());
+                normal(&link) == path
+            })
+        };
+        let found = linked.iter().any(|link| Path::new(link) == path)
+            || !is_top && pages().iter().filter(|page| **page != path).any(|page| is_linked(page));
+        assert!(found, "{}", path.display());
     }
 }
 
-/// The tests of this very program, as it lists them.
+/// A relative path without `.` and `..`.
+fn normal(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut normal, part| {
+        match part {
+            Component::ParentDir => drop(normal.pop()),
+            Component::CurDir => {}
+            part => normal.push(part),
+        }
+        normal
+    })
+}
+
+/// The tests of this program, as it lists them.
 fn tests_of_it() -> Vec<String> {
     let listed = Command::new(std::env::current_exe().expect("its own path"))
         .args(["--list", "--format=terse"])
@@ -177,7 +241,7 @@ fn extended_parts() -> Vec<String> {
     rest.split_once(')').expect("their end").0.split_whitespace().map(ToOwned::to_owned).collect()
 }
 
-/// What is wrong with a command that runs tests: the filters that match none. `None` for any other command.
+/// Returns the filters of a command that match no test, or `None` if the command runs no tests.
 fn unmatched(command: &str) -> Option<Vec<String>> {
     let words: Vec<&str> = command.split_whitespace().take_while(|word| *word != "#").collect();
     let (filters, tests, exact) = match words.as_slice() {
@@ -197,30 +261,39 @@ fn unmatched(command: &str) -> Option<Vec<String>> {
 }
 
 #[test]
-fn every_test_that_the_documentation_names_exists() {
-    for page in pages() {
-        for command in code(&read(&page)) {
+fn every_test_named_in_the_documentation_exists() {
+    for path in pages() {
+        for command in Page::read(&path).code {
             let unmatched = unmatched(&command).unwrap_or_default();
-            assert!(unmatched.is_empty(), "{}: {command}: no test matches {unmatched:?}", page.display());
+            assert!(unmatched.is_empty(), "{}: {command}: no test matches {unmatched:?}", path.display());
         }
     }
 }
 
 #[test]
-fn every_promise_of_the_readme_is_held_by_a_test() {
-    let readme = read("README.md");
-    let (_, table) = readme.split_once("| promise | held by |").expect("the table of promises");
-    let rows: Vec<&str> = table.lines().skip(2).take_while(|line| line.starts_with('|')).collect();
-    // As many as were made.
-    assert!(rows.len() >= 12, "{rows:?}");
-    for row in rows {
-        assert!(code(row).iter().any(|command| unmatched(command).is_some()), "{row}");
+fn every_documented_guarantee_names_its_tests() {
+    let mut checked = 0;
+    for path in pages() {
+        for table in Page::read(&path).tables {
+            if !table.header.iter().any(|cell| cell == "held by" || cell == "tests") {
+                continue;
+            }
+            for row in table.rows {
+                assert!(
+                    row.iter().any(|command| unmatched(command).is_some()),
+                    "{}: {row:?}",
+                    path.display()
+                );
+                checked += 1;
+            }
+        }
     }
+    assert!(checked >= 12, "{checked}");
 }
 
 #[test]
-fn every_variable_in_documentation_and_deployment_files_is_a_key() {
-    // That this file has every key is checked beside the keys themselves.
+fn every_variable_named_in_documentation_is_a_key() {
+    // A test in `config` checks that this file has every key.
     let keys: toml::Table = read("config/refrain.toml").parse().unwrap();
     let is_key = |variable: &str| {
         let name = variable.strip_prefix("REFRAIN_")?.to_ascii_lowercase();

@@ -1,23 +1,31 @@
 //! Black-box tests: the real program on a real port, the simulator as upstream, upstream calls counted.
 //!
-//! A file a behaviour; [`support`] holds what a client does.
+//! One file per behaviour. [`support`] has the clients, the app under test and the program under test.
 
 #![expect(unreachable_pub, reason = "a test binary has no other crate to reach")]
 
-mod access;
 mod admin;
 mod api;
-mod bytes;
+mod batching;
+mod commands;
+mod configuration;
 mod crash;
 mod dashboard;
 mod docs;
+mod fidelity;
+mod finality;
+mod ids;
+mod isolation;
+mod limits;
+mod log;
 mod lookups;
 mod metrics;
-mod mix_ups;
-mod operations;
 mod passthrough;
-mod program;
+mod preferences;
+mod recheck;
 mod secrets;
+mod shared_mode;
+mod shutdown;
 mod storage;
 mod support;
 mod tasks_command;

@@ -164,6 +164,42 @@ async fn what_happened_is_what_is_counted() {
     assert_eq!(count("refrain_lane_callers", &[]), 0.0);
 }
 
+#[tokio::test]
+async fn contract_metrics_are_exposed() {
+    let (upstream, _folder, program, http) = start().await;
+    let id = upstream.create_finished("producer", "t");
+    for _ in 0..2 {
+        http.retrieve("t", &id).await.expect("an answer");
+    }
+    let text = get(&program, "/metrics", "text/plain").await.1;
+    for start in [
+        "refrain_requests_total{",
+        "refrain_ids_total{",
+        "refrain_upstream_calls_total{",
+        "refrain_upstream_calls_saved_total ",
+        "refrain_store_errors_total",
+    ] {
+        assert!(text.lines().any(|line| line.starts_with(start)), "{start}: {text}");
+    }
+    let labelled = |line: &str, words: &[&str]| words.iter().all(|word| line.contains(word));
+    let found = |words: &[&str]| text.lines().any(|line| labelled(line, words));
+    assert!(
+        found(&[
+            "refrain_requests_total{",
+            "service=\"producer\"",
+            "action=\"retrieve\"",
+            "outcome=\"hit\"",
+            "} 1"
+        ]),
+        "{text}"
+    );
+    assert!(
+        found(&["refrain_upstream_calls_total{", "service=\"producer\"", "status=\"200\"", "} 1"]),
+        "{text}"
+    );
+    assert!(found(&["refrain_ids_total{", "outcome=\"hit\"", "} 1"]), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_in_a_lane_shows_while_it_waits() {
     let (upstream, _folder, program, http) = start().await;

@@ -1,4 +1,4 @@
-//! Damage, locks and other programs at the store's file: never a wrong byte, never a wiped file, always an answer.
+//! The store's file under damage, locks and other programs: no wrong byte, no lost file, no failed lookup.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    DOCUMENTED, DOCUMENTED_ID, Program, StoreFile, TestApp, client, eventually, simulator, task_text,
+    DOCUMENTED, DOCUMENTED_ID, Program, StoreFile, TestApp, client, eventually, get, simulator, task_text,
 };
 
 /// Runs `serve`, which is to end by itself, on a folder's store.
@@ -22,10 +22,11 @@ fn refused_start(folder: &Path, url: &str) -> Output {
 fn one_line(output: &Output) -> String {
     let text = String::from_utf8(output.stderr.clone()).expect("text");
     assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{text}");
+    assert!(output.stdout.is_empty(), "{output:?}");
     text
 }
 
-fn set_aside(folder: &Path) -> Vec<String> {
+fn files_set_aside(folder: &Path) -> Vec<String> {
     fs::read_dir(folder)
         .expect("a folder")
         .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
@@ -34,7 +35,7 @@ fn set_aside(folder: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_damaged_row_is_a_miss_and_fetched_again() {
+async fn damaged_row_is_a_miss_and_is_fetched_again() {
     let damages = [
         "UPDATE task SET body = CAST(substr(body, 1, 100) || x'07' || substr(body, 102) AS BLOB)",
         "UPDATE task SET body = substr(body, 1, length(body) - 1)",
@@ -70,11 +71,11 @@ async fn a_damaged_row_is_a_miss_and_fetched_again() {
             .and_then(|count| count.parse::<usize>().ok());
         assert!(counted > Some(n), "{damage}: {counted:?}");
     }
-    assert!(set_aside(app.folder.path()).is_empty());
+    assert!(files_set_aside(app.folder.path()).is_empty());
 }
 
 #[tokio::test]
-async fn a_right_of_another_reader_opens_nothing() {
+async fn grant_moved_to_another_reader_opens_no_record() {
     let app = TestApp::spawn().await;
     for token in ["a", "b"] {
         for id in ["one", "two"] {
@@ -101,7 +102,7 @@ async fn a_right_of_another_reader_opens_nothing() {
 }
 
 #[tokio::test]
-async fn a_byte_flipped_anywhere_in_the_file_never_becomes_a_wrong_answer() {
+async fn flipped_bit_in_the_file_never_becomes_a_wrong_response() {
     let app = TestApp::spawn().await;
     let ids: Vec<String> = (0..40).map(|n| format!("task-{n}")).collect();
     for (n, id) in ids.iter().enumerate() {
@@ -130,7 +131,7 @@ async fn a_byte_flipped_anywhere_in_the_file_never_becomes_a_wrong_answer() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_no_sound_database_is_set_aside_loudly() {
+async fn corrupt_database_is_set_aside_with_an_error_in_the_log() {
     let upstream = simulator().await;
     upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     let folder = tempfile::tempdir().unwrap();
@@ -159,9 +160,9 @@ async fn a_file_that_is_no_sound_database_is_set_aside_loudly() {
         program.signal("TERM");
         assert!(program.wait().success());
         let log = program.log();
-        assert!(log.contains("ERROR") && log.contains("set aside"), "{log}");
+        assert!(log.contains("ERROR") && log.contains("set aside") && log.contains("corrupt"), "{log}");
         // Names hold the second, so that of two in one second one has a number.
-        let mut kept = set_aside(folder.path());
+        let mut kept = files_set_aside(folder.path());
         kept.retain(|name| !name.ends_with("-wal") && !name.ends_with("-shm"));
         assert_eq!(kept.len(), n + 1, "{kept:?}");
         assert!(kept.iter().any(|name| fs::read(folder.path().join(name)).unwrap() == bytes), "{n}");
@@ -169,7 +170,7 @@ async fn a_file_that_is_no_sound_database_is_set_aside_loudly() {
 }
 
 #[tokio::test]
-async fn a_file_of_a_later_version_or_another_program_is_refused_untouched() {
+async fn newer_or_foreign_database_is_refused_untouched() {
     let app = TestApp::spawn().await;
     app.upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     app.retrieve("t", DOCUMENTED_ID).await;
@@ -181,7 +182,24 @@ async fn a_file_of_a_later_version_or_another_program_is_refused_untouched() {
     )
     .await;
     file.close().await;
-    refused_and_untouched(folder.path(), "newer refrain");
+    assert_refused_untouched(folder.path(), "newer refrain");
+
+    // A newer version may have none of today's tables.
+    let folder = tempfile::tempdir().unwrap();
+    fs::File::create(folder.path().join("refrain.db")).unwrap();
+    let mut file = StoreFile::open(folder.path()).await;
+    file.run(
+        "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL,
+         installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL,
+         checksum BLOB NOT NULL, execution_time BIGINT NOT NULL)",
+    )
+    .await;
+    file.run(
+        "INSERT INTO _sqlx_migrations VALUES (999999, 'from the future', CURRENT_TIMESTAMP, 1, x'00', 1)",
+    )
+    .await;
+    file.close().await;
+    assert_refused_untouched(folder.path(), "refrain.db");
 
     let folder = tempfile::tempdir().unwrap();
     let created = Program::command().arg("--version").output().unwrap();
@@ -190,20 +208,20 @@ async fn a_file_of_a_later_version_or_another_program_is_refused_untouched() {
     let mut file = StoreFile::open(folder.path()).await;
     file.run("CREATE TABLE invoices (id INTEGER PRIMARY KEY, sum REAL)").await;
     file.close().await;
-    refused_and_untouched(folder.path(), "another program");
+    assert_refused_untouched(folder.path(), "another program");
 }
 
-fn refused_and_untouched(folder: &Path, why: &str) {
+fn assert_refused_untouched(folder: &Path, why: &str) {
     let before = fs::read(folder.join("refrain.db")).expect("readable");
     let line = one_line(&refused_start(folder, "sqlite://refrain.db"));
     assert!(line.contains(why) && line.contains("refrain.db"), "{line}");
-    assert!(set_aside(folder).is_empty());
+    assert!(files_set_aside(folder).is_empty());
     assert_eq!(fs::read(folder.join("refrain.db")).expect("readable"), before);
     assert!(fs::metadata(folder.join("refrain.db-wal")).map_or(0, |log| log.len()) == 0);
 }
 
 #[tokio::test]
-async fn a_database_locked_by_another_program_costs_no_answer_and_heals() {
+async fn locked_database_fails_no_lookup_and_recovers() {
     let upstream = simulator().await;
     let folder = tempfile::tempdir().unwrap();
     let program = Program::serve(&upstream.base_url(), folder.path(), &[]);
@@ -239,22 +257,25 @@ async fn a_database_locked_by_another_program_costs_no_answer_and_heals() {
 }
 
 async fn readiness(program: &Program) -> u16 {
-    let url = format!("http://{}/readyz", program.admin);
-    client(program.admin).http.get(url).send().await.expect("the admin port answers").status().as_u16()
+    get(program.admin, "/readyz").await.status
 }
 
 #[test]
-fn a_folder_where_nothing_can_be_written_ends_the_start() {
+fn unwritable_store_path_ends_the_start_with_one_line() {
     let folder = tempfile::tempdir().unwrap();
     // Not even root writes there.
     let line = one_line(&refused_start(folder.path(), "sqlite:///proc/refrain.db"));
     assert!(line.contains("/proc/refrain.db") && line.contains("folder"), "{line}");
     let line = one_line(&refused_start(folder.path(), "sqlite://missing/refrain.db"));
     assert!(line.contains("missing/refrain.db") && line.contains("folder"), "{line}");
+    assert!(!folder.path().join("missing").exists());
+    fs::create_dir(folder.path().join("directory")).unwrap();
+    let line = one_line(&refused_start(folder.path(), "sqlite://directory"));
+    assert!(line.contains("directory"), "{line}");
 }
 
 #[tokio::test]
-async fn a_second_serve_on_one_file_ends_with_one_line_and_harms_nobody() {
+async fn second_serve_on_one_store_ends_with_one_line() {
     let upstream = simulator().await;
     let folder = tempfile::tempdir().unwrap();
     upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
@@ -265,10 +286,15 @@ async fn a_second_serve_on_one_file_ends_with_one_line_and_harms_nobody() {
     assert!(line.contains("in use by another refrain"), "{line}");
     assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");
     assert_eq!(readiness(&program).await, 200);
+
+    // The lock of a killed process does not count.
+    drop(program);
+    let program = Program::serve(&upstream.base_url(), folder.path(), &[]);
+    assert_eq!(client(program.address).retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");
 }
 
 #[tokio::test]
-async fn without_the_memory_tier_everything_comes_from_the_file() {
+async fn store_without_memory_cache_serves_from_the_file() {
     let app = TestApp::spawn_with(|config| config.store.memory_bytes = 0).await;
     app.upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     assert_eq!(app.retrieve("t", DOCUMENTED_ID).await.x_cache(), "MISS");

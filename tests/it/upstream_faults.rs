@@ -1,4 +1,4 @@
-//! What an upstream may do wrong to a look-up: told plainly, never stored, and healed when it does right again.
+//! Faults of the upstream in lookups: reported plainly, never stored, and over as soon as the upstream recovers.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ async fn app() -> TestApp {
 }
 
 /// After the fault nothing is stored, and the first sound answer is.
-async fn assert_heals(app: &TestApp) {
+async fn assert_recovers(app: &TestApp) {
     app.upstream.clear_rules();
     eventually("the upstream is asked again", async || {
         app.retrieve("t", "probe").await.status == StatusCode::OK
@@ -40,7 +40,7 @@ async fn assert_heals(app: &TestApp) {
 type MakeRule = fn(Rule) -> Rule;
 
 #[tokio::test]
-async fn an_answer_that_never_comes_whole_is_a_502_in_our_shape() {
+async fn incomplete_response_is_a_502_in_the_documented_shape() {
     let faults: [(&str, MakeRule); 13] = [
         ("reset before headers", |rule| rule.reset_before_headers()),
         ("closed before headers", |rule| rule.close_without_answer()),
@@ -71,12 +71,12 @@ async fn an_answer_that_never_comes_whole_is_a_502_in_our_shape() {
             assert_error(&reply, 502, "api_error");
             assert!(!String::from_utf8_lossy(&reply.body).contains(&address), "{name}");
         }
-        assert_heals(&app).await;
+        assert_recovers(&app).await;
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_takes_too_long_is_a_504() {
+async fn slow_response_is_a_504() {
     let faults: [(&str, MakeRule); 3] = [
         ("black hole", |rule| rule.black_hole()),
         ("stalled body", |rule| rule.stall_after(20)),
@@ -90,12 +90,12 @@ async fn an_answer_that_takes_too_long_is_a_504() {
         assert_eq!(reply.status.as_u16(), 504, "{name}: {reply:?}");
         assert_error(&reply, 504, "timeout");
         assert!(start.elapsed() < Duration::from_secs(4), "{name}: {:?}", start.elapsed());
-        assert_heals(&app).await;
+        assert_recovers(&app).await;
     }
 }
 
 #[tokio::test]
-async fn a_refused_connection_is_a_502_and_stored_tasks_are_served_meanwhile() {
+async fn unreachable_upstream_is_a_502_and_stored_records_are_hits() {
     let app = app().await;
     let stored = app.upstream.create_finished("producer", "t");
     app.retrieve("t", &stored).await;
@@ -108,11 +108,11 @@ async fn a_refused_connection_is_a_502_and_stored_tasks_are_served_meanwhile() {
     }
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     app.upstream.resume().await.expect("the port is free again");
-    assert_heals(&app).await;
+    assert_recovers(&app).await;
 }
 
 #[tokio::test]
-async fn a_200_that_is_no_task_is_relayed_alone_and_a_502_for_many() {
+async fn invalid_200_is_relayed_alone_and_a_502_in_a_batch() {
     let bodies: [(&str, &str); 11] = [
         ("text/html; charset=utf-8", "<!doctype html><title>Down</title>"),
         ("application/json", ""),
@@ -136,12 +136,12 @@ async fn a_200_that_is_no_task_is_relayed_alone_and_a_502_for_many() {
         let many = app.batch("t", &["id", "other"]).await;
         assert_eq!(many.status.as_u16(), 502, "{body}: {many:?}");
         assert_error(&many, 502, "api_error");
-        assert_heals(&app).await;
+        assert_recovers(&app).await;
     }
 }
 
 #[tokio::test]
-async fn a_batch_answer_of_the_wrong_shape_is_a_502() {
+async fn batch_response_of_the_wrong_shape_is_a_502() {
     for body in [
         "{}",
         r#"{"items":null,"count":0}"#,
@@ -153,12 +153,12 @@ async fn a_batch_answer_of_the_wrong_shape_is_a_502() {
         app.upstream.script(Rule::look_ups().body("application/json", body));
         let reply = app.batch("t", &["id", "other"]).await;
         assert_eq!(reply.status.as_u16(), 502, "{body}: {reply:?}");
-        assert_heals(&app).await;
+        assert_recovers(&app).await;
     }
 }
 
 #[tokio::test]
-async fn a_foreign_task_is_relayed_and_credited_to_nobody() {
+async fn record_of_another_id_is_relayed_and_stored_for_no_token() {
     let app = app().await;
     app.upstream.put_raw("producer", "owner", "foreign", finished("foreign", "secret"));
     app.upstream.script(Rule::look_ups().token("t").body("application/json", finished("foreign", "x")));
@@ -166,11 +166,11 @@ async fn a_foreign_task_is_relayed_and_credited_to_nobody() {
     assert_eq!((reply.status, reply.body), (StatusCode::OK, finished("foreign", "x").into()));
     app.upstream.clear_rules();
     assert_eq!(app.retrieve("t", "foreign").await.body, "{}", "neither stored nor a right to it");
-    assert_heals(&app).await;
+    assert_recovers(&app).await;
 }
 
 #[tokio::test]
-async fn of_a_batch_only_records_of_ids_that_were_asked_for_are_used() {
+async fn batch_items_that_were_not_requested_are_ignored() {
     let app = app().await;
     app.upstream.script(
         Rule::look_ups()
@@ -195,7 +195,7 @@ async fn of_a_batch_only_records_of_ids_that_were_asked_for_are_used() {
 }
 
 #[tokio::test]
-async fn swapped_and_repeated_items_go_to_the_ids_they_belong_to() {
+async fn swapped_and_repeated_items_reach_their_own_ids() {
     let app = app().await;
     app.upstream.script(Rule::look_ups().repeat_items().reverse_items());
     let reply = app.batch("t", &["id", "other", "id"]).await;
@@ -207,7 +207,7 @@ async fn swapped_and_repeated_items_go_to_the_ids_they_belong_to() {
 }
 
 #[tokio::test]
-async fn of_two_texts_for_one_id_neither_is_stored() {
+async fn conflicting_records_of_one_id_are_not_stored() {
     for first in [true, false] {
         let app = app().await;
         app.upstream.script(Rule::look_ups().action("retrieve_batch").items(move |mut items| {
@@ -225,7 +225,7 @@ async fn of_two_texts_for_one_id_neither_is_stored() {
 }
 
 #[tokio::test]
-async fn a_compressed_answer_is_unpacked_and_kept_as_the_text_it_holds() {
+async fn compressed_response_is_stored_decompressed() {
     let app = app().await;
     app.upstream.script(Rule::look_ups().gzip());
     let miss = app.retrieve("t", "id").await;
@@ -235,7 +235,7 @@ async fn a_compressed_answer_is_unpacked_and_kept_as_the_text_it_holds() {
 }
 
 #[tokio::test]
-async fn an_answer_beyond_the_cap_is_a_502_packed_or_not() {
+async fn oversized_response_is_a_502_compressed_or_not() {
     let faults: [MakeRule; 2] = [|rule| rule.gzip_bomb(20_000_000), |rule| rule.large(200_000_000)];
     for fault in faults {
         let app = TestApp::spawn_with(|config| {
@@ -252,12 +252,12 @@ async fn an_answer_beyond_the_cap_is_a_502_packed_or_not() {
             assert_eq!(reply.status.as_u16(), 502, "{reply:?}");
             assert_error(&reply, 502, "api_error");
         }
-        assert_heals(&app).await;
+        assert_recovers(&app).await;
     }
 }
 
 #[tokio::test]
-async fn a_body_longer_than_declared_counts_as_declared() {
+async fn bytes_after_the_declared_length_are_ignored() {
     let app = app().await;
     let text = finished("id", "x");
     let raw = format!(
@@ -272,7 +272,7 @@ async fn a_body_longer_than_declared_counts_as_declared() {
 }
 
 #[tokio::test]
-async fn a_redirect_of_a_look_up_is_a_502_and_the_token_goes_nowhere_else() {
+async fn redirected_lookup_is_a_502_and_its_token_goes_nowhere_else() {
     let elsewhere = simulator().await;
     for status in [300, 301, 302, 303, 307, 308, 304] {
         let app = app().await;
@@ -284,13 +284,13 @@ async fn a_redirect_of_a_look_up_is_a_502_and_the_token_goes_nowhere_else() {
             assert_error(&reply, 502, "api_error");
             assert!(!reply.headers.contains_key("location"));
         }
-        assert_heals(&app).await;
+        assert_recovers(&app).await;
     }
     assert_eq!(elsewhere.call_count(), 0);
 }
 
 #[tokio::test]
-async fn errors_are_relayed_with_any_retry_after_and_never_stored() {
+async fn error_with_any_retry_after_is_relayed_and_never_stored() {
     let forms = ["3", "0", "999999999999", "-5", "abc", "Wed, 21 Oct 2099 07:28:00 GMT", "1.5"];
     for form in forms {
         for (status, code) in [(429, "too_many_requests"), (503, "api_error")] {
@@ -312,7 +312,7 @@ async fn errors_are_relayed_with_any_retry_after_and_never_stored() {
 }
 
 #[tokio::test]
-async fn a_500_is_relayed_and_the_next_answer_is_stored() {
+async fn error_is_relayed_and_the_next_record_is_stored() {
     let app = app().await;
     for (status, code) in
         [(500, "api_error"), (502, "api_error"), (504, "timeout"), (400, "bad_request"), (404, "no_api")]
@@ -321,11 +321,11 @@ async fn a_500_is_relayed_and_the_next_answer_is_stored() {
         assert_error(&app.retrieve("t", "id").await, status, code);
         app.upstream.clear_rules();
     }
-    assert_heals(&app).await;
+    assert_recovers(&app).await;
 }
 
 #[tokio::test]
-async fn a_look_up_is_tried_again_after_5xx_and_transport_errors_and_not_after_4xx() {
+async fn lookup_is_retried_after_5xx_and_reset_but_not_after_4xx() {
     let faults: [(&str, MakeRule, usize); 4] = [
         ("503", |rule| rule.status(503, "api_error"), 2),
         ("429", |rule| rule.status(429, "too_many_requests").retry_after("1"), 2),
@@ -348,36 +348,11 @@ async fn a_look_up_is_tried_again_after_5xx_and_transport_errors_and_not_after_4
 }
 
 #[tokio::test]
-async fn a_look_up_on_a_stale_pooled_connection_is_not_noticed() {
+async fn stale_connection_does_not_fail_a_lookup() {
     let app = TestApp::spawn().await;
     app.upstream.script(Rule::look_ups().close_afterwards());
     for _ in 0..20 {
         let id = app.upstream.create_finished("producer", "t");
         assert_eq!(app.retrieve("t", &id).await.status, StatusCode::OK);
-    }
-}
-
-#[tokio::test]
-async fn an_error_or_nothing_never_replaces_a_stored_task() {
-    let app = TestApp::spawn_with(|config| {
-        strict(config);
-        config.access.recheck_after = Duration::from_millis(50);
-    })
-    .await;
-    app.upstream.put_raw("producer", "t", "id", finished("id", "x"));
-    app.retrieve("t", "id").await;
-    for rule in [
-        Rule::look_ups().body("application/json", "{}"),
-        Rule::look_ups().body("application/json", r#"{"id":"id"}"#),
-        Rule::look_ups().html(),
-        Rule::look_ups().body("application/json", finished("id", "another")),
-    ] {
-        app.upstream.clear_rules();
-        app.upstream.script(rule);
-        let due = Instant::now();
-        eventually("the recheck is due", async || due.elapsed() > Duration::from_millis(80)).await;
-        let reply = app.retrieve("t", "id").await;
-        assert_eq!(reply.status, StatusCode::OK);
-        assert!(reply.json()["finished_at"].is_number(), "{reply:?}");
     }
 }

@@ -149,11 +149,6 @@ impl TestApp {
         self.upstream.look_up_calls().len()
     }
 
-    /// Begins the shutdown, as the first signal does.
-    pub fn begin_shutdown(&self) {
-        self.shutdown.cancel();
-    }
-
     /// Shuts down and waits for the end; what is left to start again with.
     pub async fn stop(self) -> (Simulator, TempDir) {
         self.shutdown.cancel();

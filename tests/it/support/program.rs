@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -114,4 +114,38 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Variables that let the program listen on free ports.
+pub const FREE_PORTS: [(&str, &str); 2] =
+    [("REFRAIN_SERVER__LISTEN", "127.0.0.1:0"), ("REFRAIN_ADMIN__LISTEN", "127.0.0.1:0")];
+
+/// Runs a command of the program to its end, in this folder.
+pub fn run(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Program::command();
+    command.current_dir(folder).args(arguments).envs(environment.iter().copied());
+    command.output().expect("the program runs")
+}
+
+/// Asserts that a command failed with this exit code and one line on stderr that contains all these words.
+///
+/// Returns the line.
+pub fn assert_one_line_error(output: &Output, code: i32, words: &[&str]) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    assert_eq!(stderr.trim_end().lines().count(), 1, "one clear line: {stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "{word:?} is not in: {stderr}");
+    }
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    stderr
+}
+
+/// Runs `refrain health` against this program.
+pub async fn health(program: &Program, folder: &Path) -> Output {
+    let (admin, folder) = (program.admin.to_string(), folder.to_owned());
+    tokio::task::spawn_blocking(move || run(&folder, &["health"], &[("REFRAIN_ADMIN__LISTEN", &admin)]))
+        .await
+        .expect("no panic")
 }

@@ -65,6 +65,13 @@ pub fn request(line: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> 
     [head.as_bytes(), body].concat()
 }
 
+/// Sends a `GET` on a connection of its own.
+pub async fn get(address: SocketAddr, path: &str) -> RawAnswer {
+    let mut wire = Wire::connect(address).await;
+    wire.write(format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n")).await;
+    wire.answer().await
+}
+
 /// An answer as it came over the wire.
 #[derive(Clone, Debug)]
 pub struct RawAnswer {

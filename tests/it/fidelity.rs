@@ -1,4 +1,4 @@
-//! The upstream's own bytes, whatever they are, on every road; and that splitting and merging cannot be noticed.
+//! Fidelity: records are served as the exact bytes of the upstream, and splitting and merging batches is invisible.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -89,7 +89,7 @@ fn in_envelope(texts: &[&str]) -> String {
 }
 
 #[test]
-fn a_tasks_text_is_the_upstreams_bytes_on_every_road() {
+fn record_bytes_are_unchanged_on_every_path() {
     let runtime = Runtime::new().expect("a runtime");
     let (hot, cold) = runtime.block_on(async {
         (TestApp::spawn().await, TestApp::spawn_with(|config| config.store.memory_bytes = 0).await)
@@ -160,7 +160,7 @@ struct Envelope<'a> {
 }
 
 #[tokio::test]
-async fn whatever_json_a_task_is_it_is_relayed_alone_and_not_lost_from_a_batch() {
+async fn any_valid_json_record_is_relayed_alone_and_in_a_batch() {
     let app = TestApp::spawn_with(|config| config.tasks.pending_max_age = std::time::Duration::ZERO).await;
     let deep = format!("{}{}", "[".repeat(300), "]".repeat(300));
     let values = [
@@ -188,7 +188,7 @@ async fn whatever_json_a_task_is_it_is_relayed_alone_and_not_lost_from_a_batch()
 }
 
 #[test]
-fn a_split_and_merged_batch_is_what_the_upstream_itself_answers() {
+fn split_and_merged_batch_equals_the_upstream_response() {
     let runtime = Runtime::new().expect("a runtime");
     let app = runtime.block_on(TestApp::spawn_with(|config| {
         config.upstream.max_batch = 3;

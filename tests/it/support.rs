@@ -1,4 +1,4 @@
-//! What clients do, and the servers they do it to.
+//! Clients of the proxy, and the proxy itself: in this process, or as a program of its own.
 
 mod app;
 mod file;
@@ -9,16 +9,18 @@ mod wire;
 pub use app::{Reply, TestApp, simulator};
 pub use file::StoreFile;
 pub use load::{Client, client, in_parallel, task_text};
-pub use program::Program;
-pub use wire::{RawAnswer, Wire, request};
+pub use program::{FREE_PORTS, Program, assert_one_line_error, health, run};
+pub use wire::{RawAnswer, Wire, get, request};
 
 use std::time::Duration;
+
+use refrain::config::Config;
 
 /// Longest wait for anything that should happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The documentation's own finished task, and its id.
-pub const DOCUMENTED: &[u8] = include_bytes!("../../fixtures/retrieve.json");
+pub const DOCUMENTED: &[u8] = include_bytes!("../fixtures/retrieve.json");
 /// The id of [`DOCUMENTED`].
 pub const DOCUMENTED_ID: &str = "1a6ac2ad-10f2-4e2b-b500-66ec27fe82ad";
 
@@ -29,6 +31,12 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
         assert!(start.elapsed() < PATIENCE, "never: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Makes every lookup of a pending task go upstream, once.
+pub fn without_pending_cache(config: &mut Config) {
+    config.tasks.pending_max_age = Duration::ZERO;
+    config.upstream.max_retries = 0;
 }
 
 /// A finished task of this id as JSON text; `extra` tells one text from another.

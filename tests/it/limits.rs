@@ -1,0 +1,69 @@
+//! Limits: idle, half-sent and too many connections leave other clients unaffected.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+
+use crate::support::{DOCUMENTED, DOCUMENTED_ID, PATIENCE, Program, Wire, client, simulator, task_text};
+
+#[tokio::test]
+async fn idle_connections_do_not_exhaust_64_descriptors_for_good() {
+    let upstream = simulator().await;
+    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new("sh");
+    let binary = Program::command().get_program().to_owned();
+    command.env_clear().args(["-c", "ulimit -n 64 && exec \"$0\" serve"]).arg(binary);
+    let program = Program::start(command, &upstream.base_url(), folder.path(), &[]);
+    let http = client(program.address);
+    assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "MISS");
+
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        let connecting = tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(program.address));
+        let Ok(Ok(stream)) = connecting.await else { break };
+        idle.push(stream);
+    }
+    assert!(idle.len() >= 64, "{}", idle.len());
+    for path in ["healthz", "readyz", "metrics"] {
+        let url = format!("http://{}/{path}", program.admin);
+        assert_eq!(http.http.get(url).send().await.expect("reachable").status(), 200, "{path}");
+    }
+    // A client that was connected before is served all the while.
+    assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");
+    upstream.put_raw("producer", "t", "new", task_text("new", "t", 10));
+    assert_eq!(http.retrieve("t", "new").await.unwrap().x_cache(), "MISS");
+
+    drop(idle);
+    let fresh = client(program.address);
+    let reply = tokio::time::timeout(PATIENCE, fresh.retrieve("t", DOCUMENTED_ID)).await.expect("in time");
+    assert_eq!(reply.unwrap().x_cache(), "HIT");
+}
+
+#[tokio::test]
+async fn idle_and_half_sent_requests_leave_others_unaffected() {
+    let upstream = simulator().await;
+    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::serve(&upstream.base_url(), folder.path(), &[]);
+    let http = client(program.address);
+    http.retrieve("t", DOCUMENTED_ID).await.unwrap();
+    let starts = [
+        "",
+        "POST /producer/tasks HTTP/1.1\r\nhost: x\r\n",
+        "POST /producer/tasks HTTP/1.1\r\nhost: x\r\n\
+        authorization: Bearer t\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"act",
+    ];
+    let mut slow = Vec::new();
+    for n in 0..300 {
+        let mut wire = Wire::connect(program.address).await;
+        wire.write(starts[n % 3]).await;
+        slow.push(wire);
+    }
+    let start = Instant::now();
+    for _ in 0..50 {
+        assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");
+    }
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}

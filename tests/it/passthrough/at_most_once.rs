@@ -1,0 +1,76 @@
+//! At most once: no request that starts work is ever sent twice.
+
+use refrain_simulator::Rule;
+
+use super::{BEARER, BYPASS, PAID, forwarded};
+use crate::support::{TestApp, request};
+
+#[tokio::test]
+async fn failure_before_the_headers_is_a_502_and_is_not_retried() {
+    let app = TestApp::spawn().await;
+    let rules = [
+        Rule::any().reset_before_headers(),
+        Rule::any().close_without_answer(),
+        Rule::any().raw("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\nok"),
+        Rule::any().raw("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok"),
+        Rule::any().raw("HTTP/9.9 200 OK\r\n\r\n"),
+        Rule::any().raw("hello\r\n\r\n"),
+        Rule::any().raw("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"),
+    ];
+    for (number, rule) in rules.into_iter().enumerate() {
+        app.upstream.script(rule.times(1));
+        let (answer, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
+        assert_eq!((answer.status, answer.code().as_str()), (502, "api_error"), "rule {number}: {answer:?}");
+        let text = answer.text();
+        assert!(text.contains(r#""success":false"#) && text.contains(r#""trace_id":""#), "{text}");
+        assert!(!text.contains(&app.upstream.address().to_string()), "{text}");
+    }
+    assert_eq!(app.upstream.paid_starts(), 7);
+    app.upstream.stop().await;
+    let answer = app.raw(request(PAID, &[BEARER], "{}")).await;
+    assert_eq!((answer.status, answer.code().as_str()), (502, "api_error"));
+    app.upstream.resume().await.expect("the port is free again");
+    let (answer, _) = forwarded(&app, &request(PAID, &[BEARER], r#"{"async":true}"#)).await;
+    assert_eq!(answer.status, 200, "it heals at once: {answer:?}");
+}
+
+#[tokio::test]
+async fn paid_request_is_sent_once_whatever_the_response() {
+    let app = TestApp::spawn().await;
+    for (status, code) in [
+        (500, "api_error"),
+        (503, "api_error"),
+        (504, "timeout"),
+        (429, "too_many_requests"),
+        (408, "timeout"),
+        (409, "x"),
+    ] {
+        app.upstream.script(Rule::any().status(status, code).retry_after("1").times(1));
+        let (answer, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str(), answer.header("retry-after")),
+            (status, code, "1")
+        );
+        assert_eq!(answer.header("cache-status"), BYPASS);
+    }
+    assert_eq!(app.upstream.paid_starts(), 6);
+}
+
+#[tokio::test]
+async fn paid_request_on_a_stale_connection_is_never_sent_twice() {
+    let app = TestApp::spawn().await;
+    app.upstream.script(Rule::any().body("application/json", "{}").close_afterwards());
+    for sent in 1..=30 {
+        let answer = app.raw(request(PAID, &[BEARER], "{}")).await;
+        assert!(matches!(answer.status, 200 | 502), "{answer:?}");
+        assert!(app.upstream.paid_starts() <= sent, "one request, one call");
+    }
+    // Closed by force in the middle of the second request of a connection.
+    app.upstream.clear_rules();
+    app.upstream.clear_calls();
+    app.upstream.script(Rule::any().body("application/json", "{}").times(1));
+    app.upstream.script(Rule::any().reset_before_headers());
+    app.raw(request(PAID, &[BEARER], "{}")).await;
+    let answer = app.raw(request(PAID, &[BEARER], "{}")).await;
+    assert_eq!((answer.status, app.upstream.call_count()), (502, 2));
+}

@@ -1,0 +1,149 @@
+//! `delete` requests of clients: a confirmed one removes the stored record.
+
+use refrain_simulator::Rule;
+use serde_json::json;
+
+use super::{BEARER, BYPASS, JSON, forwarded};
+use crate::support::{RawAnswer, TestApp, finished, request};
+
+fn delete(id: &str) -> String {
+    json!({"action": "delete", "id": id, "user_id": "u", "application_id": "p"}).to_string()
+}
+
+async fn send_delete(app: &TestApp, token: &str, id: &str) -> RawAnswer {
+    let authorization = format!("Bearer {token}");
+    let headers = [("authorization", authorization.as_str()), JSON];
+    let sent = request("POST /producer/tasks", &headers, delete(id));
+    let (answer, call) = forwarded(app, &sent).await;
+    assert_eq!(call.body, delete(id));
+    assert_eq!(answer.header("cache-status"), BYPASS);
+    answer
+}
+
+#[tokio::test]
+async fn confirmed_delete_removes_the_record_for_every_token() {
+    let app = TestApp::spawn().await;
+    let id = app.upstream.create_finished("producer", "t");
+    app.upstream.share(&id, "u");
+    for token in ["t", "u"] {
+        app.retrieve(token, &id).await;
+        app.assert_stored(token, &id).await;
+    }
+    let answer = send_delete(&app, "t", &id).await;
+    assert_eq!((answer.status, answer.text()), (200, json!({"id": id, "deleted": true}).to_string()));
+    for token in ["t", "u"] {
+        let before = app.calls();
+        let reply = app.retrieve(token, &id).await;
+        assert_eq!((reply.x_cache(), &reply.body[..]), ("MISS", &b"{}"[..]));
+        assert_eq!(app.calls(), before + 1);
+    }
+    let app = app.restart().await;
+    assert_eq!(app.retrieve("t", &id).await.body, "{}");
+}
+
+#[tokio::test]
+async fn unconfirmed_delete_removes_nothing() {
+    let app = TestApp::spawn().await;
+    let id = app.upstream.create_finished("producer", "t");
+    app.retrieve("t", &id).await;
+    let padding = "x".repeat(64 << 10);
+    let rule = || Rule::any().action("delete");
+    let answers = [
+        (200, format!(r#"{{"id":"{id}","deleted":false}}"#)),
+        (200, r#"{"id":"other","deleted":true}"#.to_owned()),
+        (200, r#"{"deleted":true}"#.to_owned()),
+        (200, format!(r#"{{"id":"{id}","deleted":"true"}}"#)),
+        (200, format!(r#"{{"id":"{id}"}}"#)),
+        (200, "<!doctype html>".to_owned()),
+        (403, format!(r#"{{"id":"{id}","deleted":true}}"#)),
+        (500, format!(r#"{{"id":"{id}","deleted":true}}"#)),
+        (200, format!(r#"{{"id":"{id}","deleted":true,"more":"{padding}"}}"#)),
+    ];
+    for (status, body) in answers {
+        app.upstream.script(rule().status_body(status, "application/json", body.clone()).times(1));
+        let answer = send_delete(&app, "t", &id).await;
+        assert!(answer.complete);
+        assert_eq!((answer.status, answer.text()), (status, body), "relayed as it is");
+        app.assert_stored("t", &id).await;
+    }
+    // Cut off, it is no confirmation either.
+    app.upstream.script(
+        rule().body("application/json", format!(r#"{{"id":"{id}","deleted":true}}    "#)).cut_after(60),
+    );
+    let answer = app.raw(request("POST /producer/tasks", &[BEARER, JSON], delete(&id))).await;
+    assert!(!answer.complete || answer.status == 502, "{answer:?}");
+    app.assert_stored("t", &id).await;
+}
+
+#[tokio::test]
+async fn delete_by_a_token_without_a_grant_removes_nothing() {
+    let app = TestApp::spawn().await;
+    let id = app.upstream.create_finished("producer", "t");
+    app.retrieve("t", &id).await;
+    let confirmed = format!(r#"{{"id":"{id}","deleted":true}}"#);
+    app.upstream.script(Rule::any().action("delete").body("application/json", confirmed.clone()));
+    assert_eq!(send_delete(&app, "stranger", &id).await.text(), confirmed);
+    app.assert_stored("t", &id).await;
+    send_delete(&app, "t", &id).await;
+    app.assert_not_stored("t", &id).await;
+}
+
+#[tokio::test]
+async fn response_from_before_a_delete_is_relayed_but_not_stored() {
+    // The late lookup uses the token that deletes, or another one while the record is stored.
+    for (late_token, is_stored) in [("t", false), ("late", true)] {
+        let app = TestApp::spawn().await;
+        let record = finished("id", "x");
+        for token in ["t", "late"] {
+            app.upstream.put_raw("producer", token, "id", record.clone());
+        }
+        if is_stored {
+            app.retrieve("t", "id").await;
+        }
+        let (rule, hold) = Rule::look_ups().token(late_token).times(1).hold();
+        app.upstream.script(rule);
+        // The upstream confirms the delete, but still returns the record to the call that began before.
+        app.upstream
+            .script(Rule::any().action("delete").body("application/json", r#"{"id":"id","deleted":true}"#));
+        let (late, ()) = tokio::join!(app.retrieve(late_token, "id"), async {
+            hold.wait_for_held(1).await;
+            send_delete(&app, "t", "id").await;
+            hold.release();
+        });
+        assert_eq!((late.status.as_u16(), &late.body[..]), (200, record.as_bytes()));
+        assert!(!late.header("cache-status").contains("stored"), "{late:?}");
+        for token in ["t", "late"] {
+            app.assert_not_stored(token, "id").await;
+            app.assert_stored(token, "id").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn record_deleted_during_a_lookup_is_gone_afterwards() {
+    for (late_token, is_stored) in [("t", false), ("late", true)] {
+        let app = TestApp::spawn().await;
+        let record = finished("id", "x");
+        for token in ["t", "late"] {
+            app.upstream.put_raw("producer", token, "id", record.clone());
+        }
+        if is_stored {
+            app.retrieve("t", "id").await;
+        }
+        let (rule, hold) = Rule::look_ups().token(late_token).body("application/json", record.clone()).hold();
+        app.upstream.script(rule);
+        let (late, ()) = tokio::join!(app.retrieve(late_token, "id"), async {
+            hold.wait_for_held(1).await;
+            let deleted = send_delete(&app, "t", "id").await;
+            assert_eq!(deleted.text(), json!({"id": "id", "deleted": true}).to_string());
+            hold.release();
+        });
+        assert_eq!(late.body, record);
+        app.upstream.clear_rules();
+        for token in ["t", "late"] {
+            let after = app.retrieve(token, "id").await;
+            assert_eq!(after.body, "{}", "{token}");
+            assert_ne!(after.x_cache(), "HIT", "{token}");
+        }
+    }
+}

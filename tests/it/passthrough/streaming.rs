@@ -1,0 +1,210 @@
+//! Streaming: bodies pass in both directions as they come, and a hang-up reaches the other side.
+
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use refrain_simulator::Rule;
+
+use super::{BEARER, PAID, forwarded};
+use crate::support::{PATIENCE, Program, TestApp, Wire, request, simulator};
+
+#[tokio::test]
+async fn first_line_of_a_stream_arrives_before_the_second_is_sent() {
+    let app = TestApp::spawn().await;
+    let never = Duration::from_secs(3600);
+    app.upstream.script(Rule::path("/a").ndjson(["{\"n\":1}", "{\"n\":2}"], never));
+    app.upstream.script(Rule::path("/b").sse(["one", "two"], never));
+    for (path, content_type, expected) in
+        [("/a", "application/x-ndjson", "{\"n\":1}\n"), ("/b", "text/event-stream", "data: one\n\n")]
+    {
+        let mut wire = Wire::connect(app.address).await;
+        let start = Instant::now();
+        wire.write(request(&format!("POST {path}"), &[BEARER], "{}")).await;
+        let (status, headers) = wire.head().await;
+        assert_eq!(status, 200);
+        assert!(headers.contains(&("content-type".into(), content_type.into())), "{headers:?}");
+        assert_eq!(wire.chunk().await.as_deref(), Some(expected.as_bytes()));
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn abandoned_stream_ends_upstream_within_a_second() {
+    let app = TestApp::spawn().await;
+    app.upstream.script(Rule::any().ndjson(["{\"n\":1}"], Duration::from_millis(5)).endless());
+    let mut wire = Wire::connect(app.address).await;
+    wire.write(request(PAID, &[BEARER], "{}")).await;
+    wire.head().await;
+    for _ in 0..50 {
+        assert_eq!(wire.chunk().await.as_deref(), Some(&b"{\"n\":1}\n"[..]));
+    }
+    drop(wire);
+    let left = Instant::now();
+    app.upstream.wait_until("the call was given up", |upstream| upstream.aborted() == 1).await;
+    assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
+}
+
+#[tokio::test]
+async fn abandoned_request_ends_upstream_within_a_second() {
+    let app = TestApp::spawn().await;
+    app.upstream.script(Rule::any().black_hole());
+    let mut wire = Wire::connect(app.address).await;
+    wire.write(request(PAID, &[BEARER], "{}")).await;
+    app.upstream.wait_for_calls(1).await;
+    drop(wire);
+    let left = Instant::now();
+    app.upstream.wait_until("the call was given up", |upstream| upstream.aborted() == 1).await;
+    assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
+
+    // In the middle of its own upload.
+    app.upstream.clear_rules();
+    let mut wire = Wire::connect(app.address).await;
+    let bytes = request(PAID, &[BEARER], vec![b'x'; 500_000]);
+    wire.write(&bytes[..bytes.len() / 2]).await;
+    app.upstream.wait_until("the upload began", |upstream| upstream.open_connections() >= 1).await;
+    drop(wire);
+    let left = Instant::now();
+    app.upstream.wait_until("the upload was given up", |upstream| upstream.open_connections() == 0).await;
+    assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
+    assert_eq!(
+        app.upstream.call_count(),
+        1 + usize::from(app.upstream.aborted() == 2),
+        "sent once if at all"
+    );
+    assert!(
+        app.upstream.calls().iter().skip(1).all(|call| !call.body_complete),
+        "never made to look complete"
+    );
+}
+
+#[tokio::test]
+async fn stream_cut_by_the_upstream_never_looks_complete() {
+    let app = TestApp::spawn().await;
+    let pieces = vec!["{\"n\":1}\n".into(), "{\"n\":\"\u{20ac}".as_bytes()[..7].to_vec().into()];
+    let rules = [
+        Rule::any().stream("application/x-ndjson", pieces, Duration::from_millis(5)).unfinished(),
+        Rule::any().body("application/json", "0123456789").cut_after(4),
+        Rule::any().body("application/json", "0123456789").reset_after(4),
+        Rule::any().body("application/json", "0123456789").wrong_length(4000),
+        Rule::any().body("application/json", "0123456789").unfinished(),
+    ];
+    for (number, rule) in rules.into_iter().enumerate() {
+        app.upstream.script(rule.times(1));
+        let (answer, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
+        assert_eq!((answer.status, answer.complete), (200, false), "rule {number}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn both_directions_of_one_exchange_stream_at_once() {
+    let app = TestApp::spawn().await;
+    app.upstream.script(Rule::path("/mirror").mirror());
+    let mut wire = Wire::connect(app.address).await;
+    wire.write("POST /mirror HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
+    assert_eq!(wire.head().await.0, 200);
+    assert_eq!(wire.chunk().await.as_deref(), Some(&b"first"[..]));
+    wire.write("6\r\nsecond\r\n").await;
+    assert_eq!(wire.chunk().await.as_deref(), Some(&b"second"[..]));
+    wire.write("0\r\n\r\n").await;
+    assert_eq!(wire.chunk().await.as_deref(), Some(&b""[..]));
+}
+
+#[tokio::test]
+async fn early_response_leaves_no_bytes_for_the_next_request() {
+    let app = TestApp::spawn().await;
+    app.upstream.script(Rule::path("/early").status(413, "bad_request").before_body());
+    app.upstream.script(Rule::path("/next").body("text/plain", "next"));
+    let inner = "POST /inner HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n".repeat(5000);
+    for _ in 0..5 {
+        let mut wire = Wire::connect(app.address).await;
+        let bytes = request("POST /early", &[BEARER], &inner);
+        let (first, rest) = bytes.split_at(200);
+        wire.write(first).await;
+        let answer = wire.answer().await;
+        assert_eq!(answer.status, 413);
+        // The connection may be closed by now, which is as good.
+        use tokio::io::AsyncWriteExt;
+        let _ = wire.stream.write_all(rest).await;
+        let mut next = Wire::connect(app.address).await;
+        next.write(request("GET /next", &[], "")).await;
+        assert_eq!(next.answer().await.text(), "next");
+    }
+    assert!(app.upstream.calls().iter().all(|call| call.path() != "/inner"));
+}
+
+/// An upstream that reads a body without keeping it, and answers with its length.
+fn sink() -> (std::net::SocketAddr, std::thread::JoinHandle<()>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let thread = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("a head");
+            head.extend(byte);
+        }
+        let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+        let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next());
+        let length: u64 = length.expect("a length").parse().expect("a number");
+        let read =
+            std::io::copy(&mut Read::by_ref(&mut stream).take(length), &mut std::io::sink()).expect("a body");
+        let body = read.to_string();
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(answer.as_bytes()).expect("written");
+    });
+    (address, thread)
+}
+
+/// The most memory that a process ever had, in bytes.
+fn peak_memory(id: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("a running process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") * 1024
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn large_upload_and_large_download_take_no_memory() {
+    const LENGTH: u64 = 200 << 20;
+    const ALLOWED: u64 = 24 << 20;
+    let folder = tempfile::tempdir().expect("a folder");
+    let (address, thread) = sink();
+    let program = Program::serve(&format!("http://{address}"), folder.path(), &[]);
+    let before = peak_memory(program.id());
+    let client = program.address;
+    let answer = tokio::task::spawn_blocking(move || {
+        let mut stream = std::net::TcpStream::connect(client).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        let head = format!("POST /producer/upload HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: {LENGTH}\r\n\r\n");
+        stream.write_all(head.as_bytes()).expect("written");
+        std::io::copy(&mut std::io::repeat(b'x').take(LENGTH), &mut stream).expect("written");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    })
+    .await
+    .expect("no panic");
+    assert!(answer.ends_with(&LENGTH.to_string()), "{answer}");
+    thread.join().expect("no panic");
+    let grown = peak_memory(program.id()) - before;
+    assert!(grown < ALLOWED, "{grown} bytes for an upload");
+
+    let upstream = simulator().await;
+    upstream.script(Rule::any().large(LENGTH));
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = Program::serve(&upstream.base_url(), folder.path(), &[]);
+    let before = peak_memory(program.id());
+    let client = program.address;
+    let read = tokio::task::spawn_blocking(move || {
+        let mut stream = std::net::TcpStream::connect(client).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        stream.write_all(b"GET /large HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").expect("written");
+        std::io::copy(&mut stream, &mut std::io::sink()).expect("an answer")
+    })
+    .await
+    .expect("no panic");
+    assert!(read > LENGTH, "{read}");
+    let grown = peak_memory(program.id()) - before;
+    assert!(grown < ALLOWED, "{grown} bytes for a download");
+}

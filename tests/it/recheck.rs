@@ -1,0 +1,270 @@
+//! The recheck: a token without a recent acceptance goes upstream once before its next hit.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::StatusCode;
+use refrain::config::Config;
+use refrain_simulator::Rule;
+use serde_json::json;
+
+use crate::support::{TestApp, assert_error, eventually, simulator, task_text, without_pending_cache};
+
+const RECHECK: Duration = Duration::from_millis(300);
+
+fn recheck(config: &mut Config) {
+    without_pending_cache(config);
+    config.access.recheck_after = RECHECK;
+}
+
+/// An app with one stored task of `t` whose last acceptance is too old.
+async fn due_for_a_recheck() -> (TestApp, String) {
+    let app = TestApp::spawn_with(recheck).await;
+    let id = app.upstream.create_finished("producer", "t");
+    app.retrieve("t", &id).await;
+    let accepted = Instant::now();
+    eventually("the acceptance is old", async || accepted.elapsed() > RECHECK + Duration::from_millis(50))
+        .await;
+    app.upstream.clear_calls();
+    (app, id)
+}
+
+#[tokio::test]
+async fn token_is_rechecked_once_for_all_waiting_hits() {
+    let (app, id) = due_for_a_recheck().await;
+    let other = app.upstream.create_finished("producer", "u");
+    let (rule, hold) = Rule::look_ups().token("t").hold();
+    app.upstream.script(rule);
+    let (replies, ()) = tokio::join!(join_all((0..30).map(|_| app.retrieve("t", &id))), async {
+        hold.wait_for_held(1).await;
+        app.retrieve("u", &other).await;
+        assert_eq!(hold.held(), 1, "one call for the token");
+        hold.release();
+    });
+    let text = app.upstream.task_text(&id).expect("known");
+    assert!(replies.iter().all(|reply| reply.status == StatusCode::OK && reply.body == text), "{replies:?}");
+    let rechecks = app.upstream.calls().iter().filter(|call| call.token.as_deref() == Some("t")).count();
+    assert_eq!(rechecks, 1);
+}
+
+#[tokio::test]
+async fn empty_recheck_response_renews_the_token_and_deletes_nothing() {
+    let (app, id) = due_for_a_recheck().await;
+    app.upstream.remove(&id);
+    let reply = app.retrieve("t", &id).await;
+    assert_eq!(reply.status, StatusCode::OK);
+    assert_eq!(reply.json()["id"], json!(id), "what was shown stays shown");
+    assert_eq!(app.upstream.call_count(), 1);
+    app.assert_stored("t", &id).await;
+}
+
+#[tokio::test]
+async fn refused_token_has_no_hits_until_a_lookup_succeeds() {
+    for (status, code) in [
+        (401, "invalid_token"),
+        (401, "token_expired"),
+        (401, "anything"),
+        (403, "disabled"),
+        (403, "token_expired"),
+    ] {
+        let (app, id) = due_for_a_recheck().await;
+        app.upstream.refuse_token("t", status, code);
+        for calls in 1..=3 {
+            let reply = app.retrieve("t", &id).await;
+            assert_error(&reply, status, code);
+            assert_eq!(app.upstream.call_count(), calls, "{code}");
+        }
+        assert_error(&app.batch("t", &[&id]).await, status, code);
+        // Not even while nobody can be asked, nor after a restart.
+        app.upstream.stop().await;
+        let app = app.restart_with(without_pending_cache).await;
+        let reply = app.retrieve("t", &id).await;
+        assert_error(&reply, 502, "api_error");
+        app.upstream.resume().await.expect("the port is free again");
+        app.upstream.accept_token("t");
+        eventually("a look-up succeeds", async || app.retrieve("t", &id).await.status == StatusCode::OK)
+            .await;
+        app.assert_stored("t", &id).await;
+    }
+}
+
+#[tokio::test]
+async fn refusal_of_any_lookup_ends_the_hits_of_its_token() {
+    let app = TestApp::spawn_with(without_pending_cache).await;
+    let id = app.upstream.create_finished("producer", "t");
+    app.retrieve("t", &id).await;
+    app.upstream.refuse_token("t", 401, "invalid_token");
+    assert_error(&app.retrieve("t", "another").await, 401, "invalid_token");
+    assert_error(&app.retrieve("t", &id).await, 401, "invalid_token");
+    app.upstream.accept_token("t");
+    assert_eq!(app.retrieve("t", "another").await.status, StatusCode::OK);
+    app.assert_stored("t", &id).await;
+}
+
+#[tokio::test]
+async fn unrelated_error_keeps_the_hits_and_delays_the_next_recheck() {
+    for (status, code) in [
+        (403, "used_up"),
+        (403, "forbidden"),
+        (403, "a_new_code"),
+        (400, "bad_request"),
+        (404, "no_api"),
+        (429, "too_many_requests"),
+        (500, "api_error"),
+        (503, "api_error"),
+    ] {
+        let (app, id) = due_for_a_recheck().await;
+        app.upstream.script(Rule::look_ups().status(status, code));
+        for _ in 0..5 {
+            let reply = app.retrieve("t", &id).await;
+            assert_eq!(
+                (reply.status, reply.x_cache()),
+                (StatusCode::OK, "HIT"),
+                "{status} {code}: {reply:?}"
+            );
+        }
+        assert_eq!(app.upstream.call_count(), 1, "{status} {code}: tried again after a minute, not before");
+    }
+}
+
+#[tokio::test]
+async fn unreachable_upstream_keeps_the_hits() {
+    let (app, id) = due_for_a_recheck().await;
+    app.upstream.stop().await;
+    for _ in 0..5 {
+        let reply = app.retrieve("t", &id).await;
+        assert_eq!((reply.status, reply.x_cache()), (StatusCode::OK, "HIT"), "{reply:?}");
+    }
+    let app = app.restart_with(recheck).await;
+    assert_eq!(app.retrieve("t", &id).await.x_cache(), "HIT");
+}
+
+#[tokio::test]
+async fn silent_upstream_keeps_the_hits() {
+    let app = TestApp::spawn_with(|config| {
+        recheck(config);
+        config.upstream.request_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let id = app.upstream.create_finished("producer", "t");
+    app.retrieve("t", &id).await;
+    let accepted = Instant::now();
+    eventually("the acceptance is old", async || accepted.elapsed() > RECHECK + Duration::from_millis(50))
+        .await;
+    app.upstream.script(Rule::look_ups().black_hole());
+    for _ in 0..3 {
+        assert_eq!(app.retrieve("t", &id).await.x_cache(), "HIT");
+    }
+    assert_eq!(app.calls(), 2, "once, and again after a minute");
+}
+
+/// A recheck goes on when its caller hangs up, and hits wait for its first answer, not for the look-up's other tries.
+#[tokio::test]
+async fn hits_wait_only_for_the_first_response_of_the_recheck() {
+    let app = TestApp::spawn_with(|config| {
+        recheck(config);
+        config.upstream.max_retries = 4;
+    })
+    .await;
+    let id = app.upstream.create_finished("producer", "t");
+    app.retrieve("t", &id).await;
+    let accepted = Instant::now();
+    eventually("the acceptance is old", async || accepted.elapsed() > RECHECK + Duration::from_millis(50))
+        .await;
+    let (rule, hold) = Rule::look_ups().status(500, "api_error").hold();
+    app.upstream.script(rule);
+    let hung_up = tokio::time::timeout(Duration::from_millis(100), app.retrieve("t", &id)).await;
+    assert!(hung_up.is_err());
+    hold.wait_for_held(1).await;
+    let (answers, ()) =
+        tokio::join!(join_all((0..10).map(|_| app.retrieve("t", &id))), async { hold.release() });
+    assert!(answers.iter().all(|answer| answer.x_cache() == "HIT"));
+    assert_eq!(app.calls(), 2, "the miss and one recheck, which nobody repeated");
+}
+
+#[tokio::test]
+async fn last_acceptance_survives_a_restart() {
+    let app = TestApp::spawn_with(without_pending_cache).await;
+    let id = app.upstream.create_finished("producer", "t");
+    app.retrieve("t", &id).await;
+    let stored = Instant::now();
+    app.upstream.stop().await;
+    let app = app.restart_with(without_pending_cache).await;
+    app.assert_stored("t", &id).await;
+    app.upstream.resume().await.expect("the port is free again");
+
+    // It is the time of the acceptance that counts, not that of the start.
+    eventually("the acceptance is old", async || stored.elapsed() > Duration::from_millis(2500)).await;
+    let app = app.restart_with(|config| config.access.recheck_after = Duration::from_secs(1)).await;
+    app.upstream.clear_calls();
+    assert_eq!(app.retrieve("t", &id).await.status, StatusCode::OK);
+    assert_eq!(app.upstream.call_count(), 1, "the recheck was due");
+}
+
+#[tokio::test]
+async fn any_successful_lookup_renews_the_acceptance() {
+    let app = TestApp::spawn_with(|config| {
+        without_pending_cache(config);
+        config.access.recheck_after = Duration::from_secs(3);
+    })
+    .await;
+    let id = app.upstream.create_finished("producer", "t");
+    app.retrieve("t", &id).await;
+    let first = Instant::now();
+    eventually("half the time passed", async || first.elapsed() > Duration::from_millis(2000)).await;
+    app.retrieve("t", "unknown").await;
+    eventually("the first acceptance is old", async || first.elapsed() > Duration::from_millis(3500)).await;
+    app.assert_stored("t", &id).await;
+}
+
+#[tokio::test]
+async fn failed_recheck_never_replaces_a_stored_record() {
+    let upstream = simulator().await;
+    let text = Bytes::from(task_text("kept", "t", 40));
+    upstream.put_raw("producer", "t", "kept", text.clone());
+    let folder = tempfile::tempdir().unwrap();
+    // Every look-up is a recheck, so that the upstream is asked although the task is stored.
+    let app = TestApp::spawn_at(upstream, folder, |config| {
+        config.access.recheck_after = Duration::ZERO;
+        config.upstream.max_retries = 0;
+    })
+    .await;
+    assert_eq!(app.retrieve("t", "kept").await.body, text);
+    let other_text = task_text("kept", "t", 41);
+    let rules = [
+        Rule::look_ups().body("application/json", "{}"),
+        Rule::look_ups().body("application/json", "{\"items\":[],\"count\":0}"),
+        Rule::look_ups().body("application/json", "null"),
+        Rule::look_ups().body("application/json", text.replace_first("finished_at", "created_at")),
+        Rule::look_ups().status(500, "api_error"),
+        Rule::look_ups().status(404, "not_found"),
+        Rule::look_ups().status(403, "forbidden"),
+        Rule::look_ups().html(),
+        Rule::look_ups().close_without_answer(),
+    ];
+    for (n, rule) in rules.into_iter().enumerate() {
+        app.upstream.clear_rules();
+        app.upstream.script(rule);
+        for headers in [&[][..], &[("cache-control", "no-cache")]] {
+            let reply = app.look_up("t", &json!({"action": "retrieve", "id": "kept"}), headers).await;
+            assert_eq!((reply.x_cache(), &reply.body), ("HIT", &text), "rule {n}, {headers:?}");
+            let reply =
+                app.look_up("t", &json!({"action": "retrieve_batch", "ids": ["kept"]}), headers).await;
+            assert_eq!((reply.x_cache(), reply.json()["count"].as_u64()), ("HIT", Some(1)), "rule {n}");
+        }
+    }
+    app.upstream.clear_rules();
+    app.upstream.put_raw("producer", "t", "kept", other_text);
+    assert_eq!(app.retrieve("t", "kept").await.body, text);
+}
+
+trait ReplaceFirst {
+    fn replace_first(&self, from: &str, to: &str) -> String;
+}
+
+impl ReplaceFirst for Bytes {
+    fn replace_first(&self, from: &str, to: &str) -> String {
+        std::str::from_utf8(self).expect("text").replacen(from, to, 1)
+    }
+}
