@@ -1,10 +1,10 @@
 // Calls to /api/, with the admin token where one was given. The token is kept for this tab alone.
 
 const KEY = "refrain.admin-token";
-const PATIENCE_MS = 10_000;
+const TIMEOUT_MS = 10_000;
 
 /** Forgetting may remove much; refrain itself gives it a minute. */
-const FORGET_PATIENCE_MS = 65_000;
+const DELETE_TIMEOUT_MS = 65_000;
 
 let token = null;
 try {
@@ -65,7 +65,7 @@ async function call(method, path, parameters) {
       headers,
       cache: "no-store",
       redirect: "error",
-      signal: AbortSignal.timeout(method === "DELETE" ? FORGET_PATIENCE_MS : PATIENCE_MS),
+      signal: AbortSignal.timeout(method === "DELETE" ? DELETE_TIMEOUT_MS : TIMEOUT_MS),
     });
     body = await response.text();
   } catch {

@@ -61,7 +61,7 @@ const CHARTS = [
     whole: true,
     bars: true,
     columns: [
-      { label: "Met", colour: "other", of: (h) => h.rate_limited_met, total: (h) => sum(h.rate_limited_met) },
+      { label: "Received", colour: "other", of: (h) => h.upstream_rate_limited, total: (h) => sum(h.upstream_rate_limited) },
       { label: "Absorbed", colour: "accent", of: (h) => h.rate_limited_absorbed, total: (h) => sum(h.rate_limited_absorbed) },
       { label: "Seen by clients", colour: "bad", of: (h) => h.rate_limited_passed_on, total: (h) => sum(h.rate_limited_passed_on) },
     ],

@@ -5,17 +5,17 @@ import { get, hasToken, now, useToken } from "./api.js";
 import { redraw, showHistory } from "./charts.js";
 import { wireDetail } from "./detail.js";
 import { showStats, showStatus, showVersion, showWelcome, wireFigures } from "./figures.js";
-import { wireForget } from "./forget.js";
+import { wireDelete } from "./delete.js";
 import * as format from "./format.js";
 import { refreshListing, restartListing, wireListing } from "./listing.js";
 import { $, copy, say, tickAll } from "./page.js";
-import { lanesTable, pendingTable } from "./tables.js";
+import { queuesTable, pendingTable } from "./tables.js";
 
 const EVERY_MS = 5000;
 // A step of the history takes 10 s in the hour and 5 min in the day.
 const HISTORY_MS = { "1h": 10_000, "24h": 60_000 };
 
-let lanes;
+let queues;
 let pending;
 let range = "1h";
 // By the clock that is never set back, in milliseconds.
@@ -33,7 +33,7 @@ const PARTS = [
   ["charts-error", history],
   ["tasks-error", refreshListing],
   ["pending-error", async () => showPending(await get("api/pending"))],
-  ["queues-error", async () => showLanes(await get("api/queues"))],
+  ["queues-error", async () => showQueues(await get("api/queues"))],
 ];
 
 async function history() {
@@ -48,13 +48,13 @@ async function history() {
 function showPending(answer) {
   pending.show(answer.pending);
   $("pending-none").hidden = answer.pending.length > 0;
-  say($("pending-count"), left(answer.pending.length, answer.pending_left_out));
+  say($("pending-count"), left(answer.pending.length, answer.pending_omitted));
 }
 
-function showLanes(answer) {
-  lanes.show(answer.queues);
+function showQueues(answer) {
+  queues.show(answer.queues);
   $("queues-none").hidden = answer.queues.length > 0;
-  say($("queues-count"), left(answer.queues.length, answer.queues_left_out) || "One for each service and token that asks");
+  say($("queues-count"), left(answer.queues.length, answer.queues_omitted) || "One for each service and token that asks");
 }
 
 const left = (shown, leftOut) => (leftOut > 0 ? `${shown} shown, ${format.count(leftOut)} more` : "");
@@ -114,7 +114,7 @@ function lock() {
     location.reload();
     return;
   }
-  $("forget-token").hidden = true;
+  $("clear-token").hidden = true;
   $("locked").hidden = false;
   say($("about"), "");
   showStatus("locked", "");
@@ -167,7 +167,7 @@ function wireTheme() {
 }
 
 function wire() {
-  lanes = lanesTable($("queues"));
+  queues = queuesTable($("queues"));
   pending = pendingTable($("pending"));
   const again = () => {
     attempt(restartListing, "tasks-error");
@@ -175,7 +175,7 @@ function wire() {
   };
   wireListing((part) => attempt(part, "tasks-error"));
   wireDetail(again);
-  wireForget(again);
+  wireDelete(again);
   wireTheme();
   wireFigures();
   $("range").addEventListener("change", (event) => {
@@ -185,8 +185,8 @@ function wire() {
   });
   $("welcome-copy").addEventListener("click", () => copy($("welcome-curl").textContent, document.body));
   $("token-form").addEventListener("submit", unlock);
-  $("forget-token").hidden = !hasToken();
-  $("forget-token").addEventListener("click", () => {
+  $("clear-token").hidden = !hasToken();
+  $("clear-token").addEventListener("click", () => {
     useToken(null);
     location.reload();
   });

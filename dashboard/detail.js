@@ -1,7 +1,7 @@
 // One task in a dialog: what is known of it, its text, and a way to forget it.
 
 import { get, remove, taskPath } from "./api.js";
-import { confirmed } from "./forget.js";
+import { confirmed } from "./delete.js";
 import * as format from "./format.js";
 import { $, age, closeByBackdrop, copy, make, say } from "./page.js";
 import { links } from "./tables.js";
@@ -10,14 +10,14 @@ import { links } from "./tables.js";
 const MOST_SHOWN = 256 * 1024;
 
 let task = null;
-let texts = [];
-let afterForgetting = () => {};
+let records = [];
+let afterDelete = () => {};
 
 /** Opens the dialog on a task of the listing. */
 export async function openDetail({ service, id, title }) {
   const opened = { service, id };
   task = opened;
-  texts = [];
+  records = [];
   say($("detail-title"), title || "Untitled");
   say($("detail-error"), "");
   $("detail-known").hidden = true;
@@ -25,18 +25,18 @@ export async function openDetail({ service, id, title }) {
   try {
     const answer = await get(taskPath(service, id));
     if (task !== opened) return;
-    texts = answer.texts;
-    $("detail-text").replaceChildren(...texts.map((text, n) => new Option(`${n + 1} of ${texts.length}, stored ${format.date(text.stored_at)}`, n)));
-    $("detail-several").hidden = texts.length < 2;
-    $("detail-known").hidden = texts.length === 0;
-    if (texts.length > 0) showOne();
+    records = answer.records;
+    $("detail-text").replaceChildren(...records.map((record, n) => new Option(`${n + 1} of ${records.length}, stored ${format.date(record.stored_at)}`, n)));
+    $("detail-several").hidden = records.length < 2;
+    $("detail-known").hidden = records.length === 0;
+    if (records.length > 0) showOne();
   } catch (error) {
     if (task !== opened) return;
     say($("detail-error"), error.status === 404 ? "It is not stored any more." : error.message);
   }
 }
 
-const chosen = () => texts[Number($("detail-text").value) || 0];
+const chosen = () => records[Number($("detail-text").value) || 0];
 
 function showOne() {
   const one = chosen();
@@ -48,7 +48,7 @@ function showOne() {
     ["Finished", moment(one.finished_at)],
     ["Took", make("span", took(one))],
     ["Stored", moment(one.stored_at)],
-    ["Size", titled(format.bytes(one.text_bytes), format.exactly(one.text_bytes, "bytes"))],
+    ["Size", titled(format.bytes(one.record_bytes), format.exactly(one.record_bytes, "bytes"))],
     ["Read by", readers(one.readers)],
   ];
   $("detail-facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", name), wrapped("dd", value)]));
@@ -58,7 +58,7 @@ function showOne() {
 }
 
 function showText() {
-  const { text } = chosen();
+  const { record: text } = chosen();
   $("detail-copy").disabled = text === null;
   if (text === null) {
     say($("detail-json"), "This text is damaged on disk. It is not served; the next look-up goes upstream.");
@@ -117,26 +117,26 @@ function wrapped(tag, child) {
   return element;
 }
 
-/** Wires the dialog; `forgotten` is called after a task was forgotten. */
-export function wireDetail(forgotten) {
-  afterForgetting = forgotten;
+/** Wires the dialog; `deleted` is called after a task was deleted. */
+export function wireDetail(deleted) {
+  afterDelete = deleted;
   const dialog = $("detail");
   closeByBackdrop(dialog);
   $("detail-close").addEventListener("click", () => dialog.close());
   $("detail-text").addEventListener("change", showOne);
   $("detail-form").addEventListener("change", showText);
-  $("detail-copy").addEventListener("click", () => copy(chosen().text, dialog));
-  $("detail-forget").addEventListener("click", async () => {
+  $("detail-copy").addEventListener("click", () => copy(chosen().record, dialog));
+  $("detail-delete").addEventListener("click", async () => {
     const asked = task;
     const { service, id } = asked;
-    const forgotten = await confirmed(
-      "Forget this task?",
+    const deleted = await confirmed(
+      "Delete this task?",
       `“${$("detail-title").textContent}” is removed here, for all tokens. When a client asks for it next, the upstream is asked.`,
       () => remove(taskPath(service, id)),
     );
-    if (!forgotten) return;
+    if (!deleted) return;
     // By now it may show another.
     if (task === asked) dialog.close();
-    afterForgetting();
+    afterDelete();
   });
 }

@@ -38,13 +38,13 @@ export function showStats(stats) {
   say($("rate"), format.percent(rate), `${format.exactly(ids.hit)} of ${format.exactly(asked)} ids`);
   const whilePending = ids.pending > 0 ? `and ${format.percent(ids.pending / asked)} while pending` : `${format.count(ids.hit)} of ${format.count(asked)} ids`;
   say($("rate-note"), asked > 0 ? whilePending : "none asked for yet", `${format.exactly(ids.pending)} of ${format.exactly(asked)} ids`);
-  figure("absorbed", format.count(limits.absorbed), limits.absorbed, limits.met > 0 ? `of ${format.count(limits.met)} met` : "none met");
-  figure("passed", format.count(limits.passed_on), limits.passed_on, limits.passed_on === 0 ? "none, as it should be" : "see the lanes below");
+  figure("absorbed", format.count(limits.absorbed), limits.absorbed, limits.received > 0 ? `of ${format.count(limits.received)} received` : "none received");
+  figure("passed", format.count(limits.passed_on), limits.passed_on, limits.passed_on === 0 ? "none, as it should be" : "see the queues below");
   $("passed").classList.toggle("bad", limits.passed_on > 0);
   figure("calls", format.count(upstream.calls), upstream.calls, statuses(upstream.by_status));
   const errors = store.errors.read + store.errors.write + store.errors.checksum + store.errors.corrupt;
   const room = store.max_bytes > 0 ? ` of ${format.bytes(store.max_bytes)}` : "";
-  figure("stored", format.count(store.tasks), store.tasks, errors > 0 ? `${format.count(errors)} store errors` : format.bytes(store.text_bytes) + room);
+  figure("stored", format.count(store.tasks), store.tasks, errors > 0 ? `${format.count(errors)} store errors` : format.bytes(store.record_bytes) + room);
   $("stored-note").classList.toggle("bad", errors > 0);
   return requests.total === 0 && store.tasks === 0;
 }

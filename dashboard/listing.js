@@ -71,7 +71,7 @@ function shownBelow(latest) {
   return place < 0 ? [] : shown.slice(place + 1);
 }
 
-/** Starts anew: with another term, or after something was forgotten. */
+/** Starts anew: with another term, or after something was deleted. */
 export async function restartListing() {
   run += 1;
   const mine = run;

@@ -20,7 +20,7 @@ export class Table {
     const wanted = new Map();
     for (const item of items) {
       let key = this.key(item);
-      // Lanes of one token may differ in forwarded headers alone.
+      // Queues of one token can differ in forwarded headers only.
       while (wanted.has(key)) key += "'";
       wanted.set(key, item);
     }
@@ -87,7 +87,7 @@ export const finishedTable = (element, open) =>
       },
     ],
     [(cell, task) => cell.append(age(task.stored_at))],
-    [(cell, task) => say(cell, format.bytes(task.text_bytes), format.exactly(task.text_bytes, "bytes"))],
+    [(cell, task) => say(cell, format.bytes(task.record_bytes), format.exactly(task.record_bytes, "bytes"))],
     [(cell, task) => cell.append(links(task.links))],
   ]);
 
@@ -124,27 +124,27 @@ export const pendingTable = (element) =>
       },
     ],
     [(cell, task) => cell.append(age(task.created_at, "for"))],
-    [null, (cell, task) => say(cell, format.ago(task.seen_seconds_ago), format.exactly(task.seen_seconds_ago, "s ago"))],
-    number((task) => task.callers),
+    [null, (cell, task) => say(cell, format.ago(task.snapshot_age_seconds), format.exactly(task.snapshot_age_seconds, "s ago"))],
+    number((task) => task.waiters),
   ]);
 
-/** Lanes. */
-export const lanesTable = (element) =>
-  new Table(element, (lane) => JSON.stringify([lane.service, lane.token]), [
-    text((lane) => lane.service),
-    [(cell, lane) => cell.append(make("code", lane.token ?? "–"))],
-    number((lane) => lane.wanted),
-    number((lane) => lane.under_way),
-    number((lane) => lane.callers),
-    number((lane) => lane.remembered),
-    [null, (cell, lane) => say(cell, format.seconds(lane.oldest_wanted_seconds), format.exactly(lane.oldest_wanted_seconds, "s"))],
+/** Queues. */
+export const queuesTable = (element) =>
+  new Table(element, (queue) => JSON.stringify([queue.service, queue.token]), [
+    text((queue) => queue.service),
+    [(cell, queue) => cell.append(make("code", queue.token ?? "–"))],
+    number((queue) => queue.queued),
+    number((queue) => queue.in_flight),
+    number((queue) => queue.waiters),
+    number((queue) => queue.snapshots),
+    [null, (cell, queue) => say(cell, format.seconds(queue.oldest_wait_seconds), format.exactly(queue.oldest_wait_seconds, "s"))],
     [
       null,
-      (cell, lane) => {
-        const held = lane.held_seconds > 0;
+      (cell, queue) => {
+        const held = queue.paused_seconds > 0;
         cell.classList.toggle("held", held);
-        const rate = `${Number(lane.requests_per_second?.toPrecision(2))}\u00a0/s`;
-        say(cell, held ? `paused ${format.seconds(lane.held_seconds)}` : rate, `${format.exactly(lane.requests_per_second)} calls a second`);
+        const rate = `${Number(queue.requests_per_second?.toPrecision(2))}\u00a0/s`;
+        say(cell, held ? `paused ${format.seconds(queue.paused_seconds)}` : rate, `${format.exactly(queue.requests_per_second)} calls a second`);
       },
     ],
   ]);

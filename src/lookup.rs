@@ -397,7 +397,7 @@ impl LookupService {
     fn count(&self, LookupResponse { summary, body }: &LookupResponse, held: Option<Duration>) {
         // The upstream's own error is what the client would have got for the same call.
         if body.is_answer() || matches!(body, ResponseContent::Failed(LookupFailure::Upstream(_))) {
-            self.metrics.count_look_up(summary.asked, self.max_batch, held);
+            self.metrics.count_lookup(summary.asked, self.max_batch, held);
         }
         let CacheSummary { asked, hits, pending, misses, failed, .. } = *summary;
         // In the order of `IdOutcome`: hit, pending, fetched, failed, refused.

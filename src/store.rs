@@ -43,7 +43,7 @@ pub use maintenance::{ExportPage, ExportedTask, ImportedTask, ServiceTotals, Sto
 
 use crate::config::StoreConfig;
 use crate::task::{FinalRecord, Service, TaskId};
-use crate::telemetry::{FindTier, Metrics, StoreErrorKind, StoreStats};
+use crate::telemetry::{Metrics, StoreErrorKind, StoreLookupResult, StoreStats};
 use crate::token::Digest;
 use memory::Fill;
 use state::{Health, Shared};
@@ -238,7 +238,7 @@ impl Store {
             ids.iter().map(|id| self.get_from_memory(reader, service, id)).collect();
         let (places, missing): (Vec<usize>, Vec<&TaskId>) =
             ids.iter().enumerate().filter(|&(place, _)| found[place].is_none()).unzip();
-        self.shared.metrics.finds.add(FindTier::Memory, (ids.len() - missing.len()) as u64);
+        self.shared.metrics.store_lookups.add(StoreLookupResult::Memory, (ids.len() - missing.len()) as u64);
         let readers = if missing.is_empty() { None } else { self.shared.readers() };
         let mut bytes: u64 = found.iter().flatten().map(|task| task.record.len() as u64).sum();
         let Some(readers) = readers else {
@@ -290,8 +290,8 @@ impl Store {
             Ok(Err(error)) => shared.read_failed(&error),
             Err(_) => shared.read_timed_out(),
         }
-        shared.metrics.finds.add(FindTier::Disk, on_disk);
-        shared.metrics.finds.add(FindTier::None, asked.saturating_sub(on_disk));
+        shared.metrics.store_lookups.add(StoreLookupResult::Disk, on_disk);
+        shared.metrics.store_lookups.add(StoreLookupResult::Miss, asked.saturating_sub(on_disk));
         if bytes > max_bytes { Err(ResultTooLarge) } else { Ok(found) }
     }
 
@@ -313,7 +313,7 @@ impl Store {
         if bytes > max_bytes {
             return None;
         }
-        self.shared.metrics.finds.add(FindTier::Memory, ids.len() as u64);
+        self.shared.metrics.store_lookups.add(StoreLookupResult::Memory, ids.len() as u64);
         Some(found)
     }
 

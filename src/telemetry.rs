@@ -23,7 +23,7 @@ pub use gauges::{Gauges, QueueTotals, StoreStats};
 pub use histogram::{Histogram, HistogramCounts};
 pub use history::{History, Point, Snapshot};
 pub use labels::{
-    CallStatus, EvictionReason, FindTier, IdOutcome, Label, PassedOnSource, PassedThroughStatus,
-    RequestAction, RequestOutcome, StoreErrorKind,
+    CallStatus, EvictionReason, IdOutcome, Label, PassthroughStatus, RateLimitSource, RequestAction,
+    RequestOutcome, StoreErrorKind, StoreLookupResult,
 };
 pub use metrics::{CounterVec, Metrics, ServiceLabel};

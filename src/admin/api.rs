@@ -3,7 +3,7 @@
 //! - `GET /api/version`
 //! - `GET /api/stats`, `GET /api/history`: `stats`, `history`
 //! - `GET /api/tasks`, `GET` and `DELETE /api/tasks/{service}/{id}`, `DELETE /api/tasks`: `tasks`
-//! - `GET /api/lanes`, `GET /api/pending`: `lanes`
+//! - `GET /api/queues`, `GET /api/pending`: `queues`
 //! - `GET /api/config`: `config`
 //!
 //! A parameter that is not known is refused by its name: a filter that nobody reads would tell of too much, or forget it.
@@ -33,8 +33,8 @@ pub fn router() -> Router<Arc<AdminPort>> {
         .route("/version", get(version))
         .route("/stats", get(stats::stats))
         .route("/history", get(history::history))
-        .route("/tasks", get(tasks::list).delete(tasks::forget_many))
-        .route("/tasks/{service}/{id}", get(tasks::show).delete(tasks::forget_one))
+        .route("/tasks", get(tasks::list).delete(tasks::delete_many))
+        .route("/tasks/{service}/{id}", get(tasks::show).delete(tasks::delete_one))
         .route("/queues", get(queues::queues))
         .route("/pending", get(queues::pending))
         .route("/config", get(config::config))

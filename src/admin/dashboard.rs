@@ -52,7 +52,7 @@ const ASSETS: [Asset; 16] = [
     asset!("charts.js", SCRIPT),
     asset!("detail.js", SCRIPT),
     asset!("figures.js", SCRIPT),
-    asset!("forget.js", SCRIPT),
+    asset!("delete.js", SCRIPT),
     asset!("format.js", SCRIPT),
     asset!("listing.js", SCRIPT),
     asset!("page.js", SCRIPT),

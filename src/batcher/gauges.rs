@@ -69,13 +69,13 @@ impl<O: Backend> Batcher<O> {
         };
         for queue in queues.iter().filter_map(Weak::upgrade) {
             let counts = Counts::of(&queue.lock(), now);
-            totals.callers += queue.callers.load(Ordering::Relaxed);
-            totals.wanted += counts.wanted;
-            totals.under_way += counts.under_way;
-            totals.remembered += counts.remembered;
-            totals.remembered_bytes += counts.remembered_bytes;
+            totals.waiters += queue.callers.load(Ordering::Relaxed);
+            totals.queued += counts.wanted;
+            totals.in_flight += counts.under_way;
+            totals.snapshots += counts.remembered;
+            totals.snapshot_bytes += counts.remembered_bytes;
             let waited = counts.oldest_wanted.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-            totals.oldest_wanted = totals.oldest_wanted.max(waited);
+            totals.oldest_queued = totals.oldest_queued.max(waited);
         }
         totals
     }

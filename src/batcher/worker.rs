@@ -213,7 +213,7 @@ impl<O: Backend> CallGuard<O> {
                 if self.retry_or_fail(wait.unwrap_or_default(), &LookupFailure::Upstream(answer))
                     || !is_awaited
                 {
-                    self.queue.shared.metrics.count_absorbed();
+                    self.queue.shared.metrics.count_rate_limited_absorbed();
                 }
             }
             DecodedResponse::Trouble => {

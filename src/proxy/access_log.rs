@@ -14,7 +14,7 @@ use crate::auth::Caller;
 use crate::lookup::{CacheResult, CacheSummary};
 use crate::task::TaskRequest;
 use crate::telemetry::{
-    Label, Metrics, PassedOnSource, PassedThroughStatus, RequestAction, RequestOutcome, ServiceLabel,
+    Label, Metrics, PassthroughStatus, RateLimitSource, RequestAction, RequestOutcome, ServiceLabel,
 };
 use crate::token::Digest;
 
@@ -114,14 +114,14 @@ impl<'a> AccessLog<'a> {
         let status = response.status().as_u16();
         if outcome == Outcome::Bypass {
             let label =
-                if error.is_some() { PassedThroughStatus::Failed } else { PassedThroughStatus::of(status) };
+                if error.is_some() { PassthroughStatus::Failed } else { PassthroughStatus::of(status) };
             self.metrics.passed_through.count(label);
         }
         if status == 429 {
-            self.metrics.passed_on.count(match outcome {
-                _ if error.is_some() => PassedOnSource::Refrain,
-                Outcome::Bypass => PassedOnSource::PassedThrough,
-                _ => PassedOnSource::Upstream,
+            self.metrics.rate_limited_passed_on.count(match outcome {
+                _ if error.is_some() => RateLimitSource::Refrain,
+                Outcome::Bypass => RateLimitSource::PassedThrough,
+                _ => RateLimitSource::Upstream,
             });
         }
         self.write(Some(status), error.map(ApiError::code), outcome);

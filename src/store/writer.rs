@@ -333,7 +333,7 @@ impl Writer {
         let metrics = &self.shared.metrics;
         metrics.commit_seconds.observe(start.elapsed());
         metrics.tasks_stored.inc_by(stored);
-        metrics.tasks_forgotten.inc_by(forgotten);
+        metrics.tasks_deleted.inc_by(forgotten);
         self.set_totals(totals);
         Ok(outcomes)
     }

@@ -53,7 +53,7 @@ impl Collector for Reading {
         let mut page = Page(encoder);
         self.requests(&mut page)?;
         self.upstream(&mut page)?;
-        self.lanes(&mut page)?;
+        self.queues(&mut page)?;
         self.store(&mut page)?;
         self.program(&mut page)?;
         process(&mut page)
@@ -153,16 +153,16 @@ impl Reading {
             &metrics.calls_saved(),
         )?;
         page.counter(
-            "refrain_upstream_calls_without",
+            "refrain_upstream_calls_baseline",
             "Look-up calls that the same clients would have sent without refrain",
             None,
-            &metrics.calls_without(),
+            &metrics.calls_baseline(),
         )?;
         page.counter(
-            "refrain_rate_limited_met",
+            "refrain_upstream_rate_limited",
             "Look-up calls that the upstream answered with 429",
             None,
-            &metrics.rate_limited_met(),
+            &metrics.upstream_rate_limited(),
         )?;
         page.counter(
             "refrain_rate_limited_absorbed",
@@ -174,7 +174,7 @@ impl Reading {
             "refrain_rate_limited_passed_on",
             "429s that clients got, by who said so",
             "source",
-            &metrics.passed_on,
+            &metrics.rate_limited_passed_on,
         )?;
         page.counter(
             "refrain_rechecks_failed",
@@ -190,25 +190,32 @@ impl Reading {
         )
     }
 
-    fn lanes(&self, page: &mut Page) -> fmt::Result {
-        let lanes = &self.present.queues;
-        page.gauge("refrain_lanes", "Batcher: a token's look-ups of one service", None, &lanes.queues)?;
-        page.gauge("refrain_lane_tokens", "Tokens whose rate is kept", None, &lanes.tokens)?;
-        page.gauge("refrain_lane_wanted_ids", "Ids that wait for their turn", None, &lanes.wanted)?;
-        page.gauge("refrain_lane_under_way_ids", "Ids in calls under way", None, &lanes.under_way)?;
-        page.gauge("refrain_lane_callers", "Look-ups that wait for an answer", None, &lanes.callers)?;
-        page.gauge("refrain_lane_remembered_ids", "Pending answers in memory", None, &lanes.remembered)?;
+    fn queues(&self, page: &mut Page) -> fmt::Result {
+        let queues = &self.present.queues;
+        page.gauge("refrain_queues", "Batcher: a token's look-ups of one service", None, &queues.queues)?;
+        page.gauge("refrain_queue_tokens", "Tokens whose rate is kept", None, &queues.tokens)?;
+        let mut family = page.family(
+            "refrain_queue_ids",
+            "Ids in queues: queued for a call, or in a call in flight",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (state, ids) in [("queued", queues.queued), ("in_flight", queues.in_flight)] {
+            family.encode_family(&[("state", state)])?.encode_gauge(&ids)?;
+        }
+        page.gauge("refrain_queue_waiters", "Look-ups that wait for an answer", None, &queues.waiters)?;
+        page.gauge("refrain_pending_cache_ids", "Pending answers in memory", None, &queues.snapshots)?;
         page.gauge(
-            "refrain_lane_remembered",
+            "refrain_pending_cache",
             "Size of the pending answers in memory",
             Some(&Unit::Bytes),
-            &lanes.remembered_bytes,
+            &queues.snapshot_bytes,
         )?;
         page.gauge(
-            "refrain_lane_oldest_wanted",
+            "refrain_queue_oldest_wait",
             "How long the id that waits longest for its turn has waited",
             Some(&Unit::Seconds),
-            &lanes.oldest_wanted.as_secs_f64(),
+            &queues.oldest_queued.as_secs_f64(),
         )
     }
 
@@ -235,10 +242,10 @@ impl Reading {
             &metrics.tasks_stored.get(),
         )?;
         page.counter(
-            "refrain_store_tasks_forgotten",
+            "refrain_store_tasks_deleted",
             "Tasks removed on a client's or an operator's word",
             None,
-            &metrics.tasks_forgotten.get(),
+            &metrics.tasks_deleted.get(),
         )?;
         page.tally(
             "refrain_store_tasks_evicted",
@@ -250,10 +257,10 @@ impl Reading {
         page.gauge("refrain_store_queued_jobs", "Jobs that wait for the writer", None, &store.queued_jobs)?;
         page.gauge("refrain_store_queued", "Size of the texts in them", bytes, &store.queued_bytes)?;
         page.tally(
-            "refrain_store_finds",
+            "refrain_store_lookups",
             "Ids asked of the store, by where they were found",
-            "tier",
-            &metrics.finds,
+            "result",
+            &metrics.store_lookups,
         )?;
         page.gauge("refrain_memory_tasks", "Tasks in the memory tier", None, &store.memory_tasks)?;
         page.gauge(

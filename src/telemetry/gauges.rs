@@ -26,17 +26,17 @@ pub struct QueueTotals {
     /// Tokens with a bucket.
     pub tokens: usize,
     /// Ids that wait for their turn.
-    pub wanted: usize,
+    pub queued: usize,
     /// Ids in calls that are under way.
-    pub under_way: usize,
+    pub in_flight: usize,
     /// Look-ups that wait for an answer.
-    pub callers: usize,
+    pub waiters: usize,
     /// Pending answers in memory.
-    pub remembered: usize,
+    pub snapshots: usize,
     /// Their bytes.
-    pub remembered_bytes: usize,
+    pub snapshot_bytes: usize,
     /// How long the id that waits longest has waited; zero if none does.
-    pub oldest_wanted: Duration,
+    pub oldest_queued: Duration,
     /// Whether the upstream is known to be down.
     pub is_upstream_down: bool,
 }

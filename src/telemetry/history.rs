@@ -15,8 +15,8 @@ use super::metrics::Metrics;
 pub struct Snapshot {
     counters: [u64; COUNTERS],
     call_seconds: HistogramCounts,
-    wanted: u64,
-    remembered: u64,
+    queued: u64,
+    snapshots: u64,
     store_tasks: u64,
 }
 
@@ -25,21 +25,21 @@ const COUNTERS: usize = 8;
 impl Snapshot {
     /// Reads the counters.
     pub fn of(metrics: &Metrics, present: &Gauges) -> Self {
-        let look_ups = [RequestAction::Retrieve, RequestAction::RetrieveBatch];
+        let lookups = [RequestAction::Retrieve, RequestAction::RetrieveBatch];
         Self {
             counters: [
-                look_ups.iter().map(|action| metrics.requests_by_action(*action)).sum(),
+                lookups.iter().map(|action| metrics.requests_by_action(*action)).sum(),
                 metrics.ids.total(),
                 metrics.ids.get(IdOutcome::Hit),
                 metrics.calls_made(),
                 metrics.calls_saved(),
-                metrics.rate_limited_met(),
+                metrics.upstream_rate_limited(),
                 metrics.rate_limited_absorbed(),
-                metrics.rate_limited_passed_on(),
+                metrics.lookups_rate_limited(),
             ],
             call_seconds: metrics.all_call_seconds(),
-            wanted: present.queues.wanted as u64,
-            remembered: present.queues.remembered as u64,
+            queued: present.queues.queued as u64,
+            snapshots: present.queues.snapshots as u64,
             store_tasks: present.store.tasks,
         }
     }
@@ -51,7 +51,7 @@ pub struct Point {
     /// Its end, in seconds since the Unix epoch.
     pub at: i64,
     /// Look-ups, however they ended.
-    pub look_ups: u64,
+    pub lookups: u64,
     /// Ids that they asked for.
     pub ids: u64,
     /// Those of them that came from the store.
@@ -61,7 +61,7 @@ pub struct Point {
     /// Calls saved.
     pub calls_saved: u64,
     /// 429s of the upstream to look-up calls.
-    pub rate_limited_met: u64,
+    pub upstream_rate_limited: u64,
     /// Those of them that no client saw.
     pub rate_limited_absorbed: u64,
     /// 429s that clients got for their look-ups.
@@ -71,9 +71,9 @@ pub struct Point {
     /// 99th percentile of the calls' duration, in seconds.
     pub upstream_p99: Option<f64>,
     /// Ids that waited for their turn at its end.
-    pub wanted: u64,
+    pub queued: u64,
     /// Pending answers in memory at its end.
-    pub remembered: u64,
+    pub snapshots: u64,
     /// Tasks in the store at its end.
     pub store_tasks: u64,
 }
@@ -84,22 +84,22 @@ impl Point {
         for (count, (now, then)) in counts.iter_mut().zip(now.counters.iter().zip(&earlier.counters)) {
             *count = now.saturating_sub(*then);
         }
-        let [look_ups, ids, ids_hit, calls, calls_saved, met, absorbed, passed_on] = counts;
+        let [lookups, ids, ids_hit, calls, calls_saved, met, absorbed, passed_on] = counts;
         let call_seconds = now.call_seconds.since(&earlier.call_seconds);
         Self {
             at,
-            look_ups,
+            lookups,
             ids,
             ids_hit,
             calls,
             calls_saved,
-            rate_limited_met: met,
+            upstream_rate_limited: met,
             rate_limited_absorbed: absorbed,
             rate_limited_passed_on: passed_on,
             upstream_p50: call_seconds.quantile(0.5),
             upstream_p99: call_seconds.quantile(0.99),
-            wanted: now.wanted,
-            remembered: now.remembered,
+            queued: now.queued,
+            snapshots: now.snapshots,
             store_tasks: now.store_tasks,
         }
     }
@@ -180,7 +180,7 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::{CallStatus, IdOutcome, PassedOnSource, RequestOutcome};
+    use crate::telemetry::{CallStatus, IdOutcome, RateLimitSource, RequestOutcome};
 
     const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -189,14 +189,14 @@ mod tests {
         let service = metrics.service("producer");
         for outcome in [RequestOutcome::Hit, RequestOutcome::Miss] {
             metrics.count_request(service, RequestAction::Retrieve, outcome, MILLISECOND);
-            metrics.count_look_up(1, 50, None);
+            metrics.count_lookup(1, 50, None);
         }
         metrics.ids.count(IdOutcome::Hit);
         metrics.ids.count(IdOutcome::Fetched);
         metrics.count_call(service, CallStatus::S429, 1, 100 * MILLISECOND);
-        metrics.count_absorbed();
-        metrics.passed_on.count(PassedOnSource::Refrain);
-        metrics.passed_on.count(PassedOnSource::PassedThrough);
+        metrics.count_rate_limited_absorbed();
+        metrics.rate_limited_passed_on.count(RateLimitSource::Refrain);
+        metrics.rate_limited_passed_on.count(RateLimitSource::PassedThrough);
     }
 
     #[test]
@@ -205,20 +205,21 @@ mod tests {
         let mut present = Gauges::default();
         let mut history = History::new(Snapshot::of(&metrics, &present));
         traffic(&metrics);
-        present.queues.wanted = 3;
+        present.queues.queued = 3;
         history.end_step(10, Snapshot::of(&metrics, &present));
-        present.queues.wanted = 0;
+        present.queues.queued = 0;
         present.store.tasks = 7;
         history.end_step(20, Snapshot::of(&metrics, &present));
         let points: Vec<&Point> = history.hour().collect();
         let first = points[0];
-        assert_eq!((first.at, first.look_ups, first.ids, first.ids_hit), (10, 2, 2, 1));
-        assert_eq!((first.calls, first.calls_saved, first.wanted, first.store_tasks), (1, 1, 3, 0));
-        let limited = (first.rate_limited_met, first.rate_limited_absorbed, first.rate_limited_passed_on);
+        assert_eq!((first.at, first.lookups, first.ids, first.ids_hit), (10, 2, 2, 1));
+        assert_eq!((first.calls, first.calls_saved, first.queued, first.store_tasks), (1, 1, 3, 0));
+        let limited =
+            (first.upstream_rate_limited, first.rate_limited_absorbed, first.rate_limited_passed_on);
         assert_eq!(limited, (1, 1, 1), "what passed through is no look-up's");
         assert!(first.upstream_p50.is_some_and(|p50| p50 > 0.05 && p50 <= 0.1));
         let second = points[1];
-        assert_eq!((second.at, second.look_ups, second.calls, second.calls_saved), (20, 0, 0, 0));
+        assert_eq!((second.at, second.lookups, second.calls, second.calls_saved), (20, 0, 0, 0));
         assert_eq!((second.upstream_p50, second.upstream_p99, second.store_tasks), (None, None, 7));
     }
 
@@ -235,9 +236,9 @@ mod tests {
         }
         let hour: Vec<i64> = history.hour().map(|point| point.at).collect();
         assert_eq!((hour.len(), hour[0], hour[359]), (360, (steps - 359) * 10, steps * 10));
-        let day: Vec<(i64, u64)> = history.day().map(|point| (point.at, point.look_ups)).collect();
+        let day: Vec<(i64, u64)> = history.day().map(|point| (point.at, point.lookups)).collect();
         assert_eq!(day.len(), 288);
-        assert!(day.iter().all(|(at, look_ups)| at % 300 == 0 && *look_ups == 60), "{day:?}");
+        assert!(day.iter().all(|(at, lookups)| at % 300 == 0 && *lookups == 60), "{day:?}");
         assert!(day.windows(2).all(|pair| pair[1].0 - pair[0].0 == 300));
     }
 

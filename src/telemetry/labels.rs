@@ -171,7 +171,7 @@ impl CallStatus {
 
 labels! {
     /// What a request that passed through was answered with.
-    PassedThroughStatus {
+    PassthroughStatus {
         /// 101, where a connection changed its protocol.
         Informational => "1xx",
         /// Success.
@@ -187,7 +187,7 @@ labels! {
     }
 }
 
-impl PassedThroughStatus {
+impl PassthroughStatus {
     /// The class of a status that the upstream sent.
     pub fn of(status: u16) -> Self {
         match status {
@@ -202,7 +202,7 @@ impl PassedThroughStatus {
 
 labels! {
     /// Whose 429 a client saw.
-    PassedOnSource {
+    RateLimitSource {
         /// refrain's own: the queue was too long or full.
         Refrain => "refrain",
         /// The upstream's, to a look-up, after all tries.
@@ -238,13 +238,13 @@ labels! {
 
 labels! {
     /// Where the store found a task that it was asked for.
-    FindTier {
+    StoreLookupResult {
         /// In memory.
         Memory => "memory",
         /// On disk.
         Disk => "disk",
         /// Nowhere, or not for this reader.
-        None => "none",
+        Miss => "miss",
     }
 }
 

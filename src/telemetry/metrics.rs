@@ -27,8 +27,8 @@ use super::histogram::{
     CALL_BOUNDS, COMMIT_BOUNDS, Histogram, HistogramCounts, IDS_BOUNDS, PER_SECOND, REQUEST_BOUNDS,
 };
 use super::labels::{
-    CallStatus, EvictionReason, FindTier, IdOutcome, Label, PassedOnSource, PassedThroughStatus,
-    RequestAction, RequestOutcome, StoreErrorKind,
+    CallStatus, EvictionReason, IdOutcome, Label, PassthroughStatus, RateLimitSource, RequestAction,
+    RequestOutcome, StoreErrorKind, StoreLookupResult,
 };
 
 /// How often a client without `prefer: wait` asks: the vendor's SDK polls every 3 s.
@@ -97,24 +97,24 @@ pub struct Metrics {
     /// By service.
     call_seconds: Box<[Histogram]>,
     call_ids: Histogram,
-    calls_without: AtomicU64,
+    calls_baseline: AtomicU64,
     calls_saved: AtomicU64,
     /// 429s of the upstream after which refrain tried again.
     absorbed: AtomicU64,
     /// 429s that clients saw.
-    pub passed_on: CounterVec<PassedOnSource>,
+    pub rate_limited_passed_on: CounterVec<RateLimitSource>,
     /// Answers to what passed through.
-    pub passed_through: CounterVec<PassedThroughStatus>,
+    pub passed_through: CounterVec<PassthroughStatus>,
     /// Failures of the task store.
     pub store_errors: CounterVec<StoreErrorKind>,
     /// Where the store found what it was asked for.
-    pub finds: CounterVec<FindTier>,
+    pub store_lookups: CounterVec<StoreLookupResult>,
     /// Transactions, from the wait for the lock to the end of the commit.
     pub commit_seconds: Histogram,
     /// Tasks that commits stored for a reader.
     pub tasks_stored: Counter,
     /// Rows that were forgotten on a client's or an operator's word.
-    pub tasks_forgotten: Counter,
+    pub tasks_deleted: Counter,
     /// Rows that the sweep removed.
     pub tasks_evicted: CounterVec<EvictionReason>,
     /// Hits served although the upstream could not be asked whether the token still holds.
@@ -146,16 +146,16 @@ impl Metrics {
             calls: services.iter().map(|_| CounterVec::default()).collect(),
             call_seconds: services.iter().map(|_| Histogram::new(CALL_BOUNDS, PER_SECOND)).collect(),
             call_ids: Histogram::new(IDS_BOUNDS, 1.0),
-            calls_without: AtomicU64::new(0),
+            calls_baseline: AtomicU64::new(0),
             calls_saved: AtomicU64::new(0),
             absorbed: AtomicU64::new(0),
-            passed_on: CounterVec::default(),
+            rate_limited_passed_on: CounterVec::default(),
             passed_through: CounterVec::default(),
             store_errors: CounterVec::default(),
-            finds: CounterVec::default(),
+            store_lookups: CounterVec::default(),
             commit_seconds: Histogram::new(COMMIT_BOUNDS, PER_SECOND),
             tasks_stored: Counter::default(),
-            tasks_forgotten: Counter::default(),
+            tasks_deleted: Counter::default(),
             tasks_evicted: CounterVec::default(),
             rechecks_failed: Counter::default(),
             panics: Counter::default(),
@@ -268,32 +268,32 @@ impl Metrics {
     }
 
     /// A look-up for so many ids, held so long by `prefer: wait` if it was, was answered; see the head of this file.
-    pub fn count_look_up(&self, ids: usize, max_batch: usize, held: Option<Duration>) {
+    pub fn count_lookup(&self, ids: usize, max_batch: usize, held: Option<Duration>) {
         let polls = held.map_or(1, |held| held.as_secs() / POLL_INTERVAL.as_secs() + 1);
         let calls = ids.div_ceil(max_batch.max(1)).max(1) as u64;
-        self.calls_without.fetch_add(calls * polls, Ordering::Relaxed);
+        self.calls_baseline.fetch_add(calls * polls, Ordering::Relaxed);
     }
 
     /// Calls that the same clients would have sent without refrain.
-    pub fn calls_without(&self) -> u64 {
-        self.calls_without.load(Ordering::Relaxed)
+    pub fn calls_baseline(&self) -> u64 {
+        self.calls_baseline.load(Ordering::Relaxed)
     }
 
     /// Calls saved so far; never falls.
     pub fn calls_saved(&self) -> u64 {
         // In this order: a look-up that is answered in between shows in the next reading.
-        let without = self.calls_without();
+        let without = self.calls_baseline();
         let saved = without.saturating_sub(self.calls_made());
         self.calls_saved.fetch_max(saved, Ordering::Relaxed).max(saved)
     }
 
     /// The upstream answered a look-up call with 429 and no client sees it.
-    pub fn count_absorbed(&self) {
+    pub fn count_rate_limited_absorbed(&self) {
         self.absorbed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// 429s of the upstream to look-up calls.
-    pub fn rate_limited_met(&self) -> u64 {
+    pub fn upstream_rate_limited(&self) -> u64 {
         self.calls_by_status(CallStatus::S429)
     }
 
@@ -303,8 +303,9 @@ impl Metrics {
     }
 
     /// 429s that clients got for their look-ups, from the upstream or from refrain.
-    pub fn rate_limited_passed_on(&self) -> u64 {
-        self.passed_on.get(PassedOnSource::Refrain) + self.passed_on.get(PassedOnSource::Upstream)
+    pub fn lookups_rate_limited(&self) -> u64 {
+        self.rate_limited_passed_on.get(RateLimitSource::Refrain)
+            + self.rate_limited_passed_on.get(RateLimitSource::Upstream)
     }
 }
 
@@ -363,9 +364,9 @@ mod tests {
             (1, Some(60.0), 21),
             (100, Some(7.0), 6),
         ] {
-            metrics.count_look_up(ids, 50, held.map(Duration::from_secs_f64));
+            metrics.count_lookup(ids, 50, held.map(Duration::from_secs_f64));
             expected += calls;
-            assert_eq!(metrics.calls_without(), expected, "{ids} ids held {held:?}");
+            assert_eq!(metrics.calls_baseline(), expected, "{ids} ids held {held:?}");
         }
     }
 
@@ -376,13 +377,13 @@ mod tests {
         let call = |status| metrics.count_call(service, status, 1, Duration::from_millis(1));
         call(CallStatus::S200);
         assert_eq!(metrics.calls_saved(), 0, "the call was made, its look-up is not answered yet");
-        (0..10).for_each(|_| metrics.count_look_up(1, 50, None));
+        (0..10).for_each(|_| metrics.count_lookup(1, 50, None));
         assert_eq!(metrics.calls_saved(), 9);
         (0..4).for_each(|_| call(CallStatus::S500));
         assert_eq!(metrics.calls_saved(), 9);
-        (0..4).for_each(|_| metrics.count_look_up(1, 50, None));
+        (0..4).for_each(|_| metrics.count_lookup(1, 50, None));
         assert_eq!(metrics.calls_saved(), 9, "these make up for the calls tried in vain");
-        metrics.count_look_up(1, 50, None);
+        metrics.count_lookup(1, 50, None);
         assert_eq!(metrics.calls_saved(), 10);
     }
 }

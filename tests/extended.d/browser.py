@@ -128,7 +128,7 @@ def refreshed(page, times):
     return so
 
 
-async def forget(browser):
+async def delete(browser):
     async with running(REFRAIN_TASKS__SERVICES='["producer","suno"]') as (upstream, proxy), dashboard(browser, proxy) as page:
         ids = upstream.finished("song", ["Harbour lights", "Night bus", "Paper boats"])
         await looked_up(proxy, ids)
@@ -144,19 +144,19 @@ async def forget(browser):
         await page.click("#detail-form label:nth-of-type(2)")
         await page.until(f"document.getElementById('detail-json').textContent === {json.dumps(upstream.tasks[ids[1]].decode())}")
 
-        await page.click("#detail-forget")
+        await page.click("#detail-delete")
         await page.until("document.getElementById('confirm').open")
         check(await page.js("document.activeElement.id") == "confirm-no", "the safe answer has the focus")
         await page.click("#confirm-no")
         await page.until("!document.getElementById('confirm').open")
         check((await client.retrieve("t", ids[1])).cache == "HIT", "kept")
 
-        await page.click("#detail-forget")
+        await page.click("#detail-delete")
         await page.click("#confirm-yes")
         await page.until("!document.getElementById('detail').open")
         await page.until(f"{TITLES}.length === 0")
         before = len(upstream.calls)
-        check((await client.retrieve("t", ids[1])).cache == "MISS", "forgotten")
+        check((await client.retrieve("t", ids[1])).cache == "MISS", "deleted")
         check(len(upstream.calls) == before + 1, "the next look-up goes upstream, once")
         check((await client.retrieve("t", ids[0])).cache == "HIT", "others stay")
 
@@ -172,10 +172,10 @@ async def forget(browser):
         check((await client.retrieve("t", ids[2])).cache == "HIT", "the other service stays")
         check((await client.post("t", {"action": "retrieve", "id": ids[0]}, path="/suno/tasks")).cache == "MISS", "gone")
         # What was just stored is not older than a minute.
-        await page.js("document.getElementById('forget-older').elements.unit.value = 'm'")
-        await page.click("#forget-older button")
+        await page.js("document.getElementById('delete-older').elements.unit.value = 'm'")
+        await page.click("#delete-older button")
         await page.click("#confirm-yes")
-        await page.until("document.getElementById('toast').textContent.startsWith('0 texts')")
+        await page.until("document.getElementById('toast').textContent.startsWith('0 records')")
         client.close()
 
 
@@ -206,7 +206,7 @@ async def late(browser):
         await open_detail("Harbour lights")
         await known("Harbour lights")
         await page.js(f"{HOLD}('DELETE')")
-        await page.click("#detail-forget")
+        await page.click("#detail-delete")
         await page.click("#confirm-yes")
         await page.until("document.getElementById('confirm-yes').disabled")
         await page.press("Escape")
@@ -215,10 +215,10 @@ async def late(browser):
         await page.until("!document.getElementById('detail').open")
         await open_detail("Night bus")
         await known("Night bus")
-        await page.click("#detail-forget")
+        await page.click("#detail-delete")
         await page.until("document.getElementById('confirm').open")
         await page.js("letGo()")
-        await page.until("document.getElementById('toast').textContent.startsWith('One text')")
+        await page.until("document.getElementById('toast').textContent.startsWith('One record')")
         await page.until(f"{TITLES}.length === 2")
         check(await page.js("['confirm', 'detail'].every(id => document.getElementById(id).open)"), "the next question was closed")
         check(not await page.js("document.getElementById('confirm-yes').disabled"), "and can be answered")
@@ -325,7 +325,7 @@ async def token(browser):
             await page.type(secret)
             await page.press("Enter")
             await page.until(f"{TITLES}.length === 1")
-            await page.click("#forget-token")
+            await page.click("#clear-token")
             await page.until("!document.getElementById('locked').hidden")
             check(await page.js("sessionStorage.length") == 0 and await page.js(TITLES) == [], "the token and what it showed are gone")
             check(not any(secret in url for url in page.requests), "never in an address")
@@ -390,7 +390,7 @@ async def widths(browser):
         await page.until("document.querySelectorAll('#queues tbody tr').length > 0")
         for width in (320, 360, 375, 600, 768, 1024, 1280, 1920):
             await page.resize(width, 800)
-            for shown in ("", "document.querySelector('#tasks button.title').click()", "document.getElementById('detail-forget').click()"):
+            for shown in ("", "document.querySelector('#tasks button.title').click()", "document.getElementById('detail-delete').click()"):
                 await page.js(shown or "0")
                 await page.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
                 wide = await page.js("[document.scrollingElement.scrollWidth, innerWidth]")
@@ -458,7 +458,7 @@ async def outage(browser):
         await eventually("it asks again", refreshed(page, 1), within=4)
 
 
-PARTS = [figures, listing, search, forget, late, hostile, token, keyboard, widths, themes, outage, cors]
+PARTS = [figures, listing, search, delete, late, hostile, token, keyboard, widths, themes, outage, cors]
 
 
 async def tests(names):

@@ -56,7 +56,7 @@ async fn get(app: &TestApp, path: &str) -> Value {
 async fn forget(app: &TestApp, path: &str) -> u64 {
     let reply = ask(app, Method::DELETE, path).await;
     assert_eq!(reply.status, 200, "{path}: {reply:?}");
-    reply.json()["forgotten"].as_u64().expect("a number")
+    reply.json()["deleted"].as_u64().expect("a number")
 }
 
 fn text(id: &str, title: &str) -> String {
@@ -199,10 +199,10 @@ async fn stored_tasks_are_listed_by_service_id_title_and_time() {
         (task["service"].as_str(), task["readers"].as_u64(), task["type"].as_str(), task["title"].as_str()),
         (Some("suno"), Some(1), Some("audios"), Some("ÄRGER"))
     );
-    assert_eq!(task["text_bytes"], text("On3", "ÄRGER").len());
+    assert_eq!(task["record_bytes"], text("On3", "ÄRGER").len());
     assert_eq!(task["links"], json!([{"kind": "audio", "url": "https://cdn.example/a.mp3"}]));
     assert_eq!((&task["created_at"], &task["finished_at"]), (&json!(1767119745.5), &json!(1767119785.25)));
-    assert!(task["text"].is_null(), "a listing is short: {task}");
+    assert!(task["record"].is_null(), "a listing is short: {task}");
 }
 
 #[tokio::test]
@@ -214,11 +214,11 @@ async fn one_task_is_shown_with_every_text_that_was_told_of_it() {
     app.upstream.put_raw("producer", "c", "t1", told("for b"));
     assert_eq!(app.retrieve("c", "t1").await.x_cache(), "MISS");
     let task = get(&app, "/api/tasks/producer/t1").await;
-    let texts = task["texts"].as_array().expect("a list");
+    let texts = task["records"].as_array().expect("a list");
     let seen: Vec<_> = texts
         .iter()
         .map(|text| {
-            (text["text"].as_str().unwrap(), text["readers"].as_array().unwrap().len(), &text["is_damaged"])
+            (text["record"].as_str().unwrap(), text["readers"].as_array().unwrap().len(), &text["is_corrupt"])
         })
         .collect();
     assert_eq!(seen, [(&*told("for a"), 1, &json!(false)), (&*told("for b"), 2, &json!(false))]);
@@ -232,8 +232,8 @@ async fn one_task_is_shown_with_every_text_that_was_told_of_it() {
     let mut file = StoreFile::open(app.folder.path()).await;
     assert_eq!(file.run("UPDATE task SET body = x'7b7d' WHERE row = 1").await, 1);
     file.close().await;
-    let damaged = &get(&app, "/api/tasks/producer/t1").await["texts"][0];
-    assert_eq!((&damaged["text"], &damaged["is_damaged"]), (&Value::Null, &json!(true)));
+    let damaged = &get(&app, "/api/tasks/producer/t1").await["records"][0];
+    assert_eq!((&damaged["record"], &damaged["is_corrupt"]), (&Value::Null, &json!(true)));
 
     for missing in ["/api/tasks/producer/t2", "/api/tasks/suno/t1"] {
         assert_error(&app.admin(missing).await, 404, "bad_request");
@@ -254,7 +254,7 @@ async fn odd_ids_are_listed_shown_and_forgotten() {
         assert_eq!(listed(&app, &format!("title={}", encoded(id))).await, [id]);
         let path = format!("/api/tasks/producer/{}", encoded(id));
         let task = get(&app, &path).await;
-        assert_eq!((&task["id"], &task["texts"][0]["text"]), (&json!(id), &json!(text(id, id))));
+        assert_eq!((&task["id"], &task["records"][0]["record"]), (&json!(id), &json!(text(id, id))));
         assert_eq!(forget(&app, &path).await, 1, "{id:?}");
         assert_eq!(forget(&app, &path).await, 0);
         assert_eq!(app.admin(&path).await.status, 404);
@@ -417,8 +417,8 @@ async fn the_configuration_is_shown_as_refrain_config_prints_it() {
 async fn lanes_and_pending_tasks_are_told() {
     let app =
         TestApp::spawn_with(|config| config.tasks.pending_max_age = std::time::Duration::from_secs(60)).await;
-    assert_eq!(get(&app, "/api/queues").await, json!({"queues": [], "queues_left_out": 0}));
-    assert_eq!(get(&app, "/api/pending").await, json!({"pending": [], "pending_left_out": 0}));
+    assert_eq!(get(&app, "/api/queues").await, json!({"queues": [], "queues_omitted": 0}));
+    assert_eq!(get(&app, "/api/pending").await, json!({"pending": [], "pending_omitted": 0}));
     let unfinished = json!({"id": "p1", "type": "audios", "created_at": 1767119745.5, "response":
         {"data": [{"title": "</script>", "state": "processing", "progress": "40%"}]}});
     app.upstream.put_raw("producer", "t", "p1", unfinished.to_string());
@@ -435,8 +435,8 @@ async fn lanes_and_pending_tasks_are_told() {
             task["state"],
             task["progress"],
             task["created_at"],
-            task["callers"],
-            task["wanted"]
+            task["waiters"],
+            task["is_queued"]
         ]),
         json!(["producer", "p1", "audios", "</script>", "processing", 0.4, 1767119745.5, 0, false])
     );
@@ -446,12 +446,12 @@ async fn lanes_and_pending_tasks_are_told() {
     assert_eq!(
         json!([
             lane["service"],
-            lane["wanted"],
-            lane["under_way"],
-            lane["callers"],
-            lane["remembered"],
-            lane["oldest_wanted_seconds"],
-            lane["held_seconds"]
+            lane["queued"],
+            lane["in_flight"],
+            lane["waiters"],
+            lane["snapshots"],
+            lane["oldest_wait_seconds"],
+            lane["paused_seconds"]
         ]),
         json!(["producer", 0, 0, 0, 1, null, 0.0])
     );
@@ -471,11 +471,11 @@ async fn lanes_and_pending_tasks_are_told() {
     eventually("the one who waits is told", async || {
         let task = &get(&app, "/api/pending").await["pending"][0];
         let lane = &get(&app, "/api/queues").await["queues"][0];
-        task["callers"] == 1 && lane["callers"] == 1
+        task["waiters"] == 1 && lane["waiters"] == 1
     })
     .await;
     waiting.abort();
-    eventually("and that it went", async || get(&app, "/api/queues").await["queues"][0]["callers"] == 0)
+    eventually("and that it went", async || get(&app, "/api/queues").await["queues"][0]["waiters"] == 0)
         .await;
 }
 

@@ -125,7 +125,7 @@ async fn what_happened_is_what_is_counted() {
     assert_eq!((ids("hit"), ids("failed"), ids("refused")), (122.0, 1.0, 1.0));
     assert_eq!((ids("pending"), ids("fetched")), (2.0, 3.0));
     assert_eq!(stats["ids"]["hit"], 122);
-    let found = |tier| count("refrain_store_finds_total", &[("tier", tier)]);
+    let found = |result| count("refrain_store_lookups_total", &[("result", result)]);
     assert_eq!((found("memory"), found("disk")), (3.0, 0.0), "a batch asks for each id once");
 
     // The simulator has counted the calls itself.
@@ -135,18 +135,18 @@ async fn what_happened_is_what_is_counted() {
     assert_eq!(count("refrain_upstream_call_ids_sum", &[]), calls as f64, "one id a call");
     assert_eq!(stats["upstream"]["calls"], calls);
     assert_eq!(count("refrain_upstream_calls_total", &[("status", "429")]), 3.0);
-    assert_eq!(count("refrain_rate_limited_met_total", &[]), 3.0);
+    assert_eq!(count("refrain_upstream_rate_limited_total", &[]), 3.0);
     assert_eq!(count("refrain_rate_limited_absorbed_total", &[]), 2.0);
     assert_eq!(count("refrain_rate_limited_passed_on_total", &[("source", "upstream")]), 1.0);
     assert_eq!(count("refrain_rate_limited_passed_on_total", &[]), 1.0);
-    assert_eq!(stats["upstream"]["rate_limited"], json!({"met": 3, "absorbed": 2, "passed_on": 1}));
+    assert_eq!(stats["upstream"]["rate_limited"], json!({"received": 3, "absorbed": 2, "passed_on": 1}));
     let passed = |status| count("refrain_passed_through_total", &[("status", status)]);
     assert_eq!((passed("2xx"), passed("5xx")), (1.0, 1.0));
 
     // Seven single look-ups, 120 ids in three calls, and one held for three seconds, which is two polls; the refused one
     // does not count.
     let without = 7.0 + 3.0 + 2.0;
-    assert_eq!(count("refrain_upstream_calls_without_total", &[]), without);
+    assert_eq!(count("refrain_upstream_calls_baseline_total", &[]), without);
     let saved = count("refrain_upstream_calls_saved_total", &[]);
     assert!(saved >= without - calls as f64 && saved <= without, "{saved} {calls}");
     assert_eq!(stats["upstream"]["calls_saved"], saved);
@@ -160,8 +160,8 @@ async fn what_happened_is_what_is_counted() {
     assert_eq!((count("refrain_ready", &[]), count("refrain_upstream_down", &[])), (1.0, 0.0));
     assert_eq!(stats["ready"], json!({"status": "ready", "reason": null}));
     assert!(count("refrain_connections", &[]) >= 1.0);
-    assert!(count("refrain_lane_remembered_ids", &[]) >= 1.0 && count("refrain_lanes", &[]) >= 1.0);
-    assert_eq!(count("refrain_lane_callers", &[]), 0.0);
+    assert!(count("refrain_pending_cache_ids", &[]) >= 1.0 && count("refrain_queues", &[]) >= 1.0);
+    assert_eq!(count("refrain_queue_waiters", &[]), 0.0);
 }
 
 #[tokio::test]
@@ -208,15 +208,15 @@ async fn what_waits_in_a_lane_shows_while_it_waits() {
     let asking = tokio::spawn(async move { http.retrieve("t", "slow").await });
     hold.wait_for_held(1).await;
     let held = page(&program).await;
-    assert_eq!(value(&held, "refrain_lane_under_way_ids", &[]), 1.0);
-    assert_eq!(value(&held, "refrain_lane_callers", &[]), 1.0);
-    assert_eq!(value(&held, "refrain_lane_wanted_ids", &[]), 0.0);
-    assert_eq!(json(&program, "/api/stats").await["queues"]["under_way"], 1);
+    assert_eq!(value(&held, "refrain_queue_ids", &[("state", "in_flight")]), 1.0);
+    assert_eq!(value(&held, "refrain_queue_waiters", &[]), 1.0);
+    assert_eq!(value(&held, "refrain_queue_ids", &[("state", "queued")]), 0.0);
+    assert_eq!(json(&program, "/api/stats").await["queues"]["in_flight"], 1);
     hold.release();
     asking.await.expect("no panic").expect("an answer");
     let after = page(&program).await;
-    assert_eq!(value(&after, "refrain_lane_under_way_ids", &[]), 0.0);
-    assert_eq!(value(&after, "refrain_lane_callers", &[]), 0.0);
+    assert_eq!(value(&after, "refrain_queue_ids", &[("state", "in_flight")]), 0.0);
+    assert_eq!(value(&after, "refrain_queue_waiters", &[]), 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,7 +251,7 @@ async fn the_history_has_a_step_every_ten_seconds() {
     let sum = |history: &Value, name: &str| {
         history[name].as_array().into_iter().flatten().filter_map(Value::as_u64).sum::<u64>()
     };
-    eventually("steps", async || sum(&json(&program, "/api/history").await, "look_ups") == 3).await;
+    eventually("steps", async || sum(&json(&program, "/api/history").await, "lookups") == 3).await;
     let history = json(&program, "/api/history?range=1h").await;
     for (name, expected) in [("ids_hit", 2), ("calls", 1), ("calls_saved", 2)] {
         assert_eq!(sum(&history, name), expected, "{name}: {history}");

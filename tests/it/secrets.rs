@@ -154,7 +154,7 @@ async fn check(settings: &[(&str, &str)], key: &str, token: &str) {
             ("/metrics", "refrain_requests_total"),
             ("/api/version", "sqlite_version"),
             ("/api/tasks", "stored_at"),
-            ("/api/queues", "under_way"),
+            ("/api/queues", "in_flight"),
             ("/api/pending", &pending),
             ("/api/config", "\"***\""),
         ] {

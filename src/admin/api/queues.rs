@@ -1,4 +1,4 @@
-//! `GET /api/lanes` and `GET /api/pending`: who waits for what.
+//! `GET /api/queues` and `GET /api/pending`: who waits for what.
 
 use std::sync::Arc;
 
@@ -19,20 +19,20 @@ const MOST: usize = 200;
 #[derive(Serialize)]
 pub(super) struct Queues {
     queues: Vec<QueueBody>,
-    queues_left_out: usize,
+    queues_omitted: usize,
 }
 
 #[derive(Serialize)]
 struct QueueBody {
     service: String,
     token: String,
-    wanted: usize,
-    under_way: usize,
-    callers: usize,
-    remembered: usize,
-    oldest_wanted_seconds: Option<f64>,
+    queued: usize,
+    in_flight: usize,
+    waiters: usize,
+    snapshots: usize,
+    oldest_wait_seconds: Option<f64>,
     requests_per_second: f64,
-    held_seconds: f64,
+    paused_seconds: f64,
     idle_seconds: f64,
 }
 
@@ -41,13 +41,13 @@ impl From<QueueView> for QueueBody {
         Self {
             service: lane.service.to_string(),
             token: lane.token.to_string(),
-            wanted: lane.wanted,
-            under_way: lane.under_way,
-            callers: lane.callers,
-            remembered: lane.remembered,
-            oldest_wanted_seconds: lane.oldest_wanted.map(|age| age.as_secs_f64()),
+            queued: lane.wanted,
+            in_flight: lane.under_way,
+            waiters: lane.callers,
+            snapshots: lane.remembered,
+            oldest_wait_seconds: lane.oldest_wanted.map(|age| age.as_secs_f64()),
             requests_per_second: lane.requests_per_second,
-            held_seconds: lane.held.as_secs_f64(),
+            paused_seconds: lane.held.as_secs_f64(),
             idle_seconds: lane.idle.as_secs_f64(),
         }
     }
@@ -56,7 +56,7 @@ impl From<QueueView> for QueueBody {
 #[derive(Serialize)]
 pub(super) struct Pending {
     pending: Vec<PendingBody>,
-    pending_left_out: usize,
+    pending_omitted: usize,
 }
 
 #[derive(Serialize)]
@@ -69,9 +69,9 @@ struct PendingBody {
     state: Option<String>,
     progress: Option<f64>,
     created_at: Option<f64>,
-    seen_seconds_ago: f64,
-    callers: usize,
-    wanted: bool,
+    snapshot_age_seconds: f64,
+    waiters: usize,
+    is_queued: bool,
 }
 
 impl From<PendingView> for PendingBody {
@@ -86,9 +86,9 @@ impl From<PendingView> for PendingBody {
             state: summary.state,
             progress: summary.progress,
             created_at: summary.created_at,
-            seen_seconds_ago: task.seen.as_secs_f64(),
-            callers: task.callers,
-            wanted: task.wanted,
+            snapshot_age_seconds: task.seen.as_secs_f64(),
+            waiters: task.callers,
+            is_queued: task.wanted,
         }
     }
 }
@@ -96,8 +96,8 @@ impl From<PendingView> for PendingBody {
 pub(super) async fn queues(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Queues>, ApiError> {
     Parameters::none(&uri)?;
     let queues = beside(&port, |port| {
-        let (queues, queues_left_out) = port.lookups.batcher().view(MOST);
-        Queues { queues: queues.into_iter().map(QueueBody::from).collect(), queues_left_out }
+        let (queues, queues_omitted) = port.lookups.batcher().view(MOST);
+        Queues { queues: queues.into_iter().map(QueueBody::from).collect(), queues_omitted }
     });
     Ok(Json(queues.await?))
 }
@@ -105,8 +105,8 @@ pub(super) async fn queues(State(port): State<Arc<AdminPort>>, uri: Uri) -> Resu
 pub(super) async fn pending(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Pending>, ApiError> {
     Parameters::none(&uri)?;
     let pending = beside(&port, |port| {
-        let (pending, pending_left_out) = port.lookups.batcher().pending(MOST);
-        Pending { pending: pending.into_iter().map(PendingBody::from).collect(), pending_left_out }
+        let (pending, pending_omitted) = port.lookups.batcher().pending(MOST);
+        Pending { pending: pending.into_iter().map(PendingBody::from).collect(), pending_omitted }
     });
     Ok(Json(pending.await?))
 }

@@ -76,9 +76,9 @@ fn upstream(metrics: &Metrics, present: &Gauges) -> Value {
         "by_status": by_status,
         "calls_saved": metrics.calls_saved(),
         "rate_limited": {
-            "met": metrics.rate_limited_met(),
+            "received": metrics.upstream_rate_limited(),
             "absorbed": metrics.rate_limited_absorbed(),
-            "passed_on": metrics.rate_limited_passed_on(),
+            "passed_on": metrics.lookups_rate_limited(),
         },
         "latency": latency(&metrics.all_call_seconds()),
         "is_down": present.queues.is_upstream_down,
@@ -90,12 +90,12 @@ fn queues(present: &Gauges) -> Value {
     json!({
         "queues": queues.queues,
         "tokens": queues.tokens,
-        "wanted": queues.wanted,
-        "under_way": queues.under_way,
-        "callers": queues.callers,
-        "remembered": queues.remembered,
-        "remembered_bytes": queues.remembered_bytes,
-        "oldest_wanted_seconds": queues.oldest_wanted.as_secs_f64(),
+        "queued": queues.queued,
+        "in_flight": queues.in_flight,
+        "waiters": queues.waiters,
+        "snapshots": queues.snapshots,
+        "snapshot_bytes": queues.snapshot_bytes,
+        "oldest_wait_seconds": queues.oldest_queued.as_secs_f64(),
     })
 }
 
@@ -103,7 +103,7 @@ fn store(metrics: &Metrics, present: &Gauges) -> Value {
     let store = &present.store;
     json!({
         "tasks": store.tasks,
-        "text_bytes": store.bytes,
+        "record_bytes": store.bytes,
         "file_bytes": store.database_bytes + store.wal_bytes,
         "max_bytes": store.max_bytes,
         "errors": tally(&metrics.store_errors),

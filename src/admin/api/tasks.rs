@@ -34,7 +34,7 @@ struct Listed {
     service: String,
     id: String,
     stored_at: i64,
-    text_bytes: u64,
+    record_bytes: u64,
     readers: u64,
     #[serde(flatten)]
     glance: TaskSummary,
@@ -62,23 +62,23 @@ struct LinkBody {
 pub(super) struct Task {
     service: String,
     id: String,
-    texts: Vec<TextBody>,
+    records: Vec<StoredRecord>,
 }
 
 #[derive(Serialize)]
-struct TextBody {
+struct StoredRecord {
     stored_at: i64,
-    text_bytes: u64,
+    record_bytes: u64,
     readers: Vec<String>,
-    is_damaged: bool,
+    is_corrupt: bool,
     #[serde(flatten)]
     glance: TaskSummary,
-    text: Option<String>,
+    record: Option<String>,
 }
 
 #[derive(Serialize)]
-pub(super) struct Forgotten {
-    forgotten: u64,
+pub(super) struct Deleted {
+    deleted: u64,
 }
 
 impl From<ListedTask> for Listed {
@@ -87,23 +87,23 @@ impl From<ListedTask> for Listed {
             service: seen.service.to_string(),
             id: seen.id.as_str().to_owned(),
             stored_at: seen.stored_at,
-            text_bytes: seen.size,
+            record_bytes: seen.size,
             readers: seen.readers,
             glance: TaskSummary::of(seen.record.as_deref()),
         }
     }
 }
 
-impl From<RecordDetails> for TextBody {
+impl From<RecordDetails> for StoredRecord {
     fn from(stored: RecordDetails) -> Self {
         Self {
             stored_at: stored.stored_at,
-            text_bytes: stored.size,
+            record_bytes: stored.size,
             readers: stored.readers.iter().map(ToString::to_string).collect(),
-            is_damaged: stored.is_damaged,
+            is_corrupt: stored.is_damaged,
             glance: TaskSummary::of(stored.record.as_deref()),
             // Only UTF-8 is ever stored.
-            text: stored.record.and_then(|text| String::from_utf8(text.into()).ok()),
+            record: stored.record.and_then(|text| String::from_utf8(text.into()).ok()),
         }
     }
 }
@@ -161,24 +161,24 @@ pub(super) async fn show(
     Ok(Json(Task {
         service: service.to_string(),
         id: id.as_str().to_owned(),
-        texts: texts.into_iter().map(TextBody::from).collect(),
+        records: texts.into_iter().map(StoredRecord::from).collect(),
     }))
 }
 
-pub(super) async fn forget_one(
+pub(super) async fn delete_one(
     State(port): State<Arc<AdminPort>>,
     path: Result<Path<(String, String)>, PathRejection>,
     uri: Uri,
-) -> Result<Json<Forgotten>, ApiError> {
+) -> Result<Json<Deleted>, ApiError> {
     Parameters::none(&uri)?;
     let (service, id) = named(path)?;
-    forget(port, DeleteScope::Task { service, id }).await
+    delete(port, DeleteScope::Task { service, id }).await
 }
 
-pub(super) async fn forget_many(
+pub(super) async fn delete_many(
     State(port): State<Arc<AdminPort>>,
     uri: Uri,
-) -> Result<Json<Forgotten>, ApiError> {
+) -> Result<Json<Deleted>, ApiError> {
     let parameters = Parameters::read(&uri, &["service", "older_than"])?;
     let service = parameters.parsed("service", Service::parse, SERVICE)?;
     let age = parameters.parsed("older_than", clock::parse_duration, "a duration such as 45s, 12h or 30d")?;
@@ -187,14 +187,14 @@ pub(super) async fn forget_many(
         (None, Some(age)) => DeleteScope::OlderThan(age),
         _ => return Err(ApiError::bad_request("It takes exactly one of service and older_than.")),
     };
-    forget(port, scope).await
+    delete(port, scope).await
 }
 
 /// In a task of its own: what an operator asked to be forgotten is, whether somebody still waits for the answer or not.
-async fn forget(port: Arc<AdminPort>, scope: DeleteScope) -> Result<Json<Forgotten>, ApiError> {
-    let forgetting = tokio::spawn(async move { port.lookups.forget_by_operator(scope).await });
-    match forgetting.await.map_err(|_| ApiError::internal())? {
-        Ok(forgotten) => Ok(Json(Forgotten { forgotten })),
+async fn delete(port: Arc<AdminPort>, scope: DeleteScope) -> Result<Json<Deleted>, ApiError> {
+    let deletion = tokio::spawn(async move { port.lookups.forget_by_operator(scope).await });
+    match deletion.await.map_err(|_| ApiError::internal())? {
+        Ok(deleted) => Ok(Json(Deleted { deleted })),
         Err(error) => {
             tracing::warn!(%error, "forget tasks");
             Err(ApiError::unavailable(

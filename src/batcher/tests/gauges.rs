@@ -10,19 +10,19 @@ async fn what_waits_what_is_under_way_and_who_waits_is_told_apart() {
     let callers = [lab.begin(batch(&names("a", 60))), lab.begin(single("a0")), lab.begin(single("b"))];
     pass(0.5).await;
     let queued = lab.queues.totals();
-    assert_eq!((queued.wanted, queued.under_way, queued.callers), (61, 0, 3));
-    assert!((queued.oldest_wanted.as_secs_f64() - 0.5).abs() < 0.02, "{queued:?}");
+    assert_eq!((queued.queued, queued.in_flight, queued.waiters), (61, 0, 3));
+    assert!((queued.oldest_queued.as_secs_f64() - 0.5).abs() < 0.02, "{queued:?}");
     lab.hold();
     pass(0.6).await;
     let asked = lab.queues.totals();
-    assert_eq!((asked.wanted, asked.under_way, asked.callers), (11, 50, 3));
+    assert_eq!((asked.queued, asked.in_flight, asked.waiters), (11, 50, 3));
     lab.release();
     for caller in callers {
         caller.await.unwrap();
     }
     let idle = lab.queues.totals();
-    assert_eq!((idle.wanted, idle.under_way, idle.callers), (0, 0, 0));
-    assert!(idle.oldest_wanted.is_zero() && idle.queues == 1 && idle.tokens == 1, "{idle:?}");
+    assert_eq!((idle.queued, idle.in_flight, idle.waiters), (0, 0, 0));
+    assert!(idle.oldest_queued.is_zero() && idle.queues == 1 && idle.tokens == 1, "{idle:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -32,11 +32,11 @@ async fn pending_answers_in_memory_are_counted_until_they_are_dropped() {
     let (text, ..) = pending(&lab.ask_one("a").await);
     lab.ask_one("unknown").await;
     let totals = lab.queues.totals();
-    assert_eq!((totals.remembered, totals.remembered_bytes), (1, text.len()));
+    assert_eq!((totals.snapshots, totals.snapshot_bytes), (1, text.len()));
     lab.sweep();
     pass(120.0).await;
     let totals = lab.queues.totals();
-    assert_eq!((totals.remembered, totals.remembered_bytes, totals.queues), (0, 0, 0));
+    assert_eq!((totals.snapshots, totals.snapshot_bytes, totals.queues), (0, 0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -46,8 +46,8 @@ async fn a_call_that_waits_to_be_tried_again_is_wanted_and_not_under_way() {
     let caller = lab.begin(single("a"));
     pass(0.5).await;
     let totals = lab.queues.totals();
-    assert_eq!((totals.wanted, totals.under_way), (1, 0));
-    assert!(totals.oldest_wanted.as_secs_f64() > 0.4, "{totals:?}");
+    assert_eq!((totals.queued, totals.in_flight), (1, 0));
+    assert!(totals.oldest_queued.as_secs_f64() > 0.4, "{totals:?}");
     caller.abort();
 }
 
@@ -55,7 +55,7 @@ async fn a_call_that_waits_to_be_tried_again_is_wanted_and_not_under_way() {
 async fn a_429_is_absorbed_unless_somebody_sees_it() {
     let lab = Lab::with(|upstream, _| upstream.max_retries = 1);
     let metrics = &lab.queues.shared.metrics;
-    let limited = || (metrics.rate_limited_met(), metrics.rate_limited_absorbed());
+    let limited = || (metrics.upstream_rate_limited(), metrics.rate_limited_absorbed());
     lab.finished("a");
     lab.next([Reply::status(429)]);
     assert!(is_finished(&lab.ask_one("a").await));

@@ -36,7 +36,7 @@ impl Writer {
             match step.await {
                 Ok(((count, again), totals)) => {
                     removed += count;
-                    self.shared.metrics.tasks_forgotten.inc_by(count);
+                    self.shared.metrics.tasks_deleted.inc_by(count);
                     (first, more) = (false, again);
                     self.set_totals(totals);
                     self.shared.memory.clear();

@@ -26,8 +26,8 @@ export function confirmed(title, text, act) {
       isActing = true;
       $("confirm-yes").disabled = true;
       try {
-        const { forgotten } = await act();
-        toast(forgotten === 1 ? "One text was forgotten." : `${forgotten} texts were forgotten.`);
+        const { deleted } = await act();
+        toast(deleted === 1 ? "One record was deleted." : `${deleted} records were deleted.`);
         if (isStillAsked()) dialog.close();
         resolve(true);
       } catch (error) {
@@ -47,23 +47,23 @@ export function confirmed(title, text, act) {
   });
 }
 
-/** Wires the dialog and the forms; `forgotten` is called after tasks were forgotten. */
-export function wireForget(forgotten) {
+/** Wires the dialog and the forms; `deleted` is called after tasks were deleted. */
+export function wireDelete(deleted) {
   closeByBackdrop($("confirm"));
   $("confirm-no").addEventListener("click", () => $("confirm").close());
   $("confirm-yes").addEventListener("click", () => proceed());
-  $("forget-service").addEventListener("submit", async (event) => {
+  $("delete-service").addEventListener("submit", async (event) => {
     event.preventDefault();
     const service = $("service").value.trim();
     const text = `Every stored task of “${service}” is removed, for all tokens. What clients ask for next goes upstream again.`;
-    if (await confirmed("Forget a whole service?", text, () => remove("api/tasks", { service }))) forgotten();
+    if (await confirmed("Delete all tasks of a service?", text, () => remove("api/tasks", { service }))) deleted();
   });
-  $("forget-older").addEventListener("submit", async (event) => {
+  $("delete-older").addEventListener("submit", async (event) => {
     event.preventDefault();
     const number = $("older").valueAsNumber;
     const unit = event.target.elements.unit.value;
     const span = `${number} ${UNITS[unit]}${number === 1 ? "" : "s"}`;
     const text = `Every task stored longer than ${span} ago is removed, for all tokens. What clients ask for next goes upstream again.`;
-    if (await confirmed("Forget old tasks?", text, () => remove("api/tasks", { older_than: `${number}${unit}` }))) forgotten();
+    if (await confirmed("Delete old tasks?", text, () => remove("api/tasks", { older_than: `${number}${unit}` }))) deleted();
   });
 }
