@@ -25,7 +25,7 @@ use serde_json::json;
 
 use crate::api_error::ApiError;
 use crate::clock;
-use crate::config::ShownValue;
+use crate::config::EffectiveValue;
 use crate::lifecycle::Shutdown;
 use crate::lookup::LookupService;
 use crate::store::Store;
@@ -41,7 +41,7 @@ pub struct AdminPort {
     /// The lanes, and what forgets in lanes and store alike.
     pub lookups: Arc<LookupService>,
     /// The configuration in force, secrets hidden.
-    pub values: Vec<ShownValue>,
+    pub values: Vec<EffectiveValue>,
     /// When refrain was started, in seconds since the Unix epoch.
     pub started_at: i64,
     /// The same by the monotonic clock.

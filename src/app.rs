@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, AdminPort};
 use crate::auth::Auth;
 use crate::clock;
-use crate::config::Loaded;
+use crate::config::LoadedConfig;
 use crate::lifecycle::{Shutdown, Supervisor};
 use crate::lookup::{LookupService, ProxyBackend};
 use crate::proxy::ClientPort;
@@ -44,7 +44,7 @@ impl App {
     ///
     /// # Errors
     /// One line that names what failed: a port that is taken, a store that cannot be opened.
-    pub async fn build(loaded: impl Into<Loaded>) -> anyhow::Result<Self> {
+    pub async fn build(loaded: impl Into<LoadedConfig>) -> anyhow::Result<Self> {
         let loaded = loaded.into();
         let (values, config) = (loaded.values(), loaded.config);
         let client_listener = listen(config.server.listen, "server.listen").await?;

@@ -5,8 +5,8 @@
 
 mod demo;
 mod health;
+mod options;
 mod serve;
-mod settings;
 mod signals;
 mod simulate;
 mod tasks;
@@ -18,10 +18,10 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, Loaded};
+use crate::config::{Config, ConfigError, LoadedConfig};
 use crate::store::StoreError;
 use crate::telemetry::logging;
-use settings::{Environment, Settings};
+use options::{Environment, GlobalOptions};
 
 /// Caching proxy for Ace Data Cloud's task API.
 #[derive(Debug, Parser)]
@@ -33,7 +33,7 @@ use settings::{Environment, Settings};
 )]
 struct Cli {
     #[command(flatten)]
-    settings: Settings,
+    options: GlobalOptions,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -56,34 +56,34 @@ enum Command {
     #[command(arg_required_else_help = false)]
     Tasks {
         #[command(subcommand)]
-        command: tasks::Command,
+        command: tasks::TasksCommand,
     },
 }
 
 /// Why the program ends with a code other than 0.
 #[derive(Debug)]
-enum Failure {
+enum CliError {
     /// Wrong usage or configuration: each mistake a line.
     Usage(Vec<String>),
     /// It did not work out.
     Runtime(String),
     /// Whoever read stdout has gone, as `head` does: a quiet end, and no failure.
-    NobodyReads,
+    StdoutClosed,
 }
 
-impl From<ConfigError> for Failure {
+impl From<ConfigError> for CliError {
     fn from(error: ConfigError) -> Self {
         Self::Usage(error.mistakes().to_vec())
     }
 }
 
-impl From<StoreError> for Failure {
+impl From<StoreError> for CliError {
     fn from(error: StoreError) -> Self {
         anyhow::Error::from(error).into()
     }
 }
 
-impl From<anyhow::Error> for Failure {
+impl From<anyhow::Error> for CliError {
     fn from(error: anyhow::Error) -> Self {
         Self::Runtime(format!("{error:#}"))
     }
@@ -95,9 +95,9 @@ pub fn main(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> ExitCode {
     let (mistakes, code) = match run(arguments, &Environment::new(environment)) {
-        Ok(()) | Err(Failure::NobodyReads) => return ExitCode::SUCCESS,
-        Err(Failure::Usage(mistakes)) => (mistakes, 64),
-        Err(Failure::Runtime(what)) => (vec![what], 1),
+        Ok(()) | Err(CliError::StdoutClosed) => return ExitCode::SUCCESS,
+        Err(CliError::Usage(mistakes)) => (mistakes, 64),
+        Err(CliError::Runtime(what)) => (vec![what], 1),
     };
     for mistake in mistakes {
         // With stderr closed the exit code has to do.
@@ -106,59 +106,59 @@ pub fn main(
     ExitCode::from(code)
 }
 
-fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment) -> Result<(), Failure> {
+fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment) -> Result<(), CliError> {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
             let _ = error.print();
             return Ok(());
         }
-        Err(error) => return Err(Failure::Usage(vec![usage_mistake(&error)])),
+        Err(error) => return Err(CliError::Usage(vec![usage_mistake(&error)])),
     };
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => {
-            let loaded = cli.settings.load(environment)?;
+            let loaded = cli.options.load(environment)?;
             start_logging(&loaded.config, environment)?;
             block_on(serve::serve(loaded))
         }
         Command::Demo => {
-            let loaded = demo::config(&cli.settings)?;
+            let loaded = demo::config(&cli.options)?;
             start_logging(&loaded.config, environment)?;
             block_on(demo::demo(loaded))
         }
         Command::Simulate => {
-            let config = simulate::config(&cli.settings)?;
+            let config = simulate::config(&cli.options)?;
             start_logging(&config, environment)?;
             block_on(simulate::simulate(config.server.listen))
         }
         Command::Check => {
-            cli.settings.load(environment)?;
+            cli.options.load(environment)?;
             print("the configuration is fine\n");
             Ok(())
         }
         Command::Config => {
-            print(&cli.settings.load(environment)?.to_toml());
+            print(&cli.options.load(environment)?.to_toml());
             Ok(())
         }
         Command::Health => {
-            let Loaded { config, .. } = cli.settings.load(environment)?;
+            let LoadedConfig { config, .. } = cli.options.load(environment)?;
             block_on(health::health(config.admin.listen))
         }
         Command::Tasks { command } => {
-            let Loaded { config, .. } = cli.settings.load(environment)?;
+            let LoadedConfig { config, .. } = cli.options.load(environment)?;
             block_on(tasks::run(command, config))
         }
     }
 }
 
-fn start_logging(config: &Config, environment: &Environment) -> Result<(), Failure> {
+fn start_logging(config: &Config, environment: &Environment) -> Result<(), CliError> {
     let with_colour = io::stderr().is_terminal() && environment.get("NO_COLOR").is_none();
     logging::init(&config.log, with_colour)?;
     logging::log_panics();
     Ok(())
 }
 
-fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+fn block_on(work: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

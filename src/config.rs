@@ -10,8 +10,9 @@ mod show;
 mod tests;
 mod value;
 
-pub use load::{ConfigError, Flag, Loaded, Origin, Sources};
-pub use show::ShownValue;
+pub use load::{ConfigError, Flag, LoadedConfig, Origin, Sources};
+pub use show::EffectiveValue;
+pub use value::parse_duration;
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -139,7 +140,7 @@ pub struct AccessConfig {
     /// Whether rights are kept for each token or for the team.
     pub mode: AccessMode,
     /// The clients of `shared` mode.
-    pub clients: Vec<Client>,
+    pub clients: Vec<SharedClient>,
     /// How long a token's hits go on without the upstream having accepted the token.
     pub recheck_after: Duration,
 }
@@ -155,7 +156,7 @@ pub enum AccessMode {
 
 /// A client of `shared` mode.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Client {
+pub struct SharedClient {
     /// Its name, for logs.
     pub name: String,
     /// The key it sends as its bearer token.

@@ -15,13 +15,13 @@ pub struct Token(Arc<str>);
 impl Token {
     /// A token of one or more visible ASCII characters (RFC 9110 5.5 field content without white space).
     pub fn parse(token: &str) -> Option<Self> {
-        Self::is_one(token).then(|| Self(token.into()))
+        Self::is_valid(token).then(|| Self(token.into()))
     }
 
     /// Whether [`Token::parse`] takes this.
-    pub fn is_one(token: &str) -> bool {
+    pub fn is_valid(token: &str) -> bool {
         // All of them, without a stop at the first: the compiler looks at many at a time.
-        token.bytes().fold(!token.is_empty(), |is_one, byte| is_one & byte.is_ascii_graphic())
+        token.bytes().fold(!token.is_empty(), |is_valid, byte| is_valid & byte.is_ascii_graphic())
     }
 
     /// The secret itself, for the `authorization` field of an upstream call and for nothing else.

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::settings::Settings;
-use super::{Failure, print, serve, signals};
-use crate::config::{Flag, Loaded};
+use super::options::GlobalOptions;
+use super::{CliError, print, serve, signals};
+use crate::config::{Flag, LoadedConfig};
 use refrain_simulator::{Simulator, SimulatorConfig};
 
 /// Any token will do for the simulated upstream.
@@ -19,18 +19,18 @@ const TOKEN: &str = "demo-token";
 /// Long enough to paste a look-up before the first task is finished.
 const TASK_DURATION: Duration = Duration::from_secs(60);
 
-pub(super) fn config(settings: &Settings) -> Result<Loaded, Failure> {
-    let client_listen = settings.listen.clone().unwrap_or_else(|| free(8080));
-    let admin_listen = settings.admin_listen.clone().unwrap_or_else(|| {
+pub(super) fn config(options: &GlobalOptions) -> Result<LoadedConfig, CliError> {
+    let client_listen = options.listen.clone().unwrap_or_else(|| free(8080));
+    let admin_listen = options.admin_listen.clone().unwrap_or_else(|| {
         if client_listen.ends_with(":8081") { "127.0.0.1:0".to_owned() } else { free(8081) }
     });
     let own = |key, value| Flag { flag: "demo", key, value };
     let extra = [
-        settings.listen.is_none().then(|| own("server.listen", client_listen)),
-        settings.admin_listen.is_none().then(|| own("admin.listen", admin_listen)),
+        options.listen.is_none().then(|| own("server.listen", client_listen)),
+        options.admin_listen.is_none().then(|| own("admin.listen", admin_listen)),
     ];
     let allowed = ["--listen", "--admin-listen", "--log-format", "--log-filter"];
-    settings.load_alone("demo", &allowed, extra.into_iter().flatten())
+    options.load_alone("demo", &allowed, extra.into_iter().flatten())
 }
 
 /// The usual port on loopback, or any where that one is taken.
@@ -42,7 +42,7 @@ fn free(port: u16) -> String {
     }
 }
 
-pub(super) async fn demo(mut loaded: Loaded) -> Result<(), Failure> {
+pub(super) async fn demo(mut loaded: LoadedConfig) -> Result<(), CliError> {
     let shutdown = signals::shutdown_token()?;
     let folder = TemporaryFolder::create()?;
     let simulator = Simulator::start(SimulatorConfig {

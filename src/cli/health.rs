@@ -8,17 +8,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{Failure, print};
+use super::{CliError, print};
 
 /// A container's health check should give it a little more.
 const LIMIT: Duration = Duration::from_secs(3);
 
-pub(super) async fn health(admin: Option<SocketAddr>) -> Result<(), Failure> {
+pub(super) async fn health(admin: Option<SocketAddr>) -> Result<(), CliError> {
     let Some(listen) = admin else {
-        return Err(Failure::Runtime("health needs the admin port, and admin.listen is \"off\"".to_owned()));
+        return Err(CliError::Runtime("health needs the admin port, and admin.listen is \"off\"".to_owned()));
     };
     if listen.port() == 0 {
-        return Err(Failure::Runtime(
+        return Err(CliError::Runtime(
             "health needs the admin port, and admin.listen has port 0: any free one".to_owned(),
         ));
     }
@@ -28,7 +28,7 @@ pub(super) async fn health(admin: Option<SocketAddr>) -> Result<(), Failure> {
         .unwrap_or_else(|_| bail!("no answer within {} s", LIMIT.as_secs()))
         .with_context(|| format!("not ready: {address}"))?;
     if status != 200 {
-        return Err(Failure::Runtime(format!("not ready: {address} answers {status}")));
+        return Err(CliError::Runtime(format!("not ready: {address} answers {status}")));
     }
     print("ready\n");
     Ok(())
@@ -77,7 +77,7 @@ mod tests {
 
     async fn failure(admin: Option<SocketAddr>) -> String {
         match health(admin).await {
-            Err(Failure::Runtime(what)) => what,
+            Err(CliError::Runtime(what)) => what,
             other => panic!("{other:?}"),
         }
     }

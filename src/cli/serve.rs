@@ -2,11 +2,11 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, signals};
+use super::{CliError, signals};
 use crate::app::App;
-use crate::config::Loaded;
+use crate::config::LoadedConfig;
 
-pub(super) async fn serve(loaded: Loaded) -> Result<(), Failure> {
+pub(super) async fn serve(loaded: LoadedConfig) -> Result<(), CliError> {
     let shutdown = signals::shutdown_token()?;
     let Some(app) = start(loaded, &shutdown).await? else { return Ok(()) };
     app.run(shutdown).await?;
@@ -15,7 +15,10 @@ pub(super) async fn serve(loaded: Loaded) -> Result<(), Failure> {
 }
 
 /// The app with both ports open, told in the log; `None` where a signal came first.
-pub(super) async fn start(loaded: Loaded, shutdown: &CancellationToken) -> Result<Option<App>, Failure> {
+pub(super) async fn start(
+    loaded: LoadedConfig,
+    shutdown: &CancellationToken,
+) -> Result<Option<App>, CliError> {
     let upstream = loaded.config.upstream.base_url.clone();
     let store = loaded.config.store.url.clone();
     let app = tokio::select! {

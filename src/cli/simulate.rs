@@ -4,19 +4,19 @@ use std::net::SocketAddr;
 
 use anyhow::Context;
 
-use super::settings::Settings;
-use super::{Failure, print, signals};
+use super::options::GlobalOptions;
+use super::{CliError, print, signals};
 use crate::config::{Config, Flag};
 use refrain_simulator::{Simulator, SimulatorConfig};
 
 /// Nobody asks for the calls that it records.
 const RECORD_BYTES: usize = 1 << 20;
 
-pub(super) fn config(settings: &Settings) -> Result<Config, Failure> {
-    let any_port = settings.listen.is_none().then(|| own("server.listen", "127.0.0.1:0"));
+pub(super) fn config(options: &GlobalOptions) -> Result<Config, CliError> {
+    let any_port = options.listen.is_none().then(|| own("server.listen", "127.0.0.1:0"));
     // The simulator has no admin port to meet.
     let extra = any_port.into_iter().chain([own("admin.listen", "off")]);
-    let loaded = settings.load_alone("simulate", &["--listen", "--log-format", "--log-filter"], extra)?;
+    let loaded = options.load_alone("simulate", &["--listen", "--log-format", "--log-filter"], extra)?;
     Ok(loaded.config)
 }
 
@@ -24,7 +24,7 @@ fn own(key: &'static str, value: &str) -> Flag {
     Flag { flag: "simulate", key, value: value.to_owned() }
 }
 
-pub(super) async fn simulate(listen: SocketAddr) -> Result<(), Failure> {
+pub(super) async fn simulate(listen: SocketAddr) -> Result<(), CliError> {
     let shutdown = signals::shutdown_token()?;
     let config = SimulatorConfig { listen, record_bytes: RECORD_BYTES, ..SimulatorConfig::default() };
     let simulator = Simulator::start(config).await.with_context(|| format!("listen on {listen}"))?;

@@ -1,11 +1,11 @@
-//! `refrain tasks …`: what an operator does with a task store, beside a running proxy or without one.
+//! `refrain tasks …`: commands for the task store. They work with and without a running proxy.
 //!
-//! Results go to stdout, everything else to stderr. Ids, titles and whatever else came from outside is escaped for
-//! terminals, but for the texts that `show` and `export` give byte for byte.
+//! Results go to stdout, everything else to stderr. Control characters in ids, titles and paths are escaped. The
+//! records that `show` and `export` write are not: they are the stored bytes.
 
 mod backup;
+mod delete;
 mod export;
-mod forget;
 mod import;
 mod list;
 mod output;
@@ -17,28 +17,28 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::Failure;
-use crate::clock;
-use crate::config::Config;
+use super::CliError;
+use crate::config::{self, Config};
 use crate::store::StoreMaintenance;
 use crate::task::{Service, TaskId};
 
-/// What to do with the store.
+/// A command for the task store.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
-pub(super) enum Command {
-    /// List tasks, last stored first
+pub(super) enum TasksCommand {
+    /// List the stored tasks, newest first
     List(ListArguments),
-    /// Print the stored text of a task, byte for byte
+    /// Print the stored record of a task, byte for byte
     Show(ShowArguments),
-    /// Forget tasks; a running proxy fetches them anew when they are asked for
-    Forget(ForgetArguments),
-    /// Write tasks as JSON lines that keep every byte
+    /// Delete tasks; a running proxy fetches them again when a client looks them up
+    #[command(visible_alias = "forget")]
+    Delete(DeleteArguments),
+    /// Write tasks as JSON lines that preserve every byte
     Export(ExportArguments),
-    /// Read what export wrote, and make it readable for one token
+    /// Read an export and make its tasks readable for one token
     Import(ImportArguments),
-    /// Copy the whole store into a new file that can be served
+    /// Copy the whole store into a new file that a proxy can serve
     Backup(BackupArguments),
-    /// Tell how much is stored
+    /// Print how much is stored
     Stats(StatsArguments),
 }
 
@@ -47,13 +47,13 @@ pub(super) struct ListArguments {
     /// Only tasks of this service
     #[arg(long, value_parser = service)]
     service: Option<Service>,
-    /// How many
+    /// Number of tasks
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
-    /// Go on after the task with this cursor
+    /// Start after the task with this cursor
     #[arg(long, value_name = "CURSOR")]
     after: Option<i64>,
-    /// One JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
@@ -66,36 +66,36 @@ pub(super) struct ShowArguments {
     /// Only in this service
     #[arg(long, value_parser = service)]
     service: Option<Service>,
-    /// Of several texts the one that this reader may read: the first digits of its digest, as the log shows them
+    /// Only the record that this reader may read: the first digits of the token digest, as in the log
     #[arg(long, value_name = "PREFIX", value_parser = digits)]
     reader: Option<String>,
-    /// All texts, each with a line break after it
+    /// All records of the id, each followed by a line break
     #[arg(long, conflicts_with = "reader")]
     all: bool,
 }
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
-pub(super) struct ForgetArguments {
+pub(super) struct DeleteArguments {
     #[command(flatten)]
-    what: ForgetKind,
-    /// Do not ask, also on a terminal
+    selection: DeleteSelection,
+    /// Do not ask for confirmation on a terminal
     #[arg(long)]
     yes: bool,
-    /// The result as a JSON object
+    /// Print the result as a JSON object
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 #[group(required = true, multiple = false)]
-struct ForgetKind {
-    /// Tasks by id, in every service
+struct DeleteSelection {
+    /// Ids of tasks, in every service
     #[arg(value_name = "ID", value_parser = id)]
     ids: Vec<TaskId>,
     /// All tasks of a service
     #[arg(long, value_parser = service)]
     service: Option<Service>,
-    /// All tasks stored longer ago than this, such as 30d or 12h
+    /// All tasks stored longer ago than this, for example 30d or 12h
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     older_than: Option<Duration>,
 }
@@ -105,65 +105,65 @@ pub(super) struct ExportArguments {
     /// Only tasks of this service
     #[arg(long, value_parser = service)]
     service: Option<Service>,
-    /// The file to write, complete or not at all; - is stdout
+    /// File to write; it appears only when it is complete. - is stdout
     #[arg(long, value_name = "FILE", default_value = "-")]
     output: PathBuf,
 }
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub(super) struct ImportArguments {
-    /// What export wrote; - is stdin
+    /// An export; - is stdin
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The token for which the tasks become readable is the first line of stdin
+    /// Read the token that may read the tasks from the first line of stdin
     #[arg(long, conflicts_with = "token_file")]
     token_stdin: bool,
-    /// The token is the first line of this file
+    /// Read the token from the first line of this file
     #[arg(long, value_name = "PATH")]
     token_file: Option<PathBuf>,
-    /// The result as a JSON object
+    /// Print the result as a JSON object
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub(super) struct BackupArguments {
-    /// The file to make; one that is there is not overwritten
+    /// File to create; an existing file is not overwritten
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The result as a JSON object
+    /// Print the result as a JSON object
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub(super) struct StatsArguments {
-    /// As a JSON object
+    /// Print a JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// Opens the store, does what is asked, closes the store.
-pub(super) async fn run(command: Command, config: Config) -> Result<(), Failure> {
-    if let Command::Import(arguments) = command {
+/// Runs one command on the configured store.
+pub(super) async fn run(command: TasksCommand, config: Config) -> Result<(), CliError> {
+    if let TasksCommand::Import(arguments) = command {
         return import::import(arguments, &config).await;
     }
     let mut store = StoreMaintenance::open(&config.store).await?;
-    let done = match command {
-        Command::List(arguments) => list::list(&mut store, &arguments).await,
-        Command::Show(arguments) => show::show(&mut store, &arguments).await,
-        Command::Forget(arguments) => forget::forget(&mut store, arguments).await,
-        Command::Export(arguments) => export::export(&mut store, &arguments).await,
-        Command::Backup(arguments) => backup::backup(&mut store, &arguments).await,
-        Command::Stats(arguments) => stats::stats(&mut store, &arguments).await,
-        Command::Import(_) => unreachable!("is done above"),
+    let result = match command {
+        TasksCommand::List(arguments) => list::list(&mut store, &arguments).await,
+        TasksCommand::Show(arguments) => show::show(&mut store, &arguments).await,
+        TasksCommand::Delete(arguments) => delete::delete(&mut store, arguments).await,
+        TasksCommand::Export(arguments) => export::export(&mut store, &arguments).await,
+        TasksCommand::Backup(arguments) => backup::backup(&mut store, &arguments).await,
+        TasksCommand::Stats(arguments) => stats::stats(&mut store, &arguments).await,
+        TasksCommand::Import(_) => unreachable!("handled above"),
     };
     let closed = store.close().await;
-    done.and(closed.map_err(Failure::from))
+    result.and(closed.map_err(CliError::from))
 }
 
 fn service(text: &str) -> Result<Service, &'static str> {
-    Service::parse(text).ok_or("a service is 1 to 64 letters, digits, - or _")
+    Service::parse(text).ok_or("a service name has 1 to 64 letters, digits, - or _")
 }
 
 fn id(text: &str) -> Result<TaskId, &'static str> {
@@ -171,10 +171,10 @@ fn id(text: &str) -> Result<TaskId, &'static str> {
 }
 
 fn digits(text: &str) -> Result<String, &'static str> {
-    let fits = (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if fits { Ok(text.to_ascii_lowercase()) } else { Err("1 to 64 hexadecimal digits") }
+    let is_hex = (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_hex { Ok(text.to_ascii_lowercase()) } else { Err("expected 1 to 64 hexadecimal digits") }
 }
 
 fn duration(text: &str) -> Result<Duration, &'static str> {
-    clock::parse_duration(text).ok_or("a duration is written as 30d, 12h or 1h 30m")
+    config::parse_duration(text).ok_or("expected a duration such as 30d, 12h or 1h 30m")
 }

@@ -2,7 +2,7 @@ use clap::CommandFactory;
 
 use super::*;
 
-fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<(), Failure> {
+fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<(), CliError> {
     let arguments = ["refrain"].iter().chain(arguments).map(OsString::from);
     let environment = environment.iter().map(|(name, value)| (name.into(), value.into()));
     run(arguments, &Environment::new(environment))
@@ -10,7 +10,7 @@ fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<(), Fail
 
 fn mistakes(arguments: &[&str], environment: &[(&str, &str)]) -> Vec<String> {
     match run_with(arguments, environment) {
-        Err(Failure::Usage(mistakes)) => mistakes,
+        Err(CliError::Usage(mistakes)) => mistakes,
         other => panic!("{other:?}"),
     }
 }
@@ -21,11 +21,11 @@ fn the_command_line_is_sound() {
 }
 
 #[test]
-fn settings_stand_before_or_after_the_command() {
+fn global_options_are_taken_before_and_after_the_command() {
     for arguments in [["refrain", "--listen", "x", "check"], ["refrain", "check", "--listen", "x"]] {
         let cli = Cli::try_parse_from(arguments).unwrap();
         assert_eq!(cli.command, Some(Command::Check));
-        assert_eq!(cli.settings.listen.as_deref(), Some("x"));
+        assert_eq!(cli.options.listen.as_deref(), Some("x"));
     }
 }
 
@@ -81,9 +81,9 @@ fn help_and_version_are_no_failures() {
 #[test]
 fn the_simulator_may_use_the_admin_port() {
     let cli = Cli::try_parse_from(["refrain", "simulate", "--listen", "127.0.0.1:8081"]).unwrap();
-    assert_eq!(simulate::config(&cli.settings).unwrap().server.listen.port(), 8081);
+    assert_eq!(simulate::config(&cli.options).unwrap().server.listen.port(), 8081);
     let cli = Cli::try_parse_from(["refrain", "simulate"]).unwrap();
-    assert_eq!(simulate::config(&cli.settings).unwrap().server.listen.port(), 0);
+    assert_eq!(simulate::config(&cli.options).unwrap().server.listen.port(), 0);
 }
 
 #[cfg(unix)]
@@ -94,7 +94,7 @@ fn variables_of_ours_are_text() {
     let bad = OsString::from_vec(vec![0xff]);
     let environment = Environment::new([("REFRAIN_LOG__FILTER".into(), bad.clone()), ("OTHER".into(), bad)]);
     match run(["refrain", "check"].map(OsString::from), &environment) {
-        Err(Failure::Usage(mistakes)) => assert_eq!(mistakes, ["REFRAIN_LOG__FILTER: not UTF-8"]),
+        Err(CliError::Usage(mistakes)) => assert_eq!(mistakes, ["REFRAIN_LOG__FILTER: not UTF-8"]),
         other => panic!("{other:?}"),
     }
 }

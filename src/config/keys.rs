@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::value::{self, RawValue, Read};
-use super::{AccessMode, Client, Config, LogFormat, Services};
+use super::{AccessMode, Config, LogFormat, Services, SharedClient};
 use crate::task::Service;
 
 /// A configuration in the making: what is read, and the files that secrets come from.
@@ -117,7 +117,7 @@ pub(super) const KEYS: [Key; 33] = [
     key!(AsItIs tasks.max_wait, value::duration, duration),
     key!(Toml tasks.max_ids, |given| value::whole(given, 1, u32::MAX).map(|number| number as usize), count),
     key!(AsItIs access.mode, |given| value::word(given, &MODES), |mode: &AccessMode| spell(mode, &MODES)),
-    secret!(key!(Toml access.clients, value::clients, |clients: &Vec<Client>| {
+    secret!(key!(Toml access.clients, value::clients, |clients: &Vec<SharedClient>| {
         RawValue::List(clients.iter().map(show_client).collect())
     })),
     key!(AsItIs access.recheck_after, value::duration, duration),
@@ -201,7 +201,7 @@ fn spell<T: PartialEq>(value: &T, words: &[(&str, T)]) -> RawValue {
     RawValue::text(words.iter().find(|(_, meaning)| meaning == value).map_or("", |(word, _)| word))
 }
 
-fn show_client(client: &Client) -> RawValue {
+fn show_client(client: &SharedClient) -> RawValue {
     let entries = [("name", client.name.as_str()), ("key", "***")];
     RawValue::Table(entries.map(|(key, value)| (key.to_owned(), RawValue::text(value))).into())
 }

@@ -61,20 +61,20 @@ impl fmt::Display for Origin {
 
 /// A checked configuration, and where each of its values comes from.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// What to run with.
     pub config: Config,
     pub(super) origins: Origins,
 }
 
 /// A configuration that nobody loaded: where its values come from is not known.
-impl From<Config> for Loaded {
+impl From<Config> for LoadedConfig {
     fn from(config: Config) -> Self {
         Self { config, origins: Origins::new() }
     }
 }
 
-impl Loaded {
+impl LoadedConfig {
     /// Notes that a command has set these keys itself.
     pub fn set_by(&mut self, command: &'static str, keys: &[&'static str]) {
         self.origins.extend(keys.iter().map(|key| (*key, Origin::Flag(command))));
@@ -109,7 +109,7 @@ impl Config {
     pub fn load(
         sources: &Sources,
         read: impl Fn(&Path) -> io::Result<String>,
-    ) -> Result<Loaded, ConfigError> {
+    ) -> Result<LoadedConfig, ConfigError> {
         let mut loader = Loader::default();
         if let Some((path, text)) = &sources.file {
             loader.file(path, text);
@@ -214,7 +214,7 @@ impl Loader {
         self.mistakes.push(format!("{origin}: unknown key {}{near}", printable(name)));
     }
 
-    fn finish(mut self, read: &dyn Fn(&Path) -> io::Result<String>) -> Result<Loaded, ConfigError> {
+    fn finish(mut self, read: &dyn Fn(&Path) -> io::Result<String>) -> Result<LoadedConfig, ConfigError> {
         let upstream = self.draft.upstream_token_file.take();
         self.token_file("upstream.token", "upstream.token_file", upstream, read);
         let admin = self.draft.admin_token_file.take();
@@ -224,7 +224,7 @@ impl Loader {
             self.mistakes = rules::broken(&self.draft.config, &self.origins);
         }
         if self.mistakes.is_empty() {
-            Ok(Loaded { config: self.draft.config, origins: self.origins })
+            Ok(LoadedConfig { config: self.draft.config, origins: self.origins })
         } else {
             Err(ConfigError { mistakes: self.mistakes })
         }

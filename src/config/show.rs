@@ -5,12 +5,12 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::keys::KEYS;
-use super::load::{Loaded, Origin};
+use super::load::{LoadedConfig, Origin};
 use super::value::RawValue;
 
 /// A value in force.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ShownValue {
+pub struct EffectiveValue {
     /// Section and key, `upstream.max_batch`.
     pub key: &'static str,
     /// As it would stand in the file; a secret as `***`, one that is not set as an empty string.
@@ -19,7 +19,7 @@ pub struct ShownValue {
     pub source: String,
 }
 
-impl Loaded {
+impl LoadedConfig {
     /// The effective values as TOML, secrets as `***`, each with where it comes from beside it.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
@@ -38,10 +38,14 @@ impl Loaded {
     }
 
     /// The effective values one by one, in the order in which they are explained.
-    pub fn values(&self) -> Vec<ShownValue> {
+    pub fn values(&self) -> Vec<EffectiveValue> {
         let shown = self.shown();
         shown
-            .map(|(key, value, origin)| ShownValue { key, value: json(value), source: origin.to_string() })
+            .map(|(key, value, origin)| EffectiveValue {
+                key,
+                value: json(value),
+                source: origin.to_string(),
+            })
             .collect()
     }
 

@@ -3,7 +3,7 @@ use std::io;
 use std::path::Path;
 
 use super::keys::{EnvFormat, KEYS};
-use super::load::{Flag, Loaded, Sources};
+use super::load::{Flag, LoadedConfig, Sources};
 use super::*;
 
 const CANARY: &str = "canary-3f9a";
@@ -22,7 +22,7 @@ fn environment(variables: &[(&str, &str)]) -> Sources {
     Sources { environment, ..Sources::default() }
 }
 
-fn load(sources: &Sources) -> Loaded {
+fn load(sources: &Sources) -> LoadedConfig {
     Config::load(sources, no_files).unwrap_or_else(|error| panic!("{error}"))
 }
 

@@ -12,7 +12,7 @@ use http::{HeaderName, Uri};
 use toml::de::DeValue;
 use tracing_subscriber::EnvFilter;
 
-use super::{Client, Services};
+use super::{Services, SharedClient};
 use crate::task::Service;
 use crate::token::Token;
 
@@ -173,15 +173,18 @@ pub(super) fn size(given: &RawValue, least: u64) -> Read<u64> {
 /// Far beyond any use, near enough for every clock to count that far.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
+/// Parses a duration such as `30d`, `12h` or `1h 30m`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    // `humantime` panics on sums near 2^64 seconds.
+    let is_safe = text.len() <= 64 && !text.split(|c: char| !c.is_ascii_digit()).any(|run| run.len() > 10);
+    is_safe.then(|| humantime::parse_duration(text).ok()).flatten()
+}
+
 /// A duration, zero included.
 pub(super) fn duration(given: &RawValue) -> Read<Duration> {
     given
         .as_text()
-        // Sums near 2^64 seconds make `humantime` panic.
-        .filter(|text| {
-            text.len() <= 64 && !text.split(|c: char| !c.is_ascii_digit()).any(|run| run.len() > 10)
-        })
-        .and_then(|text| humantime::parse_duration(text).ok())
+        .and_then(parse_duration)
         .filter(|duration| *duration <= LONGEST)
         .ok_or_else(|| "must be a duration such as \"5s\", \"90m\" or \"1h 30m\"".to_owned())
 }
@@ -398,10 +401,10 @@ fn origin(text: &str) -> Option<String> {
 }
 
 /// The clients of `shared` mode. No error of this reader quotes a value: keys are secrets.
-pub(super) fn clients(given: &RawValue) -> Read<Vec<Client>> {
+pub(super) fn clients(given: &RawValue) -> Read<Vec<SharedClient>> {
     const RIGHT: &str = "must be a list such as [{ name = \"reports\", key = \"…\" }]";
     let RawValue::List(items) = given else { return Err(RIGHT.to_owned()) };
-    let mut clients: Vec<Client> = Vec::new();
+    let mut clients: Vec<SharedClient> = Vec::new();
     for (number, item) in (1..).zip(items) {
         let RawValue::Table(entries) = item else { return Err(RIGHT.to_owned()) };
         if let Some((key, _)) = entries.iter().find(|(key, _)| key != "name" && key != "key") {
@@ -421,7 +424,7 @@ pub(super) fn clients(given: &RawValue) -> Read<Vec<Client>> {
         if clients.iter().any(|other| other.key == key) {
             return Err(format!("client {number} has the key of an earlier one"));
         }
-        clients.push(Client { name: name.to_owned(), key });
+        clients.push(SharedClient { name: name.to_owned(), key });
     }
     Ok(clients)
 }

@@ -102,7 +102,7 @@ impl<'a> RequestHeaders<'a> {
             return None;
         }
         let token = std::str::from_utf8(token).ok()?.trim_matches(' ');
-        Token::is_one(token).then_some(token)
+        Token::is_valid(token).then_some(token)
     }
 }
 

@@ -1,7 +1,7 @@
 //! `access.mode = "shared"`: one team, one view, one upstream token.
 
 use http::StatusCode;
-use refrain::config::{AccessMode, Client, Config};
+use refrain::config::{AccessMode, Config, SharedClient};
 use refrain::token::Token;
 use serde_json::json;
 
@@ -13,8 +13,8 @@ fn shared(config: &mut Config) {
     config.access.mode = AccessMode::Shared;
     config.upstream.token = Some(token("team-canary"));
     config.access.clients = vec![
-        Client { name: "one".into(), key: token("key-one") },
-        Client { name: "two".into(), key: token("key-two") },
+        SharedClient { name: "one".into(), key: token("key-one") },
+        SharedClient { name: "two".into(), key: token("key-two") },
     ];
 }
 

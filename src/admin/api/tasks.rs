@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::parameters::wrong;
 use super::{AdminPort, Parameters};
 use crate::api_error::ApiError;
-use crate::clock;
+use crate::config;
 use crate::store::{DeleteScope, ListCursor, ListedTask, RecordDetails, TaskFilter};
 use crate::task::{Link, Service, Summary, TaskId};
 
@@ -181,7 +181,8 @@ pub(super) async fn delete_many(
 ) -> Result<Json<Deleted>, ApiError> {
     let parameters = Parameters::read(&uri, &["service", "older_than"])?;
     let service = parameters.parsed("service", Service::parse, SERVICE)?;
-    let age = parameters.parsed("older_than", clock::parse_duration, "a duration such as 45s, 12h or 30d")?;
+    let age =
+        parameters.parsed("older_than", config::parse_duration, "a duration such as 45s, 12h or 30d")?;
     let scope = match (service, age) {
         (Some(service), None) => DeleteScope::Service(service),
         (None, Some(age)) => DeleteScope::OlderThan(age),

@@ -8,20 +8,23 @@ use bytesize::ByteSize;
 use serde_json::json;
 
 use super::BackupArguments;
-use super::output::{NewFile, Out, printable, progress, tasks};
-use crate::cli::{Failure, signals};
+use super::output::{NewFile, Output, printable, progress, task_count};
+use crate::cli::{CliError, signals};
 use crate::store::StoreMaintenance;
 
 /// Between two looks at how far the copy is.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-pub(super) async fn backup(store: &mut StoreMaintenance, arguments: &BackupArguments) -> Result<(), Failure> {
+pub(super) async fn backup(
+    store: &mut StoreMaintenance,
+    arguments: &BackupArguments,
+) -> Result<(), CliError> {
     let path = arguments.file.as_path();
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::AlreadyExists => {
-            Failure::Runtime(format!("{} is there already; a backup overwrites nothing", path.display()))
+            CliError::Runtime(format!("{} is there already; a backup overwrites nothing", path.display()))
         }
-        _ => Failure::Runtime(format!("write {}: {error}", path.display())),
+        _ => CliError::Runtime(format!("write {}: {error}", path.display())),
     };
     if fs::symlink_metadata(path).is_ok() {
         return Err(failed(io::ErrorKind::AlreadyExists.into()));
@@ -45,7 +48,7 @@ pub(super) async fn backup(store: &mut StoreMaintenance, arguments: &BackupArgum
     };
     bar.finish_and_clear();
     if interrupted.is_cancelled() {
-        return Err(Failure::Runtime("interrupted; nothing was written".to_owned()));
+        return Err(CliError::Runtime("interrupted; nothing was written".to_owned()));
     }
     copied?;
     let mut copy = StoreMaintenance::open_file(new.temporary()).await?;
@@ -54,12 +57,12 @@ pub(super) async fn backup(store: &mut StoreMaintenance, arguments: &BackupArgum
     new.publish().map_err(failed)?;
 
     let bytes = fs::metadata(path).map_err(failed)?.len();
-    let mut out = Out::new();
+    let mut output = Output::new();
     let name = path.display().to_string();
     if arguments.json {
-        out.json(&json!({ "file": name, "tasks": count, "bytes": bytes }))?;
+        output.json(&json!({ "file": name, "tasks": count, "bytes": bytes }))?;
     } else {
-        out.line(&format!("{}: {}, {}", printable(&name), tasks(count), ByteSize(bytes)))?;
+        output.line(&format!("{}: {}, {}", printable(&name), task_count(count), ByteSize(bytes)))?;
     }
-    out.finish()
+    output.finish()
 }

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::ExportArguments;
-use super::output::{NewFile, progress, stdout_failed, tasks, tell};
-use crate::cli::{Failure, signals};
+use super::output::{NewFile, progress, stdout_failed, task_count, write_stderr};
+use crate::cli::{CliError, signals};
 use crate::store::StoreMaintenance;
 
 /// A line of an export.
@@ -25,7 +25,10 @@ pub(super) struct Line<'a> {
     pub(super) text: Cow<'a, str>,
 }
 
-pub(super) async fn export(store: &mut StoreMaintenance, arguments: &ExportArguments) -> Result<(), Failure> {
+pub(super) async fn export(
+    store: &mut StoreMaintenance,
+    arguments: &ExportArguments,
+) -> Result<(), CliError> {
     let path = arguments.output.as_path();
     let never = CancellationToken::new();
     if path == Path::new("-") {
@@ -35,9 +38,9 @@ pub(super) async fn export(store: &mut StoreMaintenance, arguments: &ExportArgum
         report(&written);
         return Ok(());
     }
-    let failed = |error: io::Error| Failure::Runtime(format!("write {}: {error}", path.display()));
+    let failed = |error: io::Error| CliError::Runtime(format!("write {}: {error}", path.display()));
     if same_file(path, store.path()) {
-        return Err(Failure::Usage(vec![format!("{} is the store itself", path.display())]));
+        return Err(CliError::Usage(vec![format!("{} is the store itself", path.display())]));
     }
     // A device or a pipe is no file to be replaced.
     if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
@@ -69,8 +72,8 @@ async fn write(
     arguments: &ExportArguments,
     out: &mut dyn Write,
     interrupted: &CancellationToken,
-    failed: impl Fn(io::Error) -> Failure,
-) -> Result<Written, Failure> {
+    failed: impl Fn(io::Error) -> CliError,
+) -> Result<Written, CliError> {
     let service = arguments.service.as_ref();
     let length = if service.is_none() { Some(store.count().await?) } else { None };
     let bar = progress(length, "{wide_bar} {pos} of {len} tasks, {eta} to go");
@@ -81,7 +84,7 @@ async fn write(
     loop {
         let page = store.page(service, cursor).await?;
         if interrupted.is_cancelled() {
-            return Err(Failure::Runtime("interrupted; nothing was written".to_owned()));
+            return Err(CliError::Runtime("interrupted; nothing was written".to_owned()));
         }
         for task in &page.tasks {
             let line = Line {
@@ -108,9 +111,9 @@ async fn write(
 
 fn report(written: &Written) {
     if written.damaged > 0 {
-        tell(&format!("{} damaged on disk and left out", tasks(written.damaged)));
+        write_stderr(&format!("{} damaged on disk and left out", task_count(written.damaged)));
     }
-    tell(&format!("exported {}", tasks(written.tasks)));
+    write_stderr(&format!("exported {}", task_count(written.tasks)));
 }
 
 fn same_file(one: &Path, other: &Path) -> bool {

@@ -13,8 +13,8 @@ use serde_json::json;
 
 use super::ImportArguments;
 use super::export::Line;
-use super::output::{Out, progress, tasks};
-use crate::cli::Failure;
+use super::output::{Output, progress, task_count};
+use crate::cli::CliError;
 use crate::config::{AccessMode, Config};
 use crate::store::{ImportedTask, StoreMaintenance};
 use crate::task::{FinalRecord, Service, Standing, TaskId, inspect};
@@ -38,11 +38,11 @@ const LONGEST_REST: Duration = Duration::from_millis(50);
 /// Between two looks at whether there is one: a look holds the lock that a proxy needs to start.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-pub(super) async fn import(arguments: ImportArguments, config: &Config) -> Result<(), Failure> {
+pub(super) async fn import(arguments: ImportArguments, config: &Config) -> Result<(), CliError> {
     let is_shared = config.access.mode == AccessMode::Shared;
     let token = token(&arguments)?;
     if token.is_none() && !is_shared {
-        return Err(Failure::Usage(vec![
+        return Err(CliError::Usage(vec![
             "import needs --token-stdin or --token-file: the token for which the tasks become readable"
                 .to_owned(),
         ]));
@@ -56,16 +56,19 @@ pub(super) async fn import(arguments: ImportArguments, config: &Config) -> Resul
     let imported = done?;
     closed?;
     let (new, known) = (imported.new, imported.lines - imported.new);
-    let mut out = Out::new();
+    let mut output = Output::new();
     if arguments.json {
-        out.json(&json!({ "imported": new, "known": known, "reader": imported.reader.to_string() }))?;
+        output.json(&json!({ "imported": new, "known": known, "reader": imported.reader.to_string() }))?;
     } else {
         let reader = if is_shared { "the team".to_owned() } else { format!("reader {}", imported.reader) };
-        let rest =
-            if known > 0 { format!("; {} were readable for it before", tasks(known)) } else { String::new() };
-        out.line(&format!("imported {} for {reader}{rest}", tasks(new)))?;
+        let rest = if known > 0 {
+            format!("; {} were readable for it before", task_count(known))
+        } else {
+            String::new()
+        };
+        output.line(&format!("imported {} for {reader}{rest}", task_count(new)))?;
     }
-    out.finish()
+    output.finish()
 }
 
 struct Imported {
@@ -80,7 +83,7 @@ async fn fill(
     token: Option<Token>,
     first: Vec<ImportedTask>,
     lines: &mut Lines,
-) -> Result<Imported, Failure> {
+) -> Result<Imported, CliError> {
     let key = DigestKey::new(&store.digest_key().await?);
     let reader = token.map_or_else(|| key.team(), |token| key.digest(&token));
     let mut imported = Imported { reader, lines: 0, new: 0 };
@@ -94,7 +97,7 @@ async fn fill(
         })?;
         imported.lines += batch.len() as u64;
         bar.set_position(lines.bytes);
-        bar.set_message(tasks(imported.lines));
+        bar.set_message(task_count(imported.lines));
         if looked.elapsed() > LOOK_EVERY {
             (is_served, looked) = (store.is_served(), Instant::now());
         }
@@ -115,9 +118,12 @@ impl Mistake {
         Self(what.into())
     }
 
-    fn after(self, done: u64) -> Failure {
+    fn after(self, done: u64) -> CliError {
         let Self(what) = self;
-        Failure::Runtime(format!("{what}; {} were imported before that, and nothing since", tasks(done)))
+        CliError::Runtime(format!(
+            "{what}; {} were imported before that, and nothing since",
+            task_count(done)
+        ))
     }
 }
 
@@ -133,12 +139,12 @@ struct Lines {
 }
 
 impl Lines {
-    fn open(path: &Path) -> Result<Self, Failure> {
+    fn open(path: &Path) -> Result<Self, CliError> {
         let lines = |input, length| Self { input, length, bytes: 0, count: 0 };
         if path == Path::new("-") {
             return Ok(lines(Box::new(io::stdin().lock()), None));
         }
-        let failed = |error| Failure::Runtime(format!("read {}: {error}", path.display()));
+        let failed = |error| CliError::Runtime(format!("read {}: {error}", path.display()));
         let file = File::open(path).map_err(failed)?;
         let there = file.metadata().map_err(failed)?;
         let length = there.is_file().then_some(there.len());
@@ -197,22 +203,22 @@ fn parse(line: &[u8]) -> Result<ImportedTask, &'static str> {
 }
 
 /// The token, if one is named.
-fn token(arguments: &ImportArguments) -> Result<Option<Token>, Failure> {
+fn token(arguments: &ImportArguments) -> Result<Option<Token>, CliError> {
     let (line, from) = match &arguments.token_file {
         Some(path) => {
             let from = path.display().to_string();
             let file = File::open(path).map_err(|error| {
-                Failure::Usage(vec![format!("--token-file {from}: cannot be read: {error}")])
+                CliError::Usage(vec![format!("--token-file {from}: cannot be read: {error}")])
             })?;
             (token_line(&mut BufReader::new(file)), format!("--token-file {from}"))
         }
         None if arguments.token_stdin => (token_line(&mut io::stdin().lock()), "--token-stdin".to_owned()),
         None => return Ok(None),
     };
-    let line = line.map_err(|error| Failure::Usage(vec![format!("{from}: cannot be read: {error}")]))?;
+    let line = line.map_err(|error| CliError::Usage(vec![format!("{from}: cannot be read: {error}")]))?;
     match Token::parse(&line) {
         Some(token) => Ok(Some(token)),
-        None => Err(Failure::Usage(vec![format!(
+        None => Err(CliError::Usage(vec![format!(
             "{from}: its first line must be the token alone: visible ASCII characters, without \"Bearer\""
         )])),
     }

@@ -4,8 +4,8 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use super::ListArguments;
-use super::output::{Out, age, printable, tell, time};
-use crate::cli::Failure;
+use super::output::{Output, age, printable, time, write_stderr};
+use crate::cli::CliError;
 use crate::clock;
 use crate::store::{ListCursor, ListedTask, StoreMaintenance, TaskFilter};
 use crate::task::Summary;
@@ -24,8 +24,8 @@ struct Line<'a> {
     cursor: i64,
 }
 
-pub(super) async fn list(store: &mut StoreMaintenance, arguments: &ListArguments) -> Result<(), Failure> {
-    let mut out = Out::new();
+pub(super) async fn list(store: &mut StoreMaintenance, arguments: &ListArguments) -> Result<(), CliError> {
+    let mut output = Output::new();
     let now = clock::unix_now();
     let filter = TaskFilter { service: arguments.service.clone(), ..TaskFilter::default() };
     let mut left = arguments.limit;
@@ -38,23 +38,23 @@ pub(super) async fn list(store: &mut StoreMaintenance, arguments: &ListArguments
         left -= page.len() as u64;
         if arguments.json {
             for task in &page {
-                out.json(&json_line(task))?;
+                output.json(&json_line(task))?;
             }
         } else if !page.is_empty() {
-            table(&mut out, &page, is_first, now)?;
+            table(&mut output, &page, is_first, now)?;
             is_first = false;
         }
         if left == 0 || cursor.is_none() {
             break;
         }
     }
-    out.finish()?;
+    output.finish()?;
     // One more tells whether it is worth asking for.
     let mut behind = cursor.clone().filter(|_| !arguments.json);
     while behind.is_some() {
         let listed = store.list(&filter, behind, 1).await?;
         if let (Some(cursor), false) = (&cursor, listed.tasks.is_empty()) {
-            tell(&format!("there are more: --after {cursor}"));
+            write_stderr(&format!("there are more: --after {cursor}"));
             break;
         }
         behind = listed.next;
@@ -63,11 +63,11 @@ pub(super) async fn list(store: &mut StoreMaintenance, arguments: &ListArguments
 }
 
 /// The tasks as a table, each page with its own widths.
-fn table(out: &mut Out, page: &[ListedTask], with_head: bool, now: i64) -> Result<(), Failure> {
+fn table(output: &mut Output, page: &[ListedTask], with_head: bool, now: i64) -> Result<(), CliError> {
     let width = page.iter().map(|task| printable(task.id.as_str()).chars().count()).max().unwrap_or(0);
     if with_head {
         let head = ["ID", "SERVICE", "SIZE", "AGE", "STORED", "READERS", "TITLE"];
-        out.line(&line(width, head.map(str::to_owned)))?;
+        output.line(&line(width, head.map(str::to_owned)))?;
     }
     for task in page {
         let title: String = title(task).unwrap_or_default().chars().take(TITLE_LENGTH).collect();
@@ -80,7 +80,7 @@ fn table(out: &mut Out, page: &[ListedTask], with_head: bool, now: i64) -> Resul
             task.readers.to_string(),
             printable(&title),
         ];
-        out.line(&line(width, cells))?;
+        output.line(&line(width, cells))?;
     }
     Ok(())
 }

@@ -10,48 +10,48 @@ use std::time::{Duration, UNIX_EPOCH};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::cli::Failure;
+use crate::cli::CliError;
 
 /// 9999-12-31T23:59:59Z, the last that RFC 3339 can tell.
 const LAST_SECOND: u64 = 253_402_300_799;
 
 /// Buffered stdout.
-pub(super) struct Out(BufWriter<StdoutLock<'static>>);
+pub(super) struct Output(BufWriter<StdoutLock<'static>>);
 
-impl Out {
+impl Output {
     pub(super) fn new() -> Self {
         Self(BufWriter::new(io::stdout().lock()))
     }
 
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), CliError> {
         self.0.write_all(bytes).map_err(|error| stdout_failed(&error))
     }
 
-    pub(super) fn line(&mut self, line: &str) -> Result<(), Failure> {
+    pub(super) fn line(&mut self, line: &str) -> Result<(), CliError> {
         self.write(line.as_bytes())?;
         self.write(b"\n")
     }
 
     /// An object as one line of JSON.
-    pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
+    pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), CliError> {
         let json = serde_json::to_string(value).expect("plain data");
         self.line(&printable_json(&json))
     }
 
-    pub(super) fn finish(mut self) -> Result<(), Failure> {
+    pub(super) fn finish(mut self) -> Result<(), CliError> {
         self.0.flush().map_err(|error| stdout_failed(&error))
     }
 }
 
-pub(super) fn stdout_failed(error: &io::Error) -> Failure {
+pub(super) fn stdout_failed(error: &io::Error) -> CliError {
     match error.kind() {
-        io::ErrorKind::BrokenPipe => Failure::NobodyReads,
-        _ => Failure::Runtime(format!("write to stdout: {error}")),
+        io::ErrorKind::BrokenPipe => CliError::StdoutClosed,
+        _ => CliError::Runtime(format!("write to stdout: {error}")),
     }
 }
 
 /// A line on stderr; that nobody reads it is no failure.
-pub(super) fn tell(line: &str) {
+pub(super) fn write_stderr(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
@@ -120,7 +120,7 @@ pub(super) fn age(unix: i64, now: i64) -> String {
 }
 
 /// `1 task`, `2 tasks`.
-pub(super) fn tasks(count: u64) -> String {
+pub(super) fn task_count(count: u64) -> String {
     format!("{count} task{}", if count == 1 { "" } else { "s" })
 }
 

@@ -1,17 +1,17 @@
 //! `refrain tasks show`.
 
 use super::ShowArguments;
-use super::output::{Out, printable, tell, time};
-use crate::cli::Failure;
+use super::output::{Output, printable, time, write_stderr};
+use crate::cli::CliError;
 use crate::store::{RecordDetails, StoreMaintenance};
 use crate::token::Digest;
 
 /// Readers that a line names.
 const NAMED: usize = 8;
 
-pub(super) async fn show(store: &mut StoreMaintenance, arguments: &ShowArguments) -> Result<(), Failure> {
+pub(super) async fn show(store: &mut StoreMaintenance, arguments: &ShowArguments) -> Result<(), CliError> {
     let name = printable(arguments.id.as_str());
-    let failed = |what: &str| Err(Failure::Runtime(format!("task {name} {what}")));
+    let failed = |what: &str| Err(CliError::Runtime(format!("task {name} {what}")));
     let mut texts = store.records(arguments.service.as_ref(), &arguments.id).await?;
     if texts.is_empty() {
         return failed("is not stored");
@@ -28,11 +28,11 @@ pub(super) async fn show(store: &mut StoreMaintenance, arguments: &ShowArguments
         return failed("is damaged on disk; a running proxy fetches it anew when it is asked for");
     }
     if damaged > 0 {
-        tell(&format!("task {name}: {damaged} of its texts are damaged and left out"));
+        write_stderr(&format!("task {name}: {damaged} of its texts are damaged and left out"));
     }
     if texts.len() > 1 && !arguments.all {
         for text in &texts {
-            tell(&describe(text));
+            write_stderr(&describe(text));
         }
         return failed(&format!(
             "has {} texts, as its readers were told different ones; choose by --reader PREFIX or --service, or \
@@ -40,14 +40,14 @@ pub(super) async fn show(store: &mut StoreMaintenance, arguments: &ShowArguments
             texts.len()
         ));
     }
-    let mut out = Out::new();
+    let mut output = Output::new();
     for text in texts.iter().filter_map(|text| text.record.as_ref()) {
-        out.write(text)?;
+        output.write(text)?;
         if arguments.all {
-            out.write(b"\n")?;
+            output.write(b"\n")?;
         }
     }
-    out.finish()
+    output.finish()
 }
 
 fn describe(text: &RecordDetails) -> String {

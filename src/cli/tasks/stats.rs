@@ -6,12 +6,12 @@ use bytesize::ByteSize;
 use serde_json::{Map, Value, json};
 
 use super::StatsArguments;
-use super::output::{Out, age, printable, tasks, time};
-use crate::cli::Failure;
+use super::output::{Output, age, printable, task_count, time};
+use crate::cli::CliError;
 use crate::clock;
 use crate::store::StoreMaintenance;
 
-pub(super) async fn stats(store: &mut StoreMaintenance, arguments: &StatsArguments) -> Result<(), Failure> {
+pub(super) async fn stats(store: &mut StoreMaintenance, arguments: &StatsArguments) -> Result<(), CliError> {
     let totals = store.totals().await?;
     let size = |suffix: &str| {
         let mut name = store.path().as_os_str().to_owned();
@@ -20,14 +20,14 @@ pub(super) async fn stats(store: &mut StoreMaintenance, arguments: &StatsArgumen
     };
     let (file, log) = (size(""), size("-wal"));
     let name = store.path().display().to_string();
-    let mut out = Out::new();
+    let mut output = Output::new();
     if arguments.json {
         let services: Map<String, Value> = totals
             .services
             .iter()
             .map(|(service, share)| (service.clone(), json!({ "tasks": share.tasks, "bytes": share.bytes })))
             .collect();
-        out.json(&json!({
+        output.json(&json!({
             "file": name,
             "file_bytes": file,
             "wal_bytes": log,
@@ -39,30 +39,30 @@ pub(super) async fn stats(store: &mut StoreMaintenance, arguments: &StatsArgumen
             "newest_stored_at": totals.newest,
             "services": services,
         }))?;
-        return out.finish();
+        return output.finish();
     }
     let now = clock::unix_now();
     let when = |unix: Option<i64>| {
         unix.map_or_else(|| "-".to_owned(), |unix| format!("{} ({} ago)", time(unix), age(unix, now)))
     };
-    out.line(&format!("file     {}", printable(&name)))?;
-    out.line(&format!(
+    output.line(&format!("file     {}", printable(&name)))?;
+    output.line(&format!(
         "size     {}, write-ahead log {}, schema {}",
         ByteSize(file),
         ByteSize(log),
         totals.schema
     ))?;
-    out.line(&format!("stored   {}, {} of text", tasks(totals.tasks), ByteSize(totals.bytes)))?;
-    out.line(&format!("readers  {}", totals.readers))?;
-    out.line(&format!("oldest   {}", when(totals.oldest)))?;
-    out.line(&format!("newest   {}", when(totals.newest)))?;
+    output.line(&format!("stored   {}, {} of text", task_count(totals.tasks), ByteSize(totals.bytes)))?;
+    output.line(&format!("readers  {}", totals.readers))?;
+    output.line(&format!("oldest   {}", when(totals.oldest)))?;
+    output.line(&format!("newest   {}", when(totals.newest)))?;
     for (service, share) in &totals.services {
-        out.line(&format!(
+        output.line(&format!(
             "service  {}: {}, {}",
             printable(service),
-            tasks(share.tasks),
+            task_count(share.tasks),
             ByteSize(share.bytes)
         ))?;
     }
-    out.finish()
+    output.finish()
 }

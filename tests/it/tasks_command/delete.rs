@@ -27,9 +27,9 @@ async fn deleted_task_is_fetched_again_within_a_second() {
     let reply = world.http.retrieve("t", "a").await.expect("an answer");
     assert_eq!(reply.x_cache(), "HIT", "in memory");
     let folder = world.path();
-    let out = tasks(folder, &["forget", "a", "b"]);
+    let out = tasks(folder, &["delete", "a", "b"]);
     let since = Instant::now();
-    assert_eq!(text(&out), "forgot 2 tasks\n");
+    assert_eq!(text(&out), "deleted 2 tasks\n");
     is_fetched_again("a", since).await;
     is_fetched_again("b", since).await;
     // A record whose call began before the proxy noticed the delete is not stored; the next one is.
@@ -41,21 +41,23 @@ async fn deleted_task_is_fetched_again_within_a_second() {
     assert_eq!(world.http.retrieve("t", "stays").await.expect("an answer").x_cache(), "HIT");
     assert_eq!(world.upstream.call_count(), before);
 
-    let one_of_two = tasks_with(folder, &["forget", "none", "c"], &[], b"");
+    let one_of_two = tasks_with(folder, &["delete", "none", "c"], &[], b"");
     assert_eq!(one_of_two.status.code(), Some(1), "{one_of_two:?}");
-    assert_eq!(text(&one_of_two.stdout), "forgot 1 task\n");
+    assert_eq!(text(&one_of_two.stdout), "deleted 1 task\n");
     assert!(text(&one_of_two.stderr).contains("none is not stored"), "{one_of_two:?}");
 
-    assert_eq!(text(&tasks(folder, &["forget", "--older-than", "1h", "--json"])), "{\"forgotten\":0}\n");
-    assert_eq!(text(&tasks(folder, &["forget", "--service", "suno", "--yes"])), "forgot 0 tasks\n");
-    let out = tasks(folder, &["forget", "--service", "producer"]);
+    for name in ["delete", "forget"] {
+        assert_eq!(text(&tasks(folder, &[name, "--older-than", "1h", "--json"])), "{\"deleted\":0}\n");
+    }
+    assert_eq!(text(&tasks(folder, &["delete", "--service", "suno", "--yes"])), "deleted 0 tasks\n");
+    let out = tasks(folder, &["delete", "--service", "producer"]);
     let since = Instant::now();
-    assert_eq!(text(&out), "forgot 3 tasks\n");
+    assert_eq!(text(&out), "deleted 3 tasks\n");
     is_fetched_again("stays", since).await;
     eventually("stored again", async || is_hit("stays").await).await;
-    assert_eq!(text(&tasks(folder, &["forget", "--older-than", "0s"])), "forgot 1 task\n");
+    assert_eq!(text(&tasks(folder, &["delete", "--older-than", "0s"])), "deleted 1 task\n");
     let (_upstream, folder) = world.stop();
     assert_eq!(tasks(folder.path(), &["list"]), b"", "without a proxy too");
-    let missing = tasks_with(folder.path(), &["forget", "stays"], &[], b"");
-    assert_eq!((missing.status.code(), text(&missing.stdout)), (Some(1), "forgot 0 tasks\n"));
+    let missing = tasks_with(folder.path(), &["delete", "stays"], &[], b"");
+    assert_eq!((missing.status.code(), text(&missing.stdout)), (Some(1), "deleted 0 tasks\n"));
 }

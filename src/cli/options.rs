@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::Failure;
-use crate::config::{Config, Flag, Loaded, Sources};
+use super::CliError;
+use crate::config::{Config, Flag, LoadedConfig, Sources};
 
 /// Where the configuration is looked for when nobody says.
 const DEFAULT_FILE: &str = "refrain.toml";
@@ -17,7 +17,7 @@ const DEFAULT_FILE: &str = "refrain.toml";
 const LARGEST_FILE: u64 = 1 << 20;
 
 #[derive(Args, Debug, Default)]
-pub(super) struct Settings {
+pub(super) struct GlobalOptions {
     #[arg(
         long,
         global = true,
@@ -62,22 +62,22 @@ impl Environment {
     }
 
     /// Variables that may be ours, as text.
-    fn ours(&self) -> Result<Vec<(String, String)>, Failure> {
+    fn ours(&self) -> Result<Vec<(String, String)>, CliError> {
         let may_be_ours = |name: &OsString| name.to_string_lossy().starts_with("REFRAIN_");
         self.0
             .iter()
             .filter(|(name, _)| may_be_ours(name))
             .map(|(name, value)| match (name.to_str(), value.to_str()) {
                 (Some(name), Some(value)) => Ok((name.to_owned(), value.to_owned())),
-                _ => Err(Failure::Usage(vec![format!("{}: not UTF-8", name.to_string_lossy())])),
+                _ => Err(CliError::Usage(vec![format!("{}: not UTF-8", name.to_string_lossy())])),
             })
             .collect()
     }
 }
 
-impl Settings {
+impl GlobalOptions {
     /// The configuration in force: file, environment, flags.
-    pub(super) fn load(&self, environment: &Environment) -> Result<Loaded, Failure> {
+    pub(super) fn load(&self, environment: &Environment) -> Result<LoadedConfig, CliError> {
         let sources =
             Sources { file: self.file(environment)?, environment: environment.ours()?, flags: self.flags() };
         Ok(Config::load(&sources, read)?)
@@ -90,13 +90,13 @@ impl Settings {
         command: &str,
         allowed: &[&str],
         extra: impl IntoIterator<Item = Flag>,
-    ) -> Result<Loaded, Failure> {
+    ) -> Result<LoadedConfig, CliError> {
         let mut flags = self.flags();
         let config = self.config.as_ref().map(|_| "--config");
         if let Some(flag) =
             flags.iter().map(|flag| flag.flag).chain(config).find(|flag| !allowed.contains(flag))
         {
-            return Err(Failure::Usage(vec![format!("{flag} cannot be used with {command}")]));
+            return Err(CliError::Usage(vec![format!("{flag} cannot be used with {command}")]));
         }
         flags.extend(extra);
         let sources = Sources { flags, ..Sources::default() };
@@ -117,7 +117,7 @@ impl Settings {
         .collect()
     }
 
-    fn file(&self, environment: &Environment) -> Result<Option<(PathBuf, String)>, Failure> {
+    fn file(&self, environment: &Environment) -> Result<Option<(PathBuf, String)>, CliError> {
         let (path, named_by) = match (&self.config, environment.get("REFRAIN_CONFIG")) {
             (Some(path), _) => (path.clone(), "--config "),
             (None, Some(path)) => (path.into(), "REFRAIN_CONFIG "),
@@ -127,7 +127,7 @@ impl Settings {
             Ok(text) => Ok(Some((path, text))),
             Err(error) if named_by.is_empty() && error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => {
-                Err(Failure::Usage(vec![format!("{named_by}{}: cannot be read: {error}", path.display())]))
+                Err(CliError::Usage(vec![format!("{named_by}{}: cannot be read: {error}", path.display())]))
             }
         }
     }
