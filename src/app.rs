@@ -129,7 +129,7 @@ impl App {
         let lookups = Arc::clone(&self.lookups);
         // Without the sweep memory grows unnoticed, so its early end is the program's end.
         supervisor.spawn_essential("queue sweep", shutdown, async move {
-            lookups.batcher().sweep_for_ever().await;
+            lookups.batcher().run_sweep().await;
         });
         let clients = server::serve(
             self.client_listener,
@@ -144,7 +144,7 @@ impl App {
             task = supervisor.essential_task_ended() => Err(anyhow::anyhow!("the {task} task ended")),
         };
         shutdown.reach_deadline();
-        if tokio::time::timeout(DRAIN_MARGIN, self.lookups.batcher().finished()).await.is_err() {
+        if tokio::time::timeout(DRAIN_MARGIN, self.lookups.batcher().stopped()).await.is_err() {
             tracing::warn!("upstream lookups are still under way; their responses are not stored");
         }
         self.store.close().await;

@@ -41,10 +41,13 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use self::breaker::CircuitBreaker;
-pub use self::outcome::{LookupFailure, LookupResult, TaskOutcome};
+pub use self::outcome::{
+    Enqueued, Freshness, Handling, LookupFailure, LookupKind, LookupOptions, LookupResult, RecordSource,
+    TaskOutcome,
+};
 use self::queue::Queue;
 use self::rate_limit::{TokenLimiter, TokenLimiters};
-pub use self::view::{PendingView, QueueView};
+pub use self::view::{Listing, PendingView, QueueView};
 use crate::config::{TasksConfig, UpstreamConfig};
 use crate::lifecycle::{Shutdown, Supervisor};
 use crate::task::{FinalRecord, Service, TaskId};
@@ -93,16 +96,16 @@ pub trait Backend: Send + Sync + 'static {
         ids: &[TaskId],
     ) -> impl Future<Output = Result<UpstreamResponse, UpstreamError>> + Send;
 
-    /// Keeps finished tasks before anyone sees them; for each, whether it is on disk now.
-    fn keep(
+    /// Stores final records before a client sees them. Returns for each record whether it is committed.
+    fn insert(
         &self,
         key: &QueueKey,
         epoch: Self::Epoch,
-        tasks: Vec<FinalRecord>,
+        records: Vec<FinalRecord>,
     ) -> impl Future<Output = Vec<bool>> + Send;
 
-    /// The upstream's word on a token: the status and body of an answer to one of its look-ups.
-    fn answered(&self, key: &QueueKey, answer: &UpstreamResponse);
+    /// Reports the response to a lookup of a token, so that the token's access can be renewed or revoked.
+    fn report_response(&self, key: &QueueKey, response: &UpstreamResponse);
 }
 
 /// Whose look-ups may share calls: those of one token, for one service, with the same forwarded headers.
@@ -114,21 +117,6 @@ pub struct QueueKey {
     pub token: Digest,
     /// The forwarded headers, by name and in order.
     pub forwarded: Vec<(HeaderName, HeaderValue)>,
-}
-
-/// A caller's question.
-#[derive(Clone, Debug)]
-pub struct QueueRequest {
-    /// Distinct ids, at least one.
-    pub ids: Vec<TaskId>,
-    /// A single look-up, which is owed the upstream's verbatim answer.
-    pub single: bool,
-    /// `prefer: wait`: how long to hold out for everything to be finished.
-    pub wait: Option<Duration>,
-    /// Go on after a failure of some ids and wait for the others (`prefer: handling=lenient`).
-    pub lenient: bool,
-    /// Remembered answers older than this do not serve the caller; zero for none at all.
-    pub max_age: Option<Duration>,
 }
 
 /// Limits of a lane as of one moment.
@@ -241,17 +229,21 @@ impl<O: Backend> Batcher<O> {
         Self { shared }
     }
 
-    /// Looks ids up: joins what is wanted or under way, waits for the rest. Dropping the future withdraws the question;
-    /// calls under way go on.
+    /// Looks up the ids whose outcome is `None`; `outcomes` has one place for each of `ids`.
+    ///
+    /// Ids that are queued or in flight already are joined. Cancel safe: dropping the future withdraws the lookup, and
+    /// calls in flight go on.
     pub async fn look_up(
         &self,
         key: QueueKey,
         credentials: &Credentials,
-        look_up: QueueRequest,
+        ids: &[TaskId],
+        options: &LookupOptions,
+        outcomes: Vec<Option<TaskOutcome>>,
     ) -> LookupResult {
         match self.shared.queue(key, credentials) {
-            Some(queue) => queue.look_up(look_up).await,
-            None => LookupResult::full(look_up.ids.len()),
+            Some(queue) => queue.look_up(ids, options, outcomes).await,
+            None => LookupResult::too_many_queues(outcomes),
         }
     }
 
@@ -262,14 +254,14 @@ impl<O: Backend> Batcher<O> {
     }
 
     /// Forgets what is remembered of a task, for all tokens.
-    pub fn forget(&self, service: &Service, id: &TaskId) {
+    pub fn discard_cached(&self, service: &Service, id: &TaskId) {
         for queue in self.shared.lanes_of(service) {
             queue.lock().forget(id);
         }
     }
 
     /// Forgets every remembered answer of every lane.
-    pub fn forget_all(&self) {
+    pub fn discard_all_cached(&self) {
         for queue in self.shared.queues() {
             queue.lock().forget_all();
             queue.wake.notify_one();
@@ -277,7 +269,7 @@ impl<O: Backend> Batcher<O> {
     }
 
     /// Drops what nobody will be shown any more, every few seconds, until `ending`.
-    pub async fn sweep_for_ever(&self) {
+    pub async fn run_sweep(&self) {
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while self.shared.shutdown.until_deadline(interval.tick()).await.is_some() {
@@ -286,7 +278,7 @@ impl<O: Backend> Batcher<O> {
     }
 
     /// Waits until no lane has a call under way. Call it after `ending`.
-    pub async fn finished(&self) {
+    pub async fn stopped(&self) {
         self.shared.supervisor.wait().await;
     }
 }

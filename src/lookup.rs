@@ -16,11 +16,14 @@ use tokio::time::Instant;
 
 use self::plan::BatchBody;
 use crate::auth::{Auth, Caller};
-use crate::batcher::{Backend, Batcher, LookupFailure, QueueKey, QueueRequest, TaskOutcome};
+use crate::batcher::{
+    Backend, Batcher, Freshness, Handling, LookupFailure, LookupKind, LookupOptions, LookupResult, QueueKey,
+    RecordSource, TaskOutcome,
+};
 use crate::clock;
 use crate::config::Config;
 use crate::lifecycle::Shutdown;
-use crate::store::{DeleteEpoch, DeleteScope, Store, StoreError};
+use crate::store::{DeleteEpoch, DeleteScope, Store, StoreError, StoredTask};
 use crate::task::{FinalRecord, LookupIds, Service, TaskId};
 use crate::telemetry::{IdOutcome, Label, Metrics};
 use crate::upstream::{Credentials, UpstreamClient, UpstreamError, UpstreamResponse};
@@ -63,7 +66,7 @@ pub enum ResponseContent {
     /// 200: a batch, with its room in memory.
     Batch(BatchBody, OwnedSemaphorePermit),
     /// An answer of the upstream as it is: `{}`, an error, a success that is no task.
-    Upstream(UpstreamResponse),
+    Upstream(Arc<UpstreamResponse>),
     /// No answer.
     Failed(LookupFailure),
     /// `only-if-cached`, and something asked for is not stored.
@@ -186,12 +189,12 @@ impl Backend for ProxyBackend {
         self.upstream.look_up(service, credentials, ids).await
     }
 
-    async fn keep(&self, key: &QueueKey, epoch: DeleteEpoch, tasks: Vec<FinalRecord>) -> Vec<bool> {
-        self.store.insert(&self.auth.reader(&key.token), &key.service, epoch, tasks).await
+    async fn insert(&self, key: &QueueKey, epoch: DeleteEpoch, records: Vec<FinalRecord>) -> Vec<bool> {
+        self.store.insert(&self.auth.reader(&key.token), &key.service, epoch, records).await
     }
 
-    fn answered(&self, key: &QueueKey, answer: &UpstreamResponse) {
-        self.auth.record_response(&key.token, answer.status.as_u16(), &answer.body);
+    fn report_response(&self, key: &QueueKey, response: &UpstreamResponse) {
+        self.auth.record_response(&key.token, response.status.as_u16(), &response.body);
     }
 }
 
@@ -236,7 +239,7 @@ impl LookupService {
     /// # Errors
     /// If it could not be written; the task is hidden from now on all the same.
     pub async fn forget(&self, caller: &Caller, service: &Service, id: &TaskId) -> Result<(), StoreError> {
-        self.batcher.forget(service, id);
+        self.batcher.discard_cached(service, id);
         let scope = DeleteScope::ByReader { reader: caller.reader, service: service.clone(), id: id.clone() };
         self.store.delete(scope).await.map(|_| ())
     }
@@ -248,9 +251,9 @@ impl LookupService {
     pub async fn forget_by_operator(&self, scope: DeleteScope) -> Result<u64, StoreError> {
         match &scope {
             DeleteScope::Task { service, id } | DeleteScope::ByReader { service, id, .. } => {
-                self.batcher.forget(service, id);
+                self.batcher.discard_cached(service, id);
             }
-            DeleteScope::Service(_) | DeleteScope::OlderThan(_) => self.batcher.forget_all(),
+            DeleteScope::Service(_) | DeleteScope::OlderThan(_) => self.batcher.discard_all_cached(),
         }
         self.store.delete(scope).await
     }
@@ -270,32 +273,31 @@ impl LookupService {
         if question.only_if_cached {
             return LookupResponse { body: ResponseContent::NotStored, summary };
         }
-        let body = Box::pin(self.fetch_one(question, ids.to_vec(), &mut summary)).await;
+        let body = Box::pin(self.fetch_one(question, &ids, &mut summary)).await;
         LookupResponse { body, summary }
     }
 
     async fn fetch_one(
         &self,
         question: &LookupRequest<'_>,
-        ids: Vec<TaskId>,
+        ids: &[TaskId],
         summary: &mut CacheSummary,
     ) -> ResponseContent {
-        let mut answer = self.ask(question, ids, true).await;
-        summary.collapsed = answer.joined > 0 && answer.started == 0;
-        summary.outdated = answer.outdated > 0;
+        let mut answer = self.fetch(question, LookupKind::Single, ids, vec![None]).await;
+        summary.count_enqueued(&answer);
         let outcome = answer.outcomes.pop().flatten().unwrap_or(TaskOutcome::Failed(LookupFailure::Internal));
         summary.count_one(&outcome, 1);
         match outcome {
-            TaskOutcome::Finished { text, .. } => ResponseContent::Task(text),
-            TaskOutcome::Pending { text, .. } => {
+            TaskOutcome::Final { record, .. } => ResponseContent::Task(record),
+            TaskOutcome::Pending { record, .. } => {
                 summary.retry_after = Some(whole_seconds(answer.cycle));
-                ResponseContent::Task(text)
+                ResponseContent::Task(record)
             }
-            TaskOutcome::Unknown { answer: Some(answer), .. } | TaskOutcome::Relayed(answer) => {
-                ResponseContent::Upstream(answer)
+            TaskOutcome::Unknown { response: Some(response), .. } | TaskOutcome::Relayed(response) => {
+                ResponseContent::Upstream(response)
             }
-            // A lone caller is owed the upstream's own word, so the lane has asked for it.
-            TaskOutcome::Unknown { answer: None, .. } => ResponseContent::Failed(LookupFailure::Internal),
+            // The batcher calls `retrieve` for an unknown id of a single lookup.
+            TaskOutcome::Unknown { response: None, .. } => ResponseContent::Failed(LookupFailure::Internal),
             TaskOutcome::Failed(failure) => ResponseContent::Failed(failure),
         }
     }
@@ -307,19 +309,18 @@ impl LookupService {
             Err(body) => return refused(body, summary),
         };
         summary.age = known.iter().flatten().map(|task| task.stored_at).min().map_or(0, age);
-        let mut texts: Vec<Option<Bytes>> =
-            known.into_iter().map(|task| task.map(|task| task.record)).collect();
-        summary.hits = plan.positions().iter().filter(|place| texts[**place as usize].is_some()).count();
-        let mut missing = Vec::new();
-        if summary.hits < summary.asked {
+        summary.hits = plan.positions().iter().filter(|place| known[**place as usize].is_some()).count();
+        let (texts, missing) = if summary.hits == summary.asked {
+            (known.into_iter().map(|task| task.map(|task| task.record)).collect(), Vec::new())
+        } else {
             if question.only_if_cached {
                 return LookupResponse { body: ResponseContent::NotStored, summary };
             }
-            missing = match Box::pin(self.fetch_many(question, &plan, &mut texts, &mut summary)).await {
-                Ok(missing) => missing,
+            match Box::pin(self.fetch_many(question, &plan, known, &mut summary)).await {
+                Ok(fetched) => fetched,
                 Err(failure) => return LookupResponse { body: ResponseContent::Failed(failure), summary },
-            };
-        }
+            }
+        };
         let envelope = BatchBody::new(&plan, texts, &missing.iter().collect::<Vec<_>>());
         let length = envelope.remaining() as u64;
         if length > self.max_response_bytes {
@@ -332,57 +333,66 @@ impl LookupService {
         LookupResponse { body, summary }
     }
 
-    /// Asks for what `texts` lacks and fills it in. Gives the ids whose part failed, where the question allows that.
+    /// Fetches the records that are not stored. Returns all records, and the ids whose part failed.
     async fn fetch_many(
         &self,
         question: &LookupRequest<'_>,
         plan: &LookupIds,
-        texts: &mut [Option<Bytes>],
+        known: Vec<Option<StoredTask>>,
         summary: &mut CacheSummary,
-    ) -> Result<Vec<TaskId>, LookupFailure> {
-        let lacking: Vec<usize> = (0..texts.len()).filter(|index| texts[*index].is_none()).collect();
-        let ids = lacking.iter().map(|index| plan.distinct()[*index].clone()).collect();
+    ) -> Result<(Vec<Option<Bytes>>, Vec<TaskId>), LookupFailure> {
+        let stored = |StoredTask { record, stored_at }| TaskOutcome::Final {
+            record,
+            source: RecordSource::Store { stored_at },
+        };
+        let known = known.into_iter().map(|task| task.map(stored)).collect();
         let mut places = vec![0; plan.distinct().len()];
         plan.positions().iter().for_each(|place| places[*place as usize] += 1);
-        let answer = self.ask(question, ids, false).await;
-        summary.collapsed = answer.joined > 0 && answer.started == 0;
-        summary.outdated = answer.outdated > 0;
+        let answer = self.fetch(question, LookupKind::Batch, plan.distinct(), known).await;
+        summary.count_enqueued(&answer);
         let (mut missing, mut failed) = (Vec::new(), None);
-        for (index, outcome) in lacking.into_iter().zip(answer.outcomes) {
+        let mut texts = Vec::with_capacity(plan.distinct().len());
+        for ((outcome, id), places) in answer.outcomes.into_iter().zip(plan.distinct().iter()).zip(places) {
             if let Some(outcome) = &outcome {
-                summary.count_one(outcome, places[index]);
+                summary.count_one(outcome, places);
             }
-            match outcome {
-                Some(TaskOutcome::Finished { text, .. }) => texts[index] = Some(text),
-                Some(TaskOutcome::Pending { text, .. }) => {
+            texts.push(match outcome {
+                Some(TaskOutcome::Final { record, .. }) => Some(record),
+                Some(TaskOutcome::Pending { record, .. }) => {
                     summary.retry_after = Some(whole_seconds(answer.cycle));
-                    texts[index] = Some(text);
+                    Some(record)
                 }
-                Some(TaskOutcome::Unknown { .. }) => {}
+                Some(TaskOutcome::Unknown { .. }) => None,
                 Some(TaskOutcome::Failed(failure)) => {
-                    missing.push(plan.distinct()[index].clone());
+                    missing.push(id.clone());
                     failed = failed.or(Some(failure));
+                    None
                 }
-                Some(TaskOutcome::Relayed(_)) | None => missing.push(plan.distinct()[index].clone()),
-            }
+                Some(TaskOutcome::Relayed(_)) | None => {
+                    missing.push(id.clone());
+                    None
+                }
+            });
         }
         let nothing_known = texts.iter().all(Option::is_none);
         match failed {
             Some(failure) if !question.lenient || nothing_known => Err(failure),
-            _ => Ok(missing),
+            _ => Ok((texts, missing)),
         }
     }
 
-    async fn ask(
+    async fn fetch(
         &self,
         question: &LookupRequest<'_>,
-        ids: Vec<TaskId>,
-        single: bool,
-    ) -> crate::batcher::LookupResult {
-        let LookupRequest { wait, lenient, max_age, .. } = *question;
-        let look_up = QueueRequest { ids, single, wait, lenient, max_age };
+        kind: LookupKind,
+        ids: &[TaskId],
+        outcomes: Vec<Option<TaskOutcome>>,
+    ) -> LookupResult {
+        let LookupRequest { wait, lenient, max_age, only_if_cached, .. } = *question;
+        let handling = if lenient { Handling::Lenient } else { Handling::Strict };
+        let options = LookupOptions { kind, wait, handling, max_age, only_if_cached };
         let (queue, credentials) = self.queue(question);
-        self.batcher.look_up(queue, &credentials, look_up).await
+        self.batcher.look_up(queue, &credentials, ids, &options, outcomes).await
     }
 
     /// Where a question that is not answered here is asked, and with what.
@@ -428,24 +438,29 @@ fn forwarded(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderName, Head
 }
 
 impl CacheSummary {
-    /// Counts the outcome of an id that was asked for in so many places.
+    fn count_enqueued(&mut self, result: &LookupResult) {
+        self.collapsed = result.enqueued.joined > 0 && result.enqueued.added == 0;
+        self.outdated = result.enqueued.outdated > 0;
+    }
+
+    /// Counts the outcome of an id that stands at `places` places of the request.
     fn count_one(&mut self, outcome: &TaskOutcome, places: usize) {
-        let (age, remembered) = match outcome {
-            TaskOutcome::Pending { age, remembered, .. } | TaskOutcome::Unknown { age, remembered, .. } => {
-                (*age, *remembered)
+        let freshness = match outcome {
+            // Counted as a hit before.
+            TaskOutcome::Final { source: RecordSource::Store { .. }, .. } => return,
+            TaskOutcome::Final { source: RecordSource::Upstream { is_stored }, .. } => {
+                self.stored |= is_stored;
+                Freshness::Fetched
             }
-            TaskOutcome::Finished { stored, .. } => {
-                self.stored |= stored;
-                (Duration::ZERO, false)
-            }
+            TaskOutcome::Pending { freshness, .. } | TaskOutcome::Unknown { freshness, .. } => *freshness,
             TaskOutcome::Failed(_) => {
                 self.failed += places;
-                (Duration::ZERO, false)
+                Freshness::Fetched
             }
-            TaskOutcome::Relayed(_) => (Duration::ZERO, false),
+            TaskOutcome::Relayed(_) => Freshness::Fetched,
         };
-        self.age = self.age.max(age.as_secs());
-        if remembered {
+        self.age = self.age.max(freshness.age().as_secs());
+        if freshness.is_cached() {
             self.pending += places;
         } else {
             self.misses += places;

@@ -6,9 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::queue::LookupOptions;
 use super::waiter::Waiter;
-use super::{QueueLimits, TaskOutcome};
+use super::{Freshness, LookupKind, LookupOptions, QueueLimits, TaskOutcome};
 use crate::upstream::UpstreamResponse;
 
 /// The longest time for which an unknown id's answer is shown again.
@@ -76,7 +75,7 @@ pub(super) struct Snapshot {
 #[derive(Clone, Debug)]
 pub(super) struct NegativeEntry {
     /// Its word on the single id; `None` after a folded call that left the id out.
-    pub(super) answer: Option<UpstreamResponse>,
+    pub(super) answer: Option<Arc<UpstreamResponse>>,
     pub(super) taken_at: Instant,
     pub(super) shown_for: Duration,
 }
@@ -87,15 +86,18 @@ impl Entry {
         &self,
         now: Instant,
         limits: &QueueLimits,
-        manner: LookupOptions,
+        options: &LookupOptions,
     ) -> Option<TaskOutcome> {
         let fresh = |taken_at: Instant, shown_for: Duration| {
             let age = now.saturating_duration_since(taken_at);
-            (age < shown_for.min(manner.max_age.unwrap_or(Duration::MAX))).then_some(age)
+            (age < shown_for.min(options.max_age.unwrap_or(Duration::MAX))).then_some(age)
         };
         if let Some(snapshot) = &self.pending {
             let age = fresh(snapshot.taken_at, limits.pending_max_age)?;
-            return Some(TaskOutcome::Pending { text: snapshot.text.clone(), age, remembered: true });
+            return Some(TaskOutcome::Pending {
+                record: snapshot.text.clone(),
+                freshness: Freshness::Cached { age },
+            });
         }
         let negative = self.negative.as_ref()?;
         // While the id waits for its own call, which single look-ups are owed, batches need not wait along.
@@ -104,10 +106,10 @@ impl Entry {
             && self.waiters.iter().any(|waiter| waiter.single);
         let shown_for = if awaits_its_own { MAX_NEGATIVE_AGE } else { negative.shown_for };
         let age = fresh(negative.taken_at, shown_for)?;
-        if manner.single && negative.answer.is_none() {
+        if options.kind == LookupKind::Single && negative.answer.is_none() {
             return None;
         }
-        Some(TaskOutcome::Unknown { answer: negative.answer.clone(), age, remembered: true })
+        Some(TaskOutcome::Unknown { response: negative.answer.clone(), freshness: Freshness::Cached { age } })
     }
 
     /// The last answer for one of the waiters, if it is not older than `longest_age`.
@@ -120,9 +122,8 @@ impl Entry {
         if let Some(snapshot) = &self.pending {
             let age = now.saturating_duration_since(snapshot.taken_at);
             return (age <= longest_age.max(snapshot.two_cycles)).then(|| TaskOutcome::Pending {
-                text: snapshot.text.clone(),
-                age,
-                remembered: true,
+                record: snapshot.text.clone(),
+                freshness: Freshness::Cached { age },
             });
         }
         let negative = self.negative.as_ref()?;
@@ -130,9 +131,8 @@ impl Entry {
         let owed = negative.answer.is_none() && self.waiters.iter().any(is_single);
         let age = now.saturating_duration_since(negative.taken_at);
         (age <= longest_age && !owed).then(|| TaskOutcome::Unknown {
-            answer: negative.answer.clone(),
-            age,
-            remembered: true,
+            response: negative.answer.clone(),
+            freshness: Freshness::Cached { age },
         })
     }
 

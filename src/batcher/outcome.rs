@@ -1,99 +1,188 @@
-//! What a look-up brings.
+//! Options and outcomes of a lookup.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::upstream::{UpstreamError, UpstreamResponse};
 
-/// What became of one id.
+/// How a lookup is to be done: its kind and the preferences of its request headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LookupOptions {
+    /// `retrieve` or `retrieve_batch`.
+    pub kind: LookupKind,
+    /// Time to wait for every record to become final (`prefer: wait=N`); `None` returns pending records at once.
+    pub wait: Option<Duration>,
+    /// Treatment of a partial failure.
+    pub handling: Handling,
+    /// Longest age of cached pending records and unknown ids (`cache-control: max-age`); zero accepts none
+    /// (`no-cache`). Final records are always accepted.
+    pub max_age: Option<Duration>,
+    /// Whether the upstream must not be called (`cache-control: only-if-cached`).
+    pub only_if_cached: bool,
+}
+
+impl LookupOptions {
+    /// Options of a request without preferences.
+    pub fn new(kind: LookupKind) -> Self {
+        Self { kind, wait: None, handling: Handling::Strict, max_age: None, only_if_cached: false }
+    }
+}
+
+/// Kind of a lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookupKind {
+    /// One id; an unknown id is answered with the upstream's own response.
+    Single,
+    /// Any number of ids; unknown ids are left out of the response.
+    Batch,
+}
+
+/// Treatment of a partial failure, named as in `prefer: handling` (RFC 7240 section 4.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handling {
+    /// The first failure of an id ends the lookup.
+    Strict,
+    /// The lookup goes on without the failed ids.
+    Lenient,
+}
+
+/// Outcome of a lookup for one id.
 #[derive(Clone, Debug)]
 pub enum TaskOutcome {
-    /// Finished; `stored` tells whether it is on disk.
-    Finished {
-        /// The upstream's text.
-        text: Bytes,
-        /// Whether it was committed before it got here.
-        stored: bool,
+    /// The record cannot change any more.
+    Final {
+        /// The record as the upstream sent it.
+        record: Bytes,
+        /// Where it came from.
+        source: RecordSource,
     },
-    /// Not finished yet.
+    /// The record can still change.
     Pending {
-        /// The upstream's text.
-        text: Bytes,
-        /// How old this answer is.
-        age: Duration,
-        /// Whether it was remembered rather than fetched for this caller.
-        remembered: bool,
+        /// The record as the upstream sent it.
+        record: Bytes,
+        /// Whether it was fetched for this lookup.
+        freshness: Freshness,
     },
     /// The upstream does not know the id.
     Unknown {
-        /// Its answer to the single id, where it was asked alone.
-        answer: Option<UpstreamResponse>,
-        /// How old this answer is.
-        age: Duration,
-        /// Whether it was remembered.
-        remembered: bool,
+        /// The upstream's response to a `retrieve` of the id; `None` if only a `retrieve_batch` left it out.
+        response: Option<Arc<UpstreamResponse>>,
+        /// Whether it was fetched for this lookup.
+        freshness: Freshness,
     },
-    /// A success that is no task answer, for a single look-up as it is.
-    Relayed(UpstreamResponse),
-    /// No answer.
+    /// A successful response without a task record, relayed to a single lookup.
+    Relayed(Arc<UpstreamResponse>),
+    /// There is no response for this id.
     Failed(LookupFailure),
 }
 
-/// Why there is no answer.
+/// Source of a final record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordSource {
+    /// The store.
+    Store {
+        /// When the record was stored, in seconds since the Unix epoch.
+        stored_at: i64,
+    },
+    /// An upstream call.
+    Upstream {
+        /// Whether the record was committed to the store before it got here.
+        is_stored: bool,
+    },
+}
+
+/// Freshness of a pending record or of an unknown id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Fetched while the lookup waited.
+    Fetched,
+    /// Taken from memory.
+    Cached {
+        /// Time since it was fetched.
+        age: Duration,
+    },
+}
+
+impl Freshness {
+    /// Returns the time since the fetch; zero if it was fetched for this lookup.
+    pub fn age(self) -> Duration {
+        match self {
+            Self::Fetched => Duration::ZERO,
+            Self::Cached { age } => age,
+        }
+    }
+
+    /// Whether it comes from memory.
+    pub fn is_cached(self) -> bool {
+        matches!(self, Self::Cached { .. })
+    }
+}
+
+/// Reason why there is no response for an id.
 #[derive(Clone, Debug)]
 pub enum LookupFailure {
-    /// The upstream's own error, with its status and body.
-    Upstream(UpstreamResponse),
-    /// No sound answer came.
+    /// The upstream responded with an error.
+    Upstream(Arc<UpstreamResponse>),
+    /// The upstream call failed without a valid response.
     Transport(UpstreamError),
-    /// The upstream is known to be down.
-    Down {
-        /// How its last call failed.
+    /// The circuit breaker is open.
+    UpstreamDown {
+        /// Error of the last call.
         error: UpstreamError,
-        /// When it is tried again.
+        /// Time until the next probe.
         retry_after: Duration,
     },
-    /// A redirect, which is not followed.
-    Redirected,
-    /// A success that is no task answer, to a folded call.
-    NotATask,
-    /// `queue_timeout` passed and nothing young enough is remembered.
+    /// The upstream responded with a redirect, which is not followed.
+    Redirect,
+    /// The upstream's successful response does not have the shape of a lookup response.
+    InvalidResponse,
+    /// `tasks.queue_timeout` passed and there is no usable snapshot.
     QueueTimeout {
-        /// The lane's estimate.
+        /// Time that the queue is estimated to need.
         retry_after: Duration,
     },
-    /// The lane wants as many ids as it can hold.
+    /// The queue has no place for another id.
     QueueFull {
-        /// The lane's estimate.
+        /// Time that the queue is estimated to need.
         retry_after: Duration,
     },
-    /// refrain is going down.
-    Draining,
-    /// A fault of ours.
+    /// The shutdown deadline has passed.
+    ShuttingDown,
+    /// A defect of this program.
     Internal,
 }
 
-/// What a look-up brought.
+/// Result of a lookup.
 #[derive(Debug)]
 pub struct LookupResult {
-    /// For each id its outcome; `None` where another id's failure ended the look-up first.
+    /// Outcomes by the index of the id; `None` where the failure of another id ended the lookup first.
     pub outcomes: Vec<Option<TaskOutcome>>,
-    /// How many ids were wanted or under way already.
-    pub joined: usize,
-    /// How many ids are wanted because of this look-up.
-    pub started: usize,
-    /// Of those, how many had a remembered answer that was too old.
-    pub outdated: usize,
-    /// How long the lane needs for one round over all that is wanted.
+    /// What the lookup added to the queue.
+    pub enqueued: Enqueued,
+    /// Time that the queue needs to fetch every queued id once.
     pub cycle: Duration,
 }
 
+/// Numbers of ids of a lookup that had to wait for the upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Enqueued {
+    /// Ids that were queued or in flight already.
+    pub joined: usize,
+    /// Ids that were added to the queue.
+    pub added: usize,
+    /// Added ids of which the cached result was too old.
+    pub outdated: usize,
+}
+
 impl LookupResult {
-    /// There is no room for another lane.
-    pub(super) fn full(ids: usize) -> Self {
+    /// Completes `outcomes` with a failure because there are too many queues.
+    pub(super) fn too_many_queues(mut outcomes: Vec<Option<TaskOutcome>>) -> Self {
         let cycle = Duration::from_secs(1);
-        let outcome = TaskOutcome::Failed(LookupFailure::QueueFull { retry_after: cycle });
-        Self { outcomes: vec![Some(outcome); ids], joined: 0, started: 0, outdated: 0, cycle }
+        for outcome in &mut outcomes {
+            outcome.get_or_insert(TaskOutcome::Failed(LookupFailure::QueueFull { retry_after: cycle }));
+        }
+        Self { outcomes, enqueued: Enqueued::default(), cycle }
     }
 }

@@ -13,7 +13,9 @@ use tokio::time::Instant;
 pub(super) use self::schedule::{Call, Next};
 use super::entry::{Entry, MAX_NEGATIVE_AGE, NegativeEntry, Snapshot, Stage, WaiterSlot, Wanted};
 use super::waiter::Waiter;
-use super::{LookupFailure, QueueLimits, TaskOutcome};
+use super::{
+    Enqueued, Freshness, LookupFailure, LookupKind, LookupOptions, QueueLimits, RecordSource, TaskOutcome,
+};
 use crate::task::TaskId;
 use crate::upstream::UpstreamResponse;
 
@@ -38,24 +40,6 @@ pub(super) struct Queue {
     pub(super) worker_running: bool,
 }
 
-/// How a caller asks.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LookupOptions {
-    pub(super) single: bool,
-    pub(super) long_poll: bool,
-    /// Remembered answers older than this do not serve the caller.
-    pub(super) max_age: Option<Duration>,
-}
-
-/// How many of a caller's ids were already wanted, and how many are wanted anew.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Arrival {
-    pub(super) joined: usize,
-    pub(super) started: usize,
-    /// Ids of which something is remembered that could not be used.
-    pub(super) outdated: usize,
-}
-
 /// Outcome of a fetch, for one id.
 #[derive(Debug)]
 pub(super) enum FetchOutcome {
@@ -69,9 +53,9 @@ pub(super) enum FetchOutcome {
     },
     /// Shown, not remembered.
     Disputed(Bytes),
-    Unknown(Option<UpstreamResponse>),
+    Unknown(Option<Arc<UpstreamResponse>>),
     /// An answer for a single look-up as it is; callers who cannot be given it get the failure.
-    Relayed(UpstreamResponse, LookupFailure),
+    Relayed(Arc<UpstreamResponse>, LookupFailure),
     Failed(LookupFailure),
 }
 
@@ -83,13 +67,15 @@ impl Queue {
         limits: &QueueLimits,
         ids: &[TaskId],
         waiter: &Arc<Waiter>,
-        manner: LookupOptions,
-    ) -> Arrival {
-        let mut arrival = Arrival::default();
+        options: &LookupOptions,
+    ) -> Enqueued {
+        let mut arrival = Enqueued::default();
+        let (single, long_poll) = (options.kind == LookupKind::Single, options.wait.is_some());
         let retry_after = self.estimate(limits);
         let bound = limits.max_wanted.min((self.entries.len() + limits.room).max(MIN_WANTED));
         let mut made_room = false;
-        for (slot, id) in ids.iter().enumerate() {
+        for slot in waiter.open_slots() {
+            let id = &ids[slot];
             if self.entries.len() >= bound && !self.entries.contains_key(id) {
                 if !made_room {
                     made_room = true;
@@ -101,14 +87,14 @@ impl Queue {
                 }
             }
             let entry = self.entries.entry(id.clone()).or_default();
-            let fresh = entry.fresh(now, limits, manner);
+            let fresh = entry.fresh(now, limits, options);
             let is_fresh = fresh.is_some();
-            if let Some(outcome) = fresh.filter(|_| !manner.long_poll) {
+            if let Some(outcome) = fresh.filter(|_| !long_poll) {
                 waiter.fill(slot, outcome);
                 continue;
             }
             if entry.stage == Stage::Idle {
-                arrival.started += 1;
+                arrival.added += 1;
                 arrival.outdated += usize::from(entry.pending.is_some() || entry.negative.is_some());
                 // Whoever holds out looks again later at what was seen this moment.
                 if !is_fresh {
@@ -117,12 +103,7 @@ impl Queue {
             } else {
                 arrival.joined += 1;
             }
-            let waiter = WaiterSlot {
-                waiter: Arc::clone(waiter),
-                slot,
-                single: manner.single,
-                long_poll: manner.long_poll,
-            };
+            let waiter = WaiterSlot { waiter: Arc::clone(waiter), slot, single, long_poll };
             entry.waiters.push(waiter);
         }
         arrival
@@ -146,7 +127,7 @@ impl Queue {
         entry.waiters.retain(|waiter| {
             let is_answered = !waiter.single && !waiter.long_poll;
             if is_answered {
-                let outcome = TaskOutcome::Unknown { answer: None, age: Duration::ZERO, remembered: false };
+                let outcome = TaskOutcome::Unknown { response: None, freshness: Freshness::Fetched };
                 waiter.waiter.fill(waiter.slot, outcome);
             }
             !is_answered
@@ -171,7 +152,10 @@ impl Queue {
         match news {
             FetchOutcome::Finished { text, stored } => {
                 (entry.pending, entry.negative) = (None, None);
-                entry.answer_all(&TaskOutcome::Finished { text, stored });
+                entry.answer_all(&TaskOutcome::Final {
+                    record: text,
+                    source: RecordSource::Upstream { is_stored: stored },
+                });
             }
             FetchOutcome::Pending { text, task_age } => {
                 let first_seen = entry.pending.as_ref().map_or(now, |snapshot| snapshot.first_seen);
@@ -182,13 +166,12 @@ impl Queue {
                 let snapshot = Snapshot { text: text.clone(), taken_at: now, first_seen, two_cycles };
                 entry.pending = limits.remembers.then_some(snapshot);
                 entry.answer_patient_ones(&TaskOutcome::Pending {
-                    text,
-                    age: Duration::ZERO,
-                    remembered: false,
+                    record: text,
+                    freshness: Freshness::Fetched,
                 });
             }
             FetchOutcome::Disputed(text) => {
-                entry.answer_all(&TaskOutcome::Pending { text, age: Duration::ZERO, remembered: false });
+                entry.answer_all(&TaskOutcome::Pending { record: text, freshness: Freshness::Fetched });
             }
             FetchOutcome::Unknown(answer) => {
                 entry.pending = None;
@@ -201,9 +184,8 @@ impl Queue {
                 entry.look_at = Some(now + shown_for.max(LOOK_INTERVAL.0));
                 entry.negative = Some(NegativeEntry { answer: answer.clone(), taken_at: now, shown_for });
                 entry.answer_patient_ones(&TaskOutcome::Unknown {
-                    answer,
-                    age: Duration::ZERO,
-                    remembered: false,
+                    response: answer,
+                    freshness: Freshness::Fetched,
                 });
             }
             FetchOutcome::Relayed(answer, failure) => {
@@ -337,7 +319,10 @@ impl Queue {
             entry.look_again = entry.stage == Stage::Taken;
             return;
         };
-        entry.answer_all(&TaskOutcome::Finished { text: text.clone(), stored });
+        entry.answer_all(&TaskOutcome::Final {
+            record: text.clone(),
+            source: RecordSource::Upstream { is_stored: stored },
+        });
         (entry.pending, entry.negative, entry.grace_until) = (None, None, None);
         if entry.stage != Stage::Taken {
             self.wanted.set(entry, Stage::Idle);

@@ -17,6 +17,15 @@ use super::{Backend, Batcher, QueueHandle};
 use crate::task::{Service, TaskId};
 use crate::token::Digest;
 
+/// The first part of a longer list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listing<T> {
+    /// The items that are shown.
+    pub items: Vec<T>,
+    /// Number of items that are not shown.
+    pub omitted: usize,
+}
+
 /// A lane as of one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QueueView {
@@ -25,19 +34,19 @@ pub struct QueueView {
     /// The digest of the token that goes upstream.
     pub token: Digest,
     /// Ids that wait for their turn.
-    pub wanted: usize,
+    pub queued: usize,
     /// Ids in a call.
-    pub under_way: usize,
+    pub in_flight: usize,
     /// Callers that wait for an answer.
-    pub callers: usize,
+    pub waiters: usize,
     /// Pending answers in memory.
-    pub remembered: usize,
+    pub snapshots: usize,
     /// For how long the id that has waited longest has waited for its turn.
-    pub oldest_wanted: Option<Duration>,
+    pub longest_queued: Option<Duration>,
     /// Calls a second that the lane may make now.
     pub requests_per_second: f64,
     /// What is left of a pause that the upstream asked for.
-    pub held: Duration,
+    pub paused_for: Duration,
     /// Since the last look-up came.
     pub idle: Duration,
 }
@@ -52,45 +61,45 @@ pub struct PendingView {
     /// The digest of the token that was given the answer.
     pub token: Digest,
     /// The answer.
-    pub text: Bytes,
-    /// How long ago it came.
-    pub seen: Duration,
+    pub record: Bytes,
+    /// Time since it was fetched.
+    pub age: Duration,
     /// How long ago the first unfinished answer came.
-    pub first_seen: Duration,
+    pub known_for: Duration,
     /// Callers that wait for news of it.
-    pub callers: usize,
-    /// Whether it is wanted, or in a call.
-    pub wanted: bool,
+    pub waiters: usize,
+    /// Whether the id is queued or in a call.
+    pub is_queued: bool,
 }
 
 impl<O: Backend> Batcher<O> {
-    /// The busiest lanes that want or remember something, at most `most`, and how many others there are.
-    pub fn view(&self, most: usize) -> (Vec<QueueView>, usize) {
+    /// Returns the busiest queues, at most `limit`.
+    pub fn queues(&self, limit: usize) -> Listing<QueueView> {
         let now = Instant::now();
         let mut views: Vec<QueueView> =
             self.weak().iter().filter_map(|queue| queue.upgrade()?.view(now)).collect();
         let busy = |view: &QueueView| {
-            let asked = view.wanted + view.under_way;
-            Reverse((asked, view.callers, view.remembered, view.service.clone(), view.token))
+            let asked = view.queued + view.in_flight;
+            Reverse((asked, view.waiters, view.snapshots, view.service.clone(), view.token))
         };
-        let left_out = keep_first(&mut views, most, |one, other| busy(one).cmp(&busy(other)));
-        (views, left_out)
+        let omitted = keep_first(&mut views, limit, |one, other| busy(one).cmp(&busy(other)));
+        Listing { items: views, omitted }
     }
 
-    /// The tasks known to be unfinished for the longest, at most `most`, and how many others there are.
-    pub fn pending(&self, most: usize) -> (Vec<PendingView>, usize) {
+    /// Returns the tasks that have been pending for the longest time, at most `limit`.
+    pub fn pending_tasks(&self, limit: usize) -> Listing<PendingView> {
         let now = Instant::now();
-        let (mut views, mut left_out) = (Vec::new(), 0);
+        let (mut views, mut omitted) = (Vec::new(), 0);
         for queue in self.weak() {
             if let Some(queue) = queue.upgrade() {
-                left_out += queue.pending(now, most, &mut views);
+                omitted += queue.pending(now, limit, &mut views);
             }
-            if views.len() > 10 * most {
-                left_out += keep_oldest(&mut views, most);
+            if views.len() > 10 * limit {
+                omitted += keep_oldest(&mut views, limit);
             }
         }
-        left_out += keep_oldest(&mut views, most);
-        (views, left_out)
+        omitted += keep_oldest(&mut views, limit);
+        Listing { items: views, omitted }
     }
 
     /// All lanes, none of them held: one that is held counts as busy.
@@ -112,13 +121,13 @@ impl<O> QueueHandle<O> {
         Some(QueueView {
             service: self.key.service.clone(),
             token: self.key.token,
-            wanted: counts.wanted,
-            under_way: counts.under_way,
-            callers: self.callers.load(Ordering::Relaxed),
-            remembered: counts.remembered,
-            oldest_wanted: counts.oldest_wanted.map(|since| now.saturating_duration_since(since)),
+            queued: counts.wanted,
+            in_flight: counts.under_way,
+            waiters: self.callers.load(Ordering::Relaxed),
+            snapshots: counts.remembered,
+            longest_queued: counts.oldest_wanted.map(|since| now.saturating_duration_since(since)),
             requests_per_second: self.limiter.share(now),
-            held: self.limiter.held(now),
+            paused_for: self.limiter.held(now),
             idle: now.saturating_duration_since(self.used_at()),
         })
     }
@@ -138,11 +147,11 @@ impl<O> QueueHandle<O> {
             service: self.key.service.clone(),
             id: id.clone(),
             token: self.key.token,
-            text: snapshot.text.clone(),
-            seen: now.saturating_duration_since(snapshot.taken_at),
-            first_seen: now.saturating_duration_since(snapshot.first_seen),
-            callers: entry.waiters.len(),
-            wanted: entry.stage != Stage::Idle,
+            record: snapshot.text.clone(),
+            age: now.saturating_duration_since(snapshot.taken_at),
+            known_for: now.saturating_duration_since(snapshot.first_seen),
+            waiters: entry.waiters.len(),
+            is_queued: entry.stage != Stage::Idle,
         }));
         left_out
     }
@@ -150,11 +159,7 @@ impl<O> QueueHandle<O> {
 
 fn keep_oldest(views: &mut Vec<PendingView>, most: usize) -> usize {
     keep_first(views, most, |one, other| {
-        (Reverse(one.first_seen), &one.id, one.token).cmp(&(
-            Reverse(other.first_seen),
-            &other.id,
-            other.token,
-        ))
+        (Reverse(one.known_for), &one.id, one.token).cmp(&(Reverse(other.known_for), &other.id, other.token))
     })
 }
 

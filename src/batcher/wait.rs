@@ -2,19 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::queue::{Arrival, LookupOptions};
 use super::waiter::{Progress, Waiter};
-use super::{Backend, LookupFailure, LookupResult, QueueHandle, QueueRequest, TaskOutcome};
+use super::{Backend, Handling, LookupFailure, LookupOptions, LookupResult, QueueHandle, TaskOutcome};
 use crate::task::TaskId;
 
 /// Withdraws a caller's question when its future ends or is dropped.
 struct PendingLookup<'a, O> {
     queue: &'a QueueHandle<O>,
-    ids: Vec<TaskId>,
+    ids: &'a [TaskId],
     waiter: Arc<Waiter>,
     long_poll: bool,
     /// The caller gets an answer; without, it hung up.
@@ -30,18 +28,22 @@ impl<O> Drop for PendingLookup<'_, O> {
         }
         if self.waiter.progress() != Progress::Done {
             let limits = self.queue.limits();
-            self.queue.lock().leave(Instant::now(), &limits, &self.ids, &self.waiter, self.answered);
+            self.queue.lock().leave(Instant::now(), &limits, self.ids, &self.waiter, self.answered);
             self.queue.wake.notify_one();
         }
     }
 }
 
 impl<O: Backend> QueueHandle<O> {
-    pub(super) async fn look_up(self: &Arc<Self>, look_up: QueueRequest) -> LookupResult {
+    pub(super) async fn look_up(
+        self: &Arc<Self>,
+        ids: &[TaskId],
+        options: &LookupOptions,
+        outcomes: Vec<Option<TaskOutcome>>,
+    ) -> LookupResult {
         let start = Instant::now();
-        let QueueRequest { ids, single, wait, lenient, max_age } = look_up;
-        let waiter = Waiter::new(ids.len());
-        let long_poll = wait.is_some();
+        let waiter = Waiter::new(outcomes);
+        let long_poll = options.wait.is_some();
         if long_poll {
             self.shared.long_polling.fetch_add(1, Ordering::Relaxed);
             self.long_polling.fetch_add(1, Ordering::Relaxed);
@@ -49,36 +51,29 @@ impl<O: Backend> QueueHandle<O> {
         self.callers.fetch_add(1, Ordering::Relaxed);
         let mut question = PendingLookup { queue: self, ids, waiter, long_poll, answered: false };
         let limits = self.limits();
-        let arrival = {
-            let manner = LookupOptions { single, long_poll, max_age };
+        let enqueued = {
             let mut state = self.lock();
             let before = state.len();
-            let arrival = state.arrive(start, &limits, &question.ids, &question.waiter, manner);
+            let enqueued = state.arrive(start, &limits, ids, &question.waiter, options);
             self.shared.ids.fetch_add(state.len().saturating_sub(before), Ordering::Relaxed);
             if question.waiter.progress() != Progress::Done {
                 self.ensure_worker(&mut state);
                 self.wake.notify_one();
             }
-            arrival
+            enqueued
         };
-        self.wait_for(&question, start, wait, lenient).await;
+        self.wait_for(&question, start, options).await;
         question.answered = true;
-        let Arrival { joined, started, outdated } = arrival;
         let cycle = self.lock().cycle(&limits);
         let waiter = Arc::clone(&question.waiter);
         drop(question);
         let outcomes = waiter.take();
-        LookupResult { outcomes, joined, started, outdated, cycle }
+        LookupResult { outcomes, enqueued, cycle }
     }
 
     /// Waits until the question is answered as far as it will be.
-    async fn wait_for(
-        &self,
-        question: &PendingLookup<'_, O>,
-        start: Instant,
-        wait: Option<Duration>,
-        lenient: bool,
-    ) {
+    async fn wait_for(&self, question: &PendingLookup<'_, O>, start: Instant, options: &LookupOptions) {
+        let (wait, lenient) = (options.wait, options.handling == Handling::Lenient);
         let PendingLookup { ids, waiter, .. } = question;
         let queue_end = start + self.shared.settings.queue_timeout;
         let wait_end = wait.map(|wait| start + wait);
@@ -120,7 +115,7 @@ impl<O: Backend> QueueHandle<O> {
                     let limits = self.limits();
                     self.lock().leave(Instant::now(), &limits, ids, waiter, false);
                     for slot in waiter.open_slots() {
-                        waiter.fill(slot, TaskOutcome::Failed(LookupFailure::Draining));
+                        waiter.fill(slot, TaskOutcome::Failed(LookupFailure::ShuttingDown));
                     }
                 }
             }

@@ -31,8 +31,10 @@ pub(super) enum Progress {
 }
 
 impl Waiter {
-    pub(super) fn new(ids: usize) -> Arc<Self> {
-        let slots = Slots { outcomes: vec![None; ids], open: ids, failed: false };
+    /// Creates a waiter for the outcomes that are `None`.
+    pub(super) fn new(outcomes: Vec<Option<TaskOutcome>>) -> Arc<Self> {
+        let open = outcomes.iter().filter(|outcome| outcome.is_none()).count();
+        let slots = Slots { outcomes, open, failed: false };
         Arc::new(Self { slots: Mutex::new(slots), changed: Notify::new() })
     }
 

@@ -58,7 +58,7 @@ async fn drive<O: Backend>(mut guard: WorkerGuard<O>) {
     let queue = &guard.queue;
     if queue.shared.shutdown.until_deadline(take_turns(queue)).await.is_none() {
         let mut state = queue.lock();
-        state.fail_waiting(&LookupFailure::Draining);
+        state.fail_waiting(&LookupFailure::ShuttingDown);
         state.worker_running = false;
     }
     guard.is_done = true;
@@ -69,7 +69,7 @@ async fn take_turns<O: Backend>(queue: &Arc<QueueHandle<O>>) {
     loop {
         let now = Instant::now();
         if let Some((error, retry_after)) = queue.shared.breaker.is_down(now) {
-            queue.lock().fail_waiting(&LookupFailure::Down { error, retry_after });
+            queue.lock().fail_waiting(&LookupFailure::UpstreamDown { error, retry_after });
         }
         let (next, calls) = {
             let mut state = queue.lock();
@@ -100,7 +100,7 @@ async fn take_a_turn<O: Backend>(queue: &Arc<QueueHandle<O>>) {
     let probe = match queue.shared.breaker.permit(now) {
         BreakerDecision::Go(probe) => probe,
         BreakerDecision::Down(error, retry_after) => {
-            queue.lock().fail_waiting(&LookupFailure::Down { error, retry_after });
+            queue.lock().fail_waiting(&LookupFailure::UpstreamDown { error, retry_after });
             return;
         }
     };
@@ -150,7 +150,7 @@ impl<O: Backend> CallGuard<O> {
         // Nobody is there for the answer after `ending`, and a look-up given up costs nothing.
         let Some(result) = shared.shutdown.until_deadline(look_up).await else {
             let ids = self.resolve_all();
-            return self.fail(ids, &LookupFailure::Draining);
+            return self.fail(ids, &LookupFailure::ShuttingDown);
         };
         let now = Instant::now();
         let status = match &result {
@@ -166,7 +166,7 @@ impl<O: Backend> CallGuard<O> {
                 if !answer.connecting.is_zero() {
                     self.queue.limiter.add_connect_delay(now, answer.connecting);
                 }
-                shared.backend.answered(&self.queue.key, &answer);
+                shared.backend.report_response(&self.queue.key, &answer);
                 self.use_answer(began, epoch, answer).await;
             }
             Err(error) => {
@@ -178,18 +178,20 @@ impl<O: Backend> CallGuard<O> {
 
     async fn use_answer(&mut self, began: Instant, epoch: O::Epoch, answer: UpstreamResponse) {
         let folded = self.call.ids.len() > 1;
-        match decode::read(&answer, &self.call.ids) {
+        let response = decode::read(&answer, &self.call.ids);
+        let answer = Arc::new(answer);
+        match response {
             DecodedResponse::Tasks { found, left_out } => self.distribute(epoch, found, left_out).await,
             DecodedResponse::Empty => {
                 let ids = self.resolve_all();
                 self.complete(ids, || FetchOutcome::Unknown(Some(answer.clone())));
             }
             DecodedResponse::Strange if folded => {
-                self.retry_or_fail(Duration::ZERO, &LookupFailure::NotATask);
+                self.retry_or_fail(Duration::ZERO, &LookupFailure::InvalidResponse);
             }
             DecodedResponse::Strange => {
                 let ids = self.resolve_all();
-                self.complete(ids, || FetchOutcome::Relayed(answer.clone(), LookupFailure::NotATask));
+                self.complete(ids, || FetchOutcome::Relayed(answer.clone(), LookupFailure::InvalidResponse));
             }
             DecodedResponse::Refused if folded => self.halve(),
             DecodedResponse::Refused | DecodedResponse::Error => {
@@ -204,7 +206,7 @@ impl<O: Backend> CallGuard<O> {
             }
             DecodedResponse::Redirect => {
                 let ids = self.resolve_all();
-                self.fail(ids, &LookupFailure::Redirected);
+                self.fail(ids, &LookupFailure::Redirect);
             }
             DecodedResponse::TooManyRequests => {
                 let wait = decode::retry_after(answer.retry_after.as_ref());
@@ -253,7 +255,7 @@ impl<O: Backend> CallGuard<O> {
             .collect();
         let stored = match finished.is_empty() {
             true => Vec::new(),
-            false => self.queue.shared.backend.keep(&self.queue.key, epoch, finished).await,
+            false => self.queue.shared.backend.insert(&self.queue.key, epoch, finished).await,
         };
         let mut stored = stored.into_iter();
         let mut announced = Vec::new();

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{LookupRequest, LookupService, ResponseContent};
 use crate::auth::{AccessDecision, RecheckResult};
-use crate::batcher::{QueueRequest, TaskOutcome};
+use crate::batcher::{LookupKind, LookupOptions, TaskOutcome};
 use crate::store::{ResultTooLarge, StoredTask};
 use crate::task::TaskId;
 
@@ -54,20 +54,17 @@ impl LookupService {
                 AccessDecision::Recheck(recheck) => {
                     // The first id that is not stored, so that the call serves the look-up too.
                     let lacking = known.iter().position(Option::is_none);
-                    let id = ids[lacking.unwrap_or(0)].clone();
-                    let look_up = QueueRequest {
-                        ids: vec![id],
-                        single: true,
-                        wait: None,
-                        lenient: false,
+                    let id = [ids[lacking.unwrap_or(0)].clone()];
+                    let options = LookupOptions {
                         max_age: Some(Duration::ZERO),
+                        ..LookupOptions::new(LookupKind::Single)
                     };
                     // A task of its own: whoever asked may hang up, the token's other callers still want the verdict.
                     let (batcher, (queue, credentials)) = (self.batcher.clone(), self.queue(question));
                     let asking = tokio::spawn(async move {
                         let since = Instant::now();
                         let answer = tokio::select! {
-                            answer = batcher.look_up(queue, &credentials, look_up) => Some(answer),
+                            answer = batcher.look_up(queue, &credentials, &id, &options, vec![None]) => Some(answer),
                             () = recheck.inconclusive() => None,
                             () = tokio::time::sleep(RECHECK_PATIENCE) => None,
                         };

@@ -41,13 +41,13 @@ impl From<QueueView> for QueueBody {
         Self {
             service: lane.service.to_string(),
             token: lane.token.to_string(),
-            queued: lane.wanted,
-            in_flight: lane.under_way,
-            waiters: lane.callers,
-            snapshots: lane.remembered,
-            oldest_wait_seconds: lane.oldest_wanted.map(|age| age.as_secs_f64()),
+            queued: lane.queued,
+            in_flight: lane.in_flight,
+            waiters: lane.waiters,
+            snapshots: lane.snapshots,
+            oldest_wait_seconds: lane.longest_queued.map(|age| age.as_secs_f64()),
             requests_per_second: lane.requests_per_second,
-            paused_seconds: lane.held.as_secs_f64(),
+            paused_seconds: lane.paused_for.as_secs_f64(),
             idle_seconds: lane.idle.as_secs_f64(),
         }
     }
@@ -76,7 +76,7 @@ struct PendingBody {
 
 impl From<PendingView> for PendingBody {
     fn from(task: PendingView) -> Self {
-        let summary = Summary::of(&task.text);
+        let summary = Summary::of(&task.record);
         Self {
             service: task.service.to_string(),
             id: task.id.as_str().to_owned(),
@@ -86,9 +86,9 @@ impl From<PendingView> for PendingBody {
             state: summary.state,
             progress: summary.progress,
             created_at: summary.created_at,
-            snapshot_age_seconds: task.seen.as_secs_f64(),
-            waiters: task.callers,
-            is_queued: task.wanted,
+            snapshot_age_seconds: task.age.as_secs_f64(),
+            waiters: task.waiters,
+            is_queued: task.is_queued,
         }
     }
 }
@@ -96,8 +96,11 @@ impl From<PendingView> for PendingBody {
 pub(super) async fn queues(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Queues>, ApiError> {
     Parameters::none(&uri)?;
     let queues = beside(&port, |port| {
-        let (queues, queues_omitted) = port.lookups.batcher().view(MOST);
-        Queues { queues: queues.into_iter().map(QueueBody::from).collect(), queues_omitted }
+        let queues = port.lookups.batcher().queues(MOST);
+        Queues {
+            queues: queues.items.into_iter().map(QueueBody::from).collect(),
+            queues_omitted: queues.omitted,
+        }
     });
     Ok(Json(queues.await?))
 }
@@ -105,8 +108,11 @@ pub(super) async fn queues(State(port): State<Arc<AdminPort>>, uri: Uri) -> Resu
 pub(super) async fn pending(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Pending>, ApiError> {
     Parameters::none(&uri)?;
     let pending = beside(&port, |port| {
-        let (pending, pending_omitted) = port.lookups.batcher().pending(MOST);
-        Pending { pending: pending.into_iter().map(PendingBody::from).collect(), pending_omitted }
+        let pending = port.lookups.batcher().pending_tasks(MOST);
+        Pending {
+            pending: pending.items.into_iter().map(PendingBody::from).collect(),
+            pending_omitted: pending.omitted,
+        }
     });
     Ok(Json(pending.await?))
 }

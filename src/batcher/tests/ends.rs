@@ -113,15 +113,15 @@ async fn ending_answers_everybody_and_stops_calling() {
                 .outcomes
                 .iter()
                 .flatten()
-                .all(|outcome| matches!(failure(outcome), LookupFailure::Draining))
+                .all(|outcome| matches!(failure(outcome), LookupFailure::ShuttingDown))
         );
         assert!(answer.outcomes.iter().flatten().next().is_some());
     }
     let before = lab.since_start();
-    lab.queues.finished().await;
+    lab.queues.stopped().await;
     assert_eq!(lab.since_start(), before);
     // Whoever comes now is told so, and nothing is sent any more.
-    assert!(matches!(failure(&lab.ask_one("z").await), LookupFailure::Draining));
+    assert!(matches!(failure(&lab.ask_one("z").await), LookupFailure::ShuttingDown));
     lab.release();
     pass(60.0).await;
     assert_eq!(lab.count(), calls);
@@ -138,8 +138,8 @@ async fn a_call_that_ends_after_its_callers_were_told_harms_nobody() {
     lab.release();
     let outcome = only(caller.await.unwrap());
     assert!(
-        matches!(outcome, TaskOutcome::Failed(LookupFailure::Draining) | TaskOutcome::Finished { .. }),
+        matches!(outcome, TaskOutcome::Failed(LookupFailure::ShuttingDown) | TaskOutcome::Final { .. }),
         "{outcome:?}"
     );
-    lab.queues.finished().await;
+    lab.queues.stopped().await;
 }

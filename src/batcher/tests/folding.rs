@@ -2,7 +2,7 @@
 
 use super::lab::*;
 use super::world::*;
-use crate::batcher::{LookupFailure, TaskOutcome};
+use crate::batcher::{Freshness, LookupFailure, TaskOutcome};
 use crate::upstream::UpstreamError;
 
 #[tokio::test(start_paused = true)]
@@ -109,7 +109,7 @@ async fn an_id_left_out_is_asked_alone_for_a_single_look_up() {
     let told_at = lab.since_start();
     let outcome = only(gone.await.unwrap());
     assert!(lab.since_start() - told_at > seconds(0.9));
-    let TaskOutcome::Unknown { answer: Some(word), remembered: false, .. } = outcome else {
+    let TaskOutcome::Unknown { response: Some(word), freshness: Freshness::Fetched } = outcome else {
         panic!("{outcome:?}")
     };
     assert_eq!(&word.body[..], b"{ }\n");
@@ -125,7 +125,7 @@ async fn an_id_left_out_is_asked_alone_for_a_single_look_up() {
     let (other, gone) = (lab.begin(single("b")), lab.begin(single("gone")));
     pending(&only(other.await.unwrap()));
     let outcome = only(gone.await.unwrap());
-    let TaskOutcome::Unknown { answer: Some(word), remembered: false, .. } = outcome else {
+    let TaskOutcome::Unknown { response: Some(word), freshness: Freshness::Fetched } = outcome else {
         panic!("{outcome:?}")
     };
     assert_eq!(&word.body[..], b"{ }\n");
@@ -138,7 +138,10 @@ async fn an_id_left_out_is_not_asked_alone_for_a_batch() {
     let lab = Lab::new();
     lab.finished("a");
     let answer = lab.ask(batch(&["a", "gone"])).await;
-    assert!(matches!(answer.outcomes[1], Some(TaskOutcome::Unknown { answer: None, remembered: false, .. })));
+    assert!(matches!(
+        answer.outcomes[1],
+        Some(TaskOutcome::Unknown { response: None, freshness: Freshness::Fetched })
+    ));
     pass(10.0).await;
     assert_eq!(lab.count(), 1);
 }
@@ -166,7 +169,7 @@ async fn batches_do_not_wait_for_the_own_call_of_an_id_left_out() {
     for single in singles {
         let outcome = only(single.await.unwrap());
         assert!(
-            matches!(outcome, TaskOutcome::Unknown { answer: Some(_), remembered: false, .. }),
+            matches!(outcome, TaskOutcome::Unknown { response: Some(_), freshness: Freshness::Fetched }),
             "{outcome:?}"
         );
     }
@@ -179,7 +182,7 @@ async fn an_id_remembered_as_left_out_is_still_asked_alone_for_a_single_look_up(
     lab.finished("a");
     lab.ask(batch(&["a", "gone"])).await;
     let outcome = lab.ask_one("gone").await;
-    let TaskOutcome::Unknown { answer: Some(word), remembered: false, .. } = outcome else {
+    let TaskOutcome::Unknown { response: Some(word), freshness: Freshness::Fetched } = outcome else {
         panic!("{outcome:?}")
     };
     assert_eq!(&word.body[..], b"{}");
@@ -283,7 +286,7 @@ async fn a_folded_answer_of_another_shape_is_tried_again_then_fails() {
         lab.rule(move |_| Some(Reply::body(&body)));
         let (one, other) = (lab.begin(single("c")), lab.begin(batch(&["d"])));
         for caller in [one, other] {
-            assert!(matches!(failure(&only(caller.await.unwrap())), LookupFailure::NotATask));
+            assert!(matches!(failure(&only(caller.await.unwrap())), LookupFailure::InvalidResponse));
         }
         assert_eq!(lab.count(), 2 + 5);
         assert_eq!(lab.kept(), ["a", "b"]);
@@ -301,7 +304,7 @@ async fn a_lone_answer_that_is_no_task_is_relayed_and_not_remembered() {
         let (single, other) = (lab.begin(single("a")), lab.begin(batch(&["a"])));
         let outcome = only(single.await.unwrap());
         assert!(matches!(outcome, TaskOutcome::Relayed(answer) if answer.body == body));
-        assert!(matches!(failure(&only(other.await.unwrap())), LookupFailure::NotATask));
+        assert!(matches!(failure(&only(other.await.unwrap())), LookupFailure::InvalidResponse));
         lab.finished("a");
         assert!(is_finished(&lab.ask_one("a").await));
         assert_eq!(lab.kept(), ["a"]);
@@ -312,6 +315,6 @@ async fn a_lone_answer_that_is_no_task_is_relayed_and_not_remembered() {
 async fn a_redirect_is_neither_followed_nor_relayed() {
     let lab = Lab::new();
     lab.next([Reply::status(302)]);
-    assert!(matches!(failure(&lab.ask_one("a").await), LookupFailure::Redirected));
+    assert!(matches!(failure(&lab.ask_one("a").await), LookupFailure::Redirect));
     assert_eq!(lab.count(), 1);
 }

@@ -2,7 +2,7 @@
 
 use super::lab::*;
 use super::world::*;
-use crate::batcher::TaskOutcome;
+use crate::batcher::{RecordSource, TaskOutcome};
 
 #[tokio::test(start_paused = true)]
 async fn five_hundred_callers_of_one_id_share_one_call() {
@@ -15,11 +15,14 @@ async fn five_hundred_callers_of_one_id_share_one_call() {
     let (mut joined, mut started) = (0, 0);
     for caller in callers {
         let answer = caller.await.unwrap();
-        joined += answer.joined;
-        started += answer.started;
+        joined += answer.enqueued.joined;
+        started += answer.enqueued.added;
         let outcome = only(answer);
         assert_eq!(finished(&outcome), finished_text("a", "t"));
-        assert!(matches!(outcome, TaskOutcome::Finished { stored: true, .. }));
+        assert!(matches!(
+            outcome,
+            TaskOutcome::Final { source: RecordSource::Upstream { is_stored: true }, .. }
+        ));
     }
     assert_eq!((joined, started), (499, 1));
     assert_eq!(lab.asked(), [["a"]]);
@@ -115,7 +118,7 @@ async fn an_id_under_way_is_joined_and_the_others_are_asked() {
     assert_eq!(lab.asked(), vec![vec!["a"], vec!["b", "c"]]);
     lab.release();
     let answer = second.await.unwrap();
-    assert_eq!((answer.joined, answer.started), (1, 2));
+    assert_eq!((answer.enqueued.joined, answer.enqueued.added), (1, 2));
     assert!(answer.outcomes.iter().flatten().filter(|outcome| is_finished(outcome)).count() == 3);
     assert!(is_finished(&only(first.await.unwrap())));
     assert_eq!(lab.count(), 2);

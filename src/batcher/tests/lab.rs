@@ -9,7 +9,9 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::world::{Call, SimulatedBackend, credentials};
-use crate::batcher::{Batcher, LookupFailure, LookupResult, QueueKey, QueueRequest, TaskOutcome};
+use crate::batcher::{
+    Batcher, Handling, LookupFailure, LookupKind, LookupOptions, LookupResult, QueueKey, TaskOutcome,
+};
 use crate::config::{Services, TasksConfig, UpstreamConfig};
 use crate::lifecycle::Shutdown;
 use crate::task::{Service, TaskId};
@@ -53,25 +55,35 @@ pub(super) fn id(name: &str) -> TaskId {
     TaskId::parse(name).unwrap()
 }
 
-pub(super) fn single(name: &str) -> QueueRequest {
-    QueueRequest { ids: vec![id(name)], single: true, wait: None, lenient: false, max_age: None }
+/// A lookup of distinct ids.
+#[derive(Clone, Debug)]
+pub(super) struct TestLookup {
+    pub(super) ids: Vec<TaskId>,
+    pub(super) options: LookupOptions,
 }
 
-pub(super) fn batch<T: AsRef<str>>(names: &[T]) -> QueueRequest {
+pub(super) fn single(name: &str) -> TestLookup {
+    TestLookup { ids: vec![id(name)], options: LookupOptions::new(LookupKind::Single) }
+}
+
+pub(super) fn batch<T: AsRef<str>>(names: &[T]) -> TestLookup {
     let ids = names.iter().map(|name| id(name.as_ref())).collect();
-    QueueRequest { ids, single: false, wait: None, lenient: false, max_age: None }
+    TestLookup { ids, options: LookupOptions::new(LookupKind::Batch) }
 }
 
-pub(super) fn waiting(look_up: QueueRequest, wait: f64) -> QueueRequest {
-    QueueRequest { wait: Some(seconds(wait)), ..look_up }
+pub(super) fn waiting(mut look_up: TestLookup, wait: f64) -> TestLookup {
+    look_up.options.wait = Some(seconds(wait));
+    look_up
 }
 
-pub(super) fn lenient(look_up: QueueRequest) -> QueueRequest {
-    QueueRequest { lenient: true, ..look_up }
+pub(super) fn lenient(mut look_up: TestLookup) -> TestLookup {
+    look_up.options.handling = Handling::Lenient;
+    look_up
 }
 
-pub(super) fn no_cache(look_up: QueueRequest) -> QueueRequest {
-    QueueRequest { max_age: Some(Duration::ZERO), ..look_up }
+pub(super) fn no_cache(mut look_up: TestLookup) -> TestLookup {
+    look_up.options.max_age = Some(Duration::ZERO);
+    look_up
 }
 
 pub(super) fn names(prefix: &str, count: usize) -> Vec<String> {
@@ -127,13 +139,15 @@ impl Lab {
         Self { world, queues, shutdown }
     }
 
-    pub(super) async fn ask_as(&self, asker: &Asker, look_up: QueueRequest) -> LookupResult {
+    pub(super) async fn ask_as(&self, asker: &Asker, look_up: TestLookup) -> LookupResult {
         let credentials = credentials(&asker.token, &asker.forwarded);
-        let answer = self.queues.look_up(asker.key(), &credentials, look_up);
+        let TestLookup { ids, options } = look_up;
+        let outcomes = vec![None; ids.len()];
+        let answer = self.queues.look_up(asker.key(), &credentials, &ids, &options, outcomes);
         tokio::time::timeout(seconds(2000.0), answer).await.expect("nobody waits without end")
     }
 
-    pub(super) async fn ask(&self, look_up: QueueRequest) -> LookupResult {
+    pub(super) async fn ask(&self, look_up: TestLookup) -> LookupResult {
         self.ask_as(&asker("t"), look_up).await
     }
 
@@ -143,12 +157,12 @@ impl Lab {
     }
 
     /// Asks from a task of its own; aborting it is a hang-up.
-    pub(super) fn begin_as(&self, asker: &Asker, look_up: QueueRequest) -> JoinHandle<LookupResult> {
+    pub(super) fn begin_as(&self, asker: &Asker, look_up: TestLookup) -> JoinHandle<LookupResult> {
         let (lab, asker) = (self.clone(), asker.clone());
         tokio::spawn(async move { lab.ask_as(&asker, look_up).await })
     }
 
-    pub(super) fn begin(&self, look_up: QueueRequest) -> JoinHandle<LookupResult> {
+    pub(super) fn begin(&self, look_up: TestLookup) -> JoinHandle<LookupResult> {
         self.begin_as(&asker("t"), look_up)
     }
 
@@ -168,7 +182,7 @@ impl Lab {
     /// Sweeps as the program does, from now on.
     pub(super) fn sweep(&self) {
         let queues = Arc::clone(&self.queues);
-        tokio::spawn(async move { queues.sweep_for_ever().await });
+        tokio::spawn(async move { queues.run_sweep().await });
     }
 }
 
@@ -182,21 +196,21 @@ pub(super) fn only(answer: LookupResult) -> TaskOutcome {
 #[track_caller]
 pub(super) fn finished(outcome: &TaskOutcome) -> String {
     match outcome {
-        TaskOutcome::Finished { text, .. } => String::from_utf8(text.to_vec()).unwrap(),
+        TaskOutcome::Final { record, .. } => String::from_utf8(record.to_vec()).unwrap(),
         other => panic!("not finished: {other:?}"),
     }
 }
 
 pub(super) fn is_finished(outcome: &TaskOutcome) -> bool {
-    matches!(outcome, TaskOutcome::Finished { .. })
+    matches!(outcome, TaskOutcome::Final { .. })
 }
 
 /// The text, age and origin of a pending answer.
 #[track_caller]
 pub(super) fn pending(outcome: &TaskOutcome) -> (String, Duration, bool) {
     match outcome {
-        TaskOutcome::Pending { text, age, remembered } => {
-            (String::from_utf8(text.to_vec()).unwrap(), *age, *remembered)
+        TaskOutcome::Pending { record, freshness } => {
+            (String::from_utf8(record.to_vec()).unwrap(), freshness.age(), freshness.is_cached())
         }
         other => panic!("not pending: {other:?}"),
     }

@@ -2,7 +2,7 @@
 
 use super::lab::*;
 use super::world::*;
-use crate::batcher::{LookupFailure, QueueRequest, TaskOutcome};
+use crate::batcher::{Freshness, LookupFailure, TaskOutcome};
 
 /// Keeps the token's next turns busy for about that many seconds, with ids that nobody else asks for.
 fn busy(lab: &Lab, limiters: usize) {
@@ -21,7 +21,7 @@ async fn a_pending_answer_is_shown_for_pending_max_age_and_then_asked_again() {
     let second = pending(&lab.ask_one("a").await);
     assert_eq!(second, (first.0.clone(), seconds(0.9), true));
     let in_a_batch = lab.ask(batch(&["a"])).await;
-    assert_eq!((in_a_batch.joined, in_a_batch.started), (0, 0));
+    assert_eq!((in_a_batch.enqueued.joined, in_a_batch.enqueued.added), (0, 0));
     assert_eq!(pending(&only(in_a_batch)).0, first.0);
     assert_eq!(lab.count(), 1);
     pass(0.11).await;
@@ -36,11 +36,15 @@ async fn a_caller_can_ask_for_fresher_news() {
     lab.pending("a");
     lab.ask_one("a").await;
     pass(0.5).await;
-    let within = |age| QueueRequest { max_age: Some(seconds(age)), ..single("a") };
+    let within = |age| {
+        let mut look_up = single("a");
+        look_up.options.max_age = Some(seconds(age));
+        look_up
+    };
     assert!(pending(&only(lab.ask(within(0.6)).await)).2);
     assert_eq!(lab.count(), 1);
     let answer = lab.ask(within(0.4)).await;
-    assert_eq!((answer.started, answer.outdated), (1, 1));
+    assert_eq!((answer.enqueued.added, answer.enqueued.outdated), (1, 1));
     assert!(!pending(&only(answer)).2);
     assert!(!pending(&only(lab.ask(no_cache(single("a"))).await)).2);
     assert_eq!(lab.count(), 3);
@@ -54,11 +58,9 @@ async fn an_unknown_id_is_asked_ever_more_rarely_up_to_half_a_minute() {
     while lab.since_start() < seconds(130.0) {
         let before = lab.count();
         let outcome = lab.ask_one("gone").await;
-        let TaskOutcome::Unknown { answer: Some(word), remembered, .. } = outcome else {
-            panic!("{outcome:?}")
-        };
+        let TaskOutcome::Unknown { response: Some(word), freshness } = outcome else { panic!("{outcome:?}") };
         assert_eq!(&word.body[..], b"{}");
-        assert_eq!(remembered, lab.count() == before);
+        assert_eq!(freshness.is_cached(), lab.count() == before);
         asked.push(lab.count());
         pass(0.25).await;
     }
@@ -83,7 +85,7 @@ async fn when_many_finish_together_those_still_waiting_are_shown_their_snapshots
             pass(0.03 * f64::from(place)).await;
             loop {
                 match lab.ask_one(&name).await {
-                    TaskOutcome::Finished { .. } => return,
+                    TaskOutcome::Final { .. } => return,
                     TaskOutcome::Pending { .. } => pass(1.0).await,
                     other => panic!("{:?}: {other:?}", lab.since_start()),
                 }
@@ -239,12 +241,15 @@ async fn what_is_forgotten_is_asked_again() {
     lab.pending("a");
     let service = asker("t").key().service;
     lab.ask(batch(&["a", "gone"])).await;
-    lab.queues.forget(&service, &id("a"));
+    lab.queues.discard_cached(&service, &id("a"));
     assert!(!pending(&lab.ask_one("a").await).2);
     assert_eq!(lab.count(), 2);
-    lab.queues.forget_all();
+    lab.queues.discard_all_cached();
     assert!(!pending(&lab.ask_one("a").await).2);
-    assert!(matches!(only(lab.ask(batch(&["gone"])).await), TaskOutcome::Unknown { remembered: false, .. }));
+    assert!(matches!(
+        only(lab.ask(batch(&["gone"])).await),
+        TaskOutcome::Unknown { freshness: Freshness::Fetched, .. }
+    ));
     assert_eq!(lab.count(), 4);
 }
 

@@ -26,13 +26,16 @@ impl Report {
     fn note(&mut self, outcome: &TaskOutcome, seen: &mut bool, now: Duration, finish: Duration) -> bool {
         self.polls += 1;
         match outcome {
-            TaskOutcome::Finished { .. } => {
+            TaskOutcome::Final { .. } => {
                 self.known += 1;
                 self.latest_finish = self.latest_finish.max(now.saturating_sub(finish));
             }
-            TaskOutcome::Pending { text, age, .. } => {
-                let true_age = now - true_at(text);
-                assert!(true_age.abs_diff(*age) <= Duration::from_millis(11), "old news told as new");
+            TaskOutcome::Pending { record, freshness } => {
+                let true_age = now - true_at(record);
+                assert!(
+                    true_age.abs_diff(freshness.age()) <= Duration::from_millis(11),
+                    "old news told as new"
+                );
                 self.oldest = self.oldest.max(true_age);
                 if !*seen {
                     self.last_seen_first = self.last_seen_first.max(now);

@@ -2,7 +2,7 @@
 
 use super::lab::*;
 use super::world::*;
-use crate::batcher::{LookupFailure, TaskOutcome};
+use crate::batcher::{LookupFailure, RecordSource, TaskOutcome};
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_broke_off_is_tried_again_though_nobody_else_comes() {
@@ -56,14 +56,16 @@ async fn a_dead_upstream_is_probed_by_one_call_at_a_time_and_known_to_all() {
     lab.rule(|_| Some(Reply::Error(error::refused())));
     let outcome = lab.ask_one("a").await;
     assert!(
-        matches!(failure(&outcome), LookupFailure::Transport(_) | LookupFailure::Down { .. }),
+        matches!(failure(&outcome), LookupFailure::Transport(_) | LookupFailure::UpstreamDown { .. }),
         "{outcome:?}"
     );
     // Everybody learns so at once, whatever the token, without a call.
     for token in 0..50 {
         let before = lab.since_start();
         let outcome = only(lab.ask_as(&asker(&format!("u{token}")), single("a")).await);
-        let LookupFailure::Down { retry_after, .. } = *failure(&outcome) else { panic!("{outcome:?}") };
+        let LookupFailure::UpstreamDown { retry_after, .. } = *failure(&outcome) else {
+            panic!("{outcome:?}")
+        };
         assert!(retry_after <= seconds(1.0));
         assert_eq!(lab.since_start(), before);
     }
@@ -120,9 +122,9 @@ async fn an_upstream_silent_to_all_is_down_and_one_slow_call_is_not() {
     lab.release();
     assert!(matches!(
         failure(&only(slow.await.unwrap())),
-        LookupFailure::Transport(_) | LookupFailure::Down { .. }
+        LookupFailure::Transport(_) | LookupFailure::UpstreamDown { .. }
     ));
-    assert!(matches!(failure(&lab.ask_one("b").await), LookupFailure::Down { .. }));
+    assert!(matches!(failure(&lab.ask_one("b").await), LookupFailure::UpstreamDown { .. }));
     pass(1.1).await;
     assert!(is_finished(&lab.ask_one("a").await));
 
@@ -241,5 +243,8 @@ async fn a_full_disk_does_not_keep_the_answer_back() {
     let lab = Lab::new();
     lab.disk_is_full();
     lab.finished("a");
-    assert!(matches!(lab.ask_one("a").await, TaskOutcome::Finished { stored: false, .. }));
+    assert!(matches!(
+        lab.ask_one("a").await,
+        TaskOutcome::Final { source: RecordSource::Upstream { is_stored: false }, .. }
+    ));
 }

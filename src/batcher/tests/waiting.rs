@@ -2,7 +2,7 @@
 
 use super::lab::*;
 use super::world::*;
-use crate::batcher::{LookupFailure, TaskOutcome};
+use crate::batcher::{LookupFailure, RecordSource, TaskOutcome};
 
 #[tokio::test(start_paused = true)]
 async fn all_waiters_wake_at_once_when_the_finish_is_known() {
@@ -51,7 +51,7 @@ async fn a_waiter_in_another_lane_of_the_token_is_given_the_finish() {
         let outcome = only(waiter.await.unwrap());
         assert_eq!(lab.since_start(), known_at);
         assert!(
-            matches!(outcome, TaskOutcome::Finished { stored: told, .. } if told == stored),
+            matches!(outcome, TaskOutcome::Final { source: RecordSource::Upstream { is_stored }, .. } if is_stored == stored),
             "{outcome:?}"
         );
         pass(60.0).await;
@@ -173,7 +173,7 @@ async fn an_unknown_id_is_not_finished() {
     assert!(is_finished(&only(waiter.await.unwrap())));
     assert!(lab.since_start() < seconds(9.0), "{:?}", lab.since_start());
     let outcome = only(never.await.unwrap());
-    assert!(matches!(outcome, TaskOutcome::Unknown { answer: Some(_), .. }), "{outcome:?}");
+    assert!(matches!(outcome, TaskOutcome::Unknown { response: Some(_), .. }), "{outcome:?}");
     assert!((19.9..20.1).contains(&lab.since_start().as_secs_f64()), "{:?}", lab.since_start());
 }
 

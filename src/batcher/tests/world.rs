@@ -296,7 +296,7 @@ impl Backend for Arc<SimulatedBackend> {
         }
     }
 
-    async fn keep(&self, _key: &QueueKey, (): (), tasks: Vec<FinalRecord>) -> Vec<bool> {
+    async fn insert(&self, _key: &QueueKey, (): (), tasks: Vec<FinalRecord>) -> Vec<bool> {
         assert!(!self.keep_panics.load(Ordering::SeqCst), "a scripted panic");
         tokio::task::yield_now().await;
         let stored = !self.disk_is_full.load(Ordering::SeqCst);
@@ -306,7 +306,7 @@ impl Backend for Arc<SimulatedBackend> {
         vec![stored; tasks.len()]
     }
 
-    fn answered(&self, _key: &QueueKey, answer: &UpstreamResponse) {
+    fn report_response(&self, _key: &QueueKey, answer: &UpstreamResponse) {
         lock(&self.answered).push(answer.status.as_u16());
     }
 }

@@ -64,7 +64,7 @@ pub(super) fn respond(reply: LookupResponse, is_batch: bool) -> Response<Respons
 fn without_task(body: ResponseContent) -> Response {
     match body {
         ResponseContent::Task(_) | ResponseContent::Batch(..) => ApiError::internal().into_response(),
-        ResponseContent::Upstream(answer) => relay(answer),
+        ResponseContent::Upstream(answer) => relay(&answer),
         ResponseContent::Failed(failure) => fail(failure),
         ResponseContent::NotStored => ApiError::timeout(
             "proxy_internal_response",
@@ -139,8 +139,8 @@ fn json(body: ResponseBody) -> Response<ResponseBody> {
 }
 
 /// The upstream's answer: status, body, `content-type` and, on errors, `retry-after`; nothing else of its header.
-fn relay(answer: UpstreamResponse) -> Response {
-    let UpstreamResponse { status, content_type, retry_after, body, .. } = answer;
+fn relay(answer: &UpstreamResponse) -> Response {
+    let UpstreamResponse { status, content_type, retry_after, body, .. } = answer.clone();
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -159,16 +159,16 @@ fn relay(answer: UpstreamResponse) -> Response {
 
 fn fail(failure: LookupFailure) -> Response {
     match failure {
-        LookupFailure::Upstream(answer) => return relay(answer),
+        LookupFailure::Upstream(answer) => return relay(&answer),
         LookupFailure::Transport(error) => ApiError::from(error),
-        LookupFailure::Down { error, retry_after } => {
+        LookupFailure::UpstreamDown { error, retry_after } => {
             ApiError::from(error).retry_after(whole_seconds(retry_after))
         }
-        LookupFailure::Redirected => ApiError::bad_gateway(
+        LookupFailure::Redirect => ApiError::bad_gateway(
             "http_protocol_error",
             "The upstream answered a look-up with a redirect, which is not followed.",
         ),
-        LookupFailure::NotATask => ApiError::bad_gateway(
+        LookupFailure::InvalidResponse => ApiError::bad_gateway(
             "http_protocol_error",
             "The upstream's answer to a look-up was not a task answer.",
         ),
@@ -180,7 +180,7 @@ fn fail(failure: LookupFailure) -> Response {
             whole_seconds(retry_after),
             "This token waits for as many tasks as refrain can queue. Ask again later.",
         ),
-        LookupFailure::Draining => ApiError::unavailable("refrain is shutting down."),
+        LookupFailure::ShuttingDown => ApiError::unavailable("refrain is shutting down."),
         LookupFailure::Internal => ApiError::internal(),
     }
     .into_response()
@@ -245,7 +245,7 @@ mod tests {
     fn a_429_always_says_when_to_come_back() {
         let answer = |status, retry_after: Option<&'static str>| {
             let retry_after = retry_after.map(HeaderValue::from_static);
-            relay(UpstreamResponse {
+            relay(&UpstreamResponse {
                 status,
                 content_type: None,
                 retry_after,
