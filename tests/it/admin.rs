@@ -3,7 +3,7 @@
 use http::Method;
 use refrain::token::Token;
 
-use crate::support::{Program, Reply, TestApp, Wire, assert_error, finished, simulator};
+use crate::support::{Program, Reply, TestApp, Wire, assert_error, final_record, simulator};
 
 /// Every path of the admin port that needs the token where one is set.
 const GUARDED: [&str; 6] =
@@ -49,7 +49,7 @@ async fn with_a_token_everything_but_health_asks_for_it() {
 #[tokio::test]
 async fn without_a_token_only_this_machine_asks_and_no_page_of_another_site() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", "a", finished("a", ""));
+    app.upstream.put_raw("producer", "t", "a", final_record("a", ""));
     app.retrieve("t", "a").await;
     let own = format!("http://{}", app.admin);
     let others = [
@@ -138,7 +138,7 @@ async fn beyond_loopback_it_needs_a_token_and_off_is_off() {
         let mut wire = Wire::connect(([127, 0, 0, 1], program.admin.port()).into()).await;
         wire.write(format!("GET /api/version HTTP/1.1\r\nhost: refrain.internal\r\n{authorization}\r\n"))
             .await;
-        wire.answer().await.status
+        wire.response().await.status
     };
     assert_eq!(status("").await, 401);
     assert_eq!(status("authorization: Bearer admin-token\r\n").await, 200);

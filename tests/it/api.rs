@@ -390,7 +390,7 @@ async fn the_configuration_is_shown_as_refrain_config_prints_it() {
     let program = Program::serve(&upstream.base_url(), folder.path(), &environment);
     let mut wire = Wire::connect(program.admin).await;
     wire.write("GET /api/config HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret-token\r\n\r\n").await;
-    let answer = wire.answer().await;
+    let answer = wire.response().await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(!answer.text().contains("secret-token"));
     let values: Value = serde_json::from_slice(&answer.body).expect("JSON");

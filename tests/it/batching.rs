@@ -10,13 +10,13 @@ use serde_json::json;
 
 use crate::support::{
     DOCUMENTED, DOCUMENTED_ID, Program, TestApp, Wire, client, envelope, eventually, in_parallel, request,
-    simulator, task_text,
+    simulator, token_record,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn five_hundred_clients_of_one_new_id_share_one_call() {
     let app = TestApp::spawn().await;
-    let text = task_text("new", "t", 300);
+    let text = token_record("new", "t", 300);
     app.upstream.put_raw("producer", "t", "new", text.clone());
     let (rule, hold) = Rule::look_ups().hold();
     app.upstream.script(rule);
@@ -24,7 +24,7 @@ async fn five_hundred_clients_of_one_new_id_share_one_call() {
     let replies = tokio::spawn(async move {
         in_parallel(500, 500, |_| {
             let http = http.clone();
-            async move { http.retrieve("t", "new").await.expect("an answer") }
+            async move { http.retrieve("t", "new").await.expect("a response") }
         })
         .await
     });
@@ -50,10 +50,10 @@ async fn upstream_call_holds_at_most_max_batch_distinct_ids() {
     assert_eq!(reply.json()["count"], 24);
     let calls = app.upstream.look_up_calls();
     assert_eq!(calls.len(), 3, "8 ids in calls of 3");
-    let asked: Vec<String> = calls.iter().flat_map(refrain_simulator::RecordedCall::ids).collect();
+    let requested: Vec<String> = calls.iter().flat_map(refrain_simulator::RecordedCall::ids).collect();
     assert!(calls.iter().all(|call| call.ids().len() <= 3));
-    assert_eq!(asked.len(), 8, "each once");
-    assert_eq!(asked.into_iter().collect::<HashSet<_>>(), ids.into_iter().collect());
+    assert_eq!(requested.len(), 8, "each once");
+    assert_eq!(requested.into_iter().collect::<HashSet<_>>(), ids.into_iter().collect());
 }
 
 #[tokio::test]
@@ -101,10 +101,10 @@ async fn cancelled_lookup_does_not_fail_those_that_joined_its_call() {
         async move { app.batch("t", &ids).await }
     }));
     let (replies, ()) = tokio::join!(joining, async {
-        let asked = |upstream: &refrain_simulator::Simulator| -> HashSet<String> {
+        let requested = |upstream: &refrain_simulator::Simulator| -> HashSet<String> {
             upstream.look_up_calls().iter().flat_map(refrain_simulator::RecordedCall::ids).collect()
         };
-        app.upstream.wait_until("all have come", |upstream| asked(upstream).len() == 50).await;
+        app.upstream.wait_until("all have come", |upstream| requested(upstream).len() == 50).await;
         hold.release();
     });
     let expected = envelope(&[String::from_utf8_lossy(&app.upstream.task_text(&id).expect("known"))]);
@@ -169,7 +169,7 @@ async fn busy_token_does_not_delay_other_tokens() {
     let program = Program::serve(&upstream.base_url(), folder.path(), &environment);
     for n in 0..20 {
         let (token, id) = (format!("quiet-{n}"), format!("task-{n}"));
-        upstream.put_raw("producer", &token, &id, task_text(&id, &token, 40));
+        upstream.put_raw("producer", &token, &id, token_record(&id, &token, 40));
     }
     let http = client(program.address);
     let start = Instant::now();
@@ -194,7 +194,7 @@ async fn busy_token_does_not_delay_other_tokens() {
         let (token, id) = (format!("quiet-{n}"), format!("task-{n}"));
         let before = noisy_calls();
         let reply = http.retrieve(&token, &id).await.unwrap();
-        assert_eq!((reply.status.as_u16(), reply.body), (200, task_text(&id, &token, 40).into()));
+        assert_eq!((reply.status.as_u16(), reply.body), (200, token_record(&id, &token, 40).into()));
         // All of the noise is twenty calls: behind it, a quiet one would see most of them go first.
         let between = noisy_calls() - before;
         assert!(between < 10, "{token} waited for {between} calls of the noisy one");
@@ -217,7 +217,7 @@ async fn process_resumed_after_a_pause_makes_no_burst() {
     http.retrieve("t", DOCUMENTED_ID).await.unwrap();
     let pending: Vec<String> = (0..10).map(|_| upstream.create_pending("producer", "t")).collect();
     let poll = async |id: String| {
-        let reply = http.retrieve("t", &id).await.expect("an answer");
+        let reply = http.retrieve("t", &id).await.expect("a response");
         assert_eq!(reply.status, 200, "{reply:?}");
         let age = reply.header("age");
         assert!(age.is_empty() || age.parse::<u64>().is_ok_and(|age| age < 60), "{age}");

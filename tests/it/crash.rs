@@ -8,7 +8,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::{
-    Client, PATIENCE, Program, StoreFile, Wire, client, in_parallel, request, simulator, task_text,
+    Client, Program, StoreFile, TIMEOUT, Wire, client, in_parallel, request, simulator, token_record,
 };
 
 /// Number of lookups at the same time.
@@ -38,7 +38,7 @@ struct Task {
 
 impl Task {
     fn record(&self) -> String {
-        task_text(&self.id, &self.token, self.length)
+        token_record(&self.id, &self.token, self.length)
     }
 }
 
@@ -114,7 +114,7 @@ async fn kill_during_lookups(program: &mut Program, tasks: Vec<Task>, round: usi
     let threshold = 1 + (round * 379) % (CLIENTS * 9 / 10);
     let start = Instant::now();
     while responses.load(Ordering::Relaxed) < threshold && !load.is_finished() {
-        assert!(start.elapsed() < PATIENCE, "too few responses");
+        assert!(start.elapsed() < TIMEOUT, "too few responses");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     program.signal("KILL");

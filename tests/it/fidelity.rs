@@ -199,7 +199,7 @@ fn split_and_merged_batch_equals_the_upstream_response() {
     // What each of eight ids is: 0 stored, 1 finished but not asked for yet, 2 pending, 3 unknown, 4 stored for another
     // token, 5 odd and finished.
     let cases = (prop::collection::vec(0..6u8, 8), prop::collection::vec(0..8usize, 1..16), any::<bool>());
-    let checked = TestRunner::new(config).run(&cases, |(kinds, asked, warm_in_batch)| {
+    let checked = TestRunner::new(config).run(&cases, |(kinds, requested, warm_in_batch)| {
         let round = round.fetch_add(1, Ordering::Relaxed);
         runtime.block_on(async {
             let mut warm = Vec::new();
@@ -208,7 +208,7 @@ fn split_and_merged_batch_equals_the_upstream_response() {
                 .enumerate()
                 .map(|(number, kind)| {
                     let id = format!("{}{round}-{number}", if *kind == 5 { "odd é," } else { "id" });
-                    let text = crate::support::finished(&id, "x");
+                    let text = crate::support::final_record(&id, "x");
                     match kind {
                         2 => app.upstream.put_raw("producer", "t", &id, format!(r#"{{"id":"{id}"}}"#)),
                         3 => {}
@@ -237,8 +237,8 @@ fn split_and_merged_batch_equals_the_upstream_response() {
                     app.retrieve(token, id).await;
                 }
             }
-            let asked: Vec<&str> = asked.iter().map(|index| ids[*index].as_str()).collect();
-            let body = json!({"action": "retrieve_batch", "ids": asked}).to_string();
+            let requested: Vec<&str> = requested.iter().map(|index| ids[*index].as_str()).collect();
+            let body = json!({"action": "retrieve_batch", "ids": requested}).to_string();
             let direct = app
                 .send(
                     app.http
@@ -248,17 +248,17 @@ fn split_and_merged_batch_equals_the_upstream_response() {
                 )
                 .await;
             app.upstream.clear_calls();
-            let answer = app.batch("t", &asked).await;
-            prop_assert_eq!(answer.status.as_u16(), 200);
+            let response = app.batch("t", &requested).await;
+            prop_assert_eq!(response.status.as_u16(), 200);
             prop_assert_eq!(
-                String::from_utf8_lossy(&answer.body).into_owned(),
+                String::from_utf8_lossy(&response.body).into_owned(),
                 String::from_utf8_lossy(&direct.body).into_owned()
             );
             for call in app.upstream.look_up_calls() {
                 for id in call.ids() {
                     let number = ids.iter().position(|known| *known == id).expect("one that was asked for");
                     prop_assert!(kinds[number] != 0, "what is stored is not asked for again");
-                    prop_assert!(asked.contains(&id.as_str()));
+                    prop_assert!(requested.contains(&id.as_str()));
                 }
             }
             Ok(())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::support::{TestApp, finished};
+use crate::support::{TestApp, final_record};
 
 #[tokio::test]
 async fn unknown_id_is_relayed_verbatim_and_never_stored() {
@@ -15,7 +15,7 @@ async fn unknown_id_is_relayed_verbatim_and_never_stored() {
         assert!(!reply.header("cache-status").contains("stored"), "{reply:?}");
         assert_eq!(app.calls(), calls);
     }
-    app.upstream.put_raw("producer", "t", "nobody", finished("nobody", "x"));
+    app.upstream.put_raw("producer", "t", "nobody", final_record("nobody", "x"));
     app.assert_not_stored("t", "nobody").await;
     app.assert_stored("t", "nobody").await;
 }
@@ -69,7 +69,7 @@ async fn record_that_only_looks_final_is_never_stored() {
             assert_eq!(app.calls(), before + 1, "asked again each time: {text}");
         }
     }
-    app.upstream.put_raw("producer", "t", "id", finished("id", "x"));
+    app.upstream.put_raw("producer", "t", "id", final_record("id", "x"));
     app.assert_not_stored("t", "id").await;
     app.assert_stored("t", "id").await;
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::support::{TestApp, envelope, finished, request};
+use crate::support::{TestApp, envelope, final_record, request};
 
 /// Ids that differ only in case, white space, normal form, look-alike letters, escapes or their last byte.
 fn similar_ids() -> Vec<String> {
@@ -51,7 +51,7 @@ fn similar_ids() -> Vec<String> {
 async fn similar_ids_are_distinct_and_reach_the_upstream_unchanged() {
     let app = TestApp::spawn().await;
     let ids = similar_ids();
-    let record = |number: usize| finished(&ids[number], &number.to_string());
+    let record = |number: usize| final_record(&ids[number], &number.to_string());
     for (number, id) in ids.iter().enumerate() {
         app.upstream.put_raw("producer", "t", id, record(number));
     }
@@ -85,12 +85,12 @@ async fn empty_and_very_long_ids_get_their_own_records() {
     let huge = "y".repeat(200_000);
     let ids = [String::new(), format!("{huge}1"), format!("{huge}2")];
     for (number, id) in ids.iter().enumerate() {
-        app.upstream.put_raw("producer", "t", id, finished(id, &number.to_string()));
+        app.upstream.put_raw("producer", "t", id, final_record(id, &number.to_string()));
     }
     for _ in 0..2 {
         for (number, id) in ids.iter().enumerate() {
             let reply = app.retrieve("t", id).await;
-            assert_eq!(reply.body, finished(id, &number.to_string()), "{number}");
+            assert_eq!(reply.body, final_record(id, &number.to_string()), "{number}");
         }
     }
 }
@@ -100,10 +100,10 @@ async fn id_with_special_characters_is_never_batched() {
     let app = TestApp::spawn().await;
     let ids = ["plain-1", "sp ace", "plain_2", "a,b", "caf\u{e9}"];
     for id in ids {
-        app.upstream.put_raw("producer", "t", id, finished(id, "x"));
+        app.upstream.put_raw("producer", "t", id, final_record(id, "x"));
     }
     let reply = app.batch("t", &ids).await;
-    assert_eq!(reply.body, envelope(&ids.map(|id| finished(id, "x"))));
+    assert_eq!(reply.body, envelope(&ids.map(|id| final_record(id, "x"))));
     for call in app.upstream.look_up_calls() {
         let ids = call.ids();
         let plain = |id: &String| id.starts_with("plain");
@@ -116,11 +116,11 @@ async fn id_with_special_characters_is_never_batched() {
 async fn id_over_one_kibibyte_is_passed_through() {
     let app = TestApp::spawn().await;
     let id = "x".repeat(1025);
-    app.upstream.put_raw("producer", "t", &id, finished(&id, "x"));
+    app.upstream.put_raw("producer", "t", &id, final_record(&id, "x"));
     for calls in 1..=2 {
         let reply = app.retrieve("t", &id).await;
         assert_eq!(reply.header("cache-status"), "refrain; fwd=bypass");
-        assert_eq!(reply.body, finished(&id, "x"));
+        assert_eq!(reply.body, final_record(&id, "x"));
         assert_eq!(app.calls(), calls);
     }
     let reply = app.batch("t", &["short", &id]).await;
@@ -131,7 +131,7 @@ async fn id_over_one_kibibyte_is_passed_through() {
 #[tokio::test]
 async fn ids_are_compared_after_json_unescaping() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", "abc", finished("abc", "x"));
+    app.upstream.put_raw("producer", "t", "abc", final_record("abc", "x"));
     let bodies = [
         r#"{"action":"retrieve","id":"abc"}"#,
         r#" { "id" : "\u0061bc" ,"action":"retrie\u0076e" } "#,
@@ -141,7 +141,7 @@ async fn ids_are_compared_after_json_unescaping() {
         let headers = [("authorization", "Bearer t"), ("content-type", "application/json")];
         let reply = app.raw(request("POST /producer/tasks", &headers, body)).await;
         assert_eq!(reply.header("x-cache"), if number == 0 { "MISS" } else { "HIT" }, "{body}");
-        assert_eq!(reply.text(), finished("abc", "x"));
+        assert_eq!(reply.text(), final_record("abc", "x"));
     }
     assert_eq!(app.upstream.call_count(), 1);
 }

@@ -10,7 +10,7 @@ use refrain_simulator::Rule;
 use serde_json::json;
 
 use crate::support::{
-    Client, TestApp, Wire, assert_error, client, envelope, finished, in_parallel, request, task_text,
+    Client, TestApp, Wire, assert_error, client, envelope, final_record, in_parallel, request, token_record,
     without_pending_cache,
 };
 
@@ -36,10 +36,10 @@ async fn each_request_on_a_connection_uses_its_own_token() {
     {
         let body = json!({"action": "retrieve", "id": id}).to_string();
         wire.write(request("POST /producer/tasks", &[("authorization", token)], body)).await;
-        let answer = wire.answer().await;
+        let response = wire.response().await;
         let is_a = token.eq_ignore_ascii_case("bearer a") && token.ends_with('a');
-        assert_eq!(answer.header("x-cache") == "HIT", is_a, "{token}");
-        assert_eq!(answer.body == text, is_a, "{token}");
+        assert_eq!(response.header("x-cache") == "HIT", is_a, "{token}");
+        assert_eq!(response.body == text, is_a, "{token}");
     }
 }
 
@@ -96,7 +96,7 @@ async fn lookup_never_joins_a_call_of_another_token() {
 async fn batch_takes_only_records_of_its_own_token_from_the_store() {
     let app = TestApp::spawn_with(without_pending_cache).await;
     for id in ["one", "both", "two"] {
-        app.upstream.put_raw("producer", "a", id, finished(id, "x"));
+        app.upstream.put_raw("producer", "a", id, final_record(id, "x"));
     }
     app.upstream.share("both", "b");
     app.batch("a", &["one", "both", "two"]).await;
@@ -104,12 +104,12 @@ async fn batch_takes_only_records_of_its_own_token_from_the_store() {
     app.upstream.clear_calls();
 
     let reply = app.batch("b", &["one", "both", "two"]).await;
-    assert_eq!(reply.body, envelope(&[finished("both", "x")]));
+    assert_eq!(reply.body, envelope(&[final_record("both", "x")]));
     assert_eq!(reply.x_cache(), "PARTIAL");
     let calls = app.upstream.calls();
-    let mut asked: Vec<String> = calls.iter().flat_map(refrain_simulator::RecordedCall::ids).collect();
-    asked.sort();
-    assert_eq!(asked, ["one", "two"]);
+    let mut requested: Vec<String> = calls.iter().flat_map(refrain_simulator::RecordedCall::ids).collect();
+    requested.sort();
+    assert_eq!(requested, ["one", "two"]);
     assert!(calls.iter().all(|call| call.token.as_deref() == Some("b")));
 }
 
@@ -135,14 +135,14 @@ async fn concurrent_lookups_of_one_id_get_the_records_of_their_tokens() {
     for n in 0..100 {
         for token in ["a", "b"] {
             let id = format!("same-{n}");
-            app.upstream.put_raw("producer", token, &id, task_text(&id, token, 30));
+            app.upstream.put_raw("producer", token, &id, token_record(&id, token, 30));
         }
     }
     let http = client(app.address);
     let replies = in_parallel(400, 64, |place| {
         let http = http.clone();
         let (id, token) = (format!("same-{}", place / 4), ["a", "b"][place % 2]);
-        async move { (task_text(&id, token, 30), http.retrieve(token, &id).await.expect("an answer")) }
+        async move { (token_record(&id, token, 30), http.retrieve(token, &id).await.expect("a response")) }
     })
     .await;
     for (expected, reply) in replies {
@@ -155,13 +155,13 @@ async fn different_records_of_one_id_stay_with_their_tokens() {
     for memory_bytes in [0, 1 << 20] {
         let app = TestApp::spawn_with(|config| config.store.memory_bytes = memory_bytes).await;
         for token in ["a", "b"] {
-            app.upstream.put_raw("producer", token, "id", finished("id", token));
+            app.upstream.put_raw("producer", token, "id", final_record("id", token));
         }
         for token in ["a", "b", "a", "b", "b", "a"] {
             let reply = app.retrieve(token, "id").await;
-            assert_eq!(reply.body, finished("id", token), "{token} was shown another text than its own");
+            assert_eq!(reply.body, final_record("id", token), "{token} was shown another text than its own");
             let reply = app.batch(token, &["id"]).await;
-            assert_eq!(reply.body, envelope(&[finished("id", token)]), "{token}");
+            assert_eq!(reply.body, envelope(&[final_record("id", token)]), "{token}");
         }
     }
 }
@@ -188,7 +188,7 @@ fn private_id(n: usize, owner: usize) -> String {
 
 /// Every third task is not finished yet, so that its look-ups go upstream again and again.
 fn storm_text(n: usize, token: &str) -> String {
-    let text = task_text(&format!("storm-{n}"), token, n % 700);
+    let text = token_record(&format!("storm-{n}"), token, n % 700);
     if n.is_multiple_of(3) { text.replace("\"finished_at\"", "\"created_at\"") } else { text }
 }
 
@@ -206,7 +206,7 @@ async fn storm(requests: usize) {
     for n in 0..PRIVATE {
         for token in 0..TOKENS {
             let (token, id) = (format!("token-{token}"), private_id(n, token));
-            app.upstream.put_raw("producer", &token, &id, task_text(&id, &token, 30));
+            app.upstream.put_raw("producer", &token, &id, token_record(&id, &token, 30));
         }
     }
     // Calls last long enough to be given up under way.
@@ -224,8 +224,8 @@ async fn storm(requests: usize) {
                 0 => Duration::from_micros(random.u64(1..12_000)),
                 _ => Duration::from_secs(60),
             };
-            let asked = ask(&http, kind, &token, &ids);
-            tokio::time::timeout(patience, asked).await.is_ok()
+            let requested = ask(&http, kind, &token, &ids);
+            tokio::time::timeout(patience, requested).await.is_ok()
         }
     })
     .await;
@@ -242,12 +242,12 @@ async fn ask(http: &Client, kind: u8, token: &str, ids: &[usize]) {
     let name = |n: usize| format!("storm-{n}");
     match kind {
         0 | 1 => {
-            let reply = http.retrieve(token, &name(ids[0])).await.expect("an answer");
+            let reply = http.retrieve(token, &name(ids[0])).await.expect("a response");
             assert_eq!((reply.status.as_u16(), reply.body), (200, storm_text(ids[0], token).into()));
         }
         2 => {
-            let asked: Vec<String> = ids.iter().copied().map(name).collect();
-            let reply = http.batch(token, &asked).await.expect("an answer");
+            let requested: Vec<String> = ids.iter().copied().map(name).collect();
+            let reply = http.batch(token, &requested).await.expect("a response");
             let texts: Vec<String> = ids.iter().map(|n| storm_text(*n, token)).collect();
             let expected = format!("{{\"items\":[{}],\"count\":{}}}", texts.join(","), ids.len());
             assert_eq!((reply.status.as_u16(), reply.body), (200, expected.into()));
@@ -255,15 +255,15 @@ async fn ask(http: &Client, kind: u8, token: &str, ids: &[usize]) {
         3 => {
             let owner = ids[0] % TOKENS;
             let id = private_id(ids[0] % PRIVATE, owner);
-            let reply = http.retrieve(token, &id).await.expect("an answer");
+            let reply = http.retrieve(token, &id).await.expect("a response");
             let is_owner = token == format!("token-{owner}");
-            let expected = if is_owner { task_text(&id, token, 30) } else { "{}".to_owned() };
+            let expected = if is_owner { token_record(&id, token, 30) } else { "{}".to_owned() };
             assert_eq!((reply.status.as_u16(), reply.body), (200, expected.into()), "{token} requested {id}");
         }
         _ => {
             // One more key makes this a bypassed request.
             let body = json!({"action": "retrieve", "id": name(ids[0]), "more": true}).to_string();
-            let reply = http.look_up(token, body, &[]).await.expect("an answer");
+            let reply = http.look_up(token, body, &[]).await.expect("a response");
             assert_eq!(reply.header("cache-status"), "refrain; fwd=bypass");
             assert_eq!((reply.status.as_u16(), reply.body), (200, storm_text(ids[0], token).into()));
         }
@@ -272,14 +272,14 @@ async fn ask(http: &Client, kind: u8, token: &str, ids: &[usize]) {
 
 /// A finished task that no honest answer holds.
 fn poison(id: &str) -> String {
-    task_text(id, "poison", 5)
+    token_record(id, "poison", 5)
 }
 
 #[tokio::test]
 async fn ambiguous_requests_do_not_poison_the_cache() {
     let app = TestApp::spawn().await;
     let http = client(app.address);
-    let of = |id: &str| Bytes::from(task_text(id, "t", 40));
+    let of = |id: &str| Bytes::from(token_record(id, "t", 40));
     // What a server that reads the request in another way than we do might answer.
     let odd = |call: &refrain_simulator::RecordedCall| {
         call.header("x-forwarded-host").is_some()
@@ -337,7 +337,7 @@ async fn ambiguous_requests_do_not_poison_the_cache() {
 #[tokio::test]
 async fn get_with_a_body_stores_nothing_and_leaves_no_bytes_behind() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", "victim", task_text("victim", "t", 40));
+    app.upstream.put_raw("producer", "t", "victim", token_record("victim", "t", 40));
     app.upstream.script(Rule::any().method("GET").body("application/json", poison("victim")));
     let body = r#"{"action":"retrieve","id":"victim"}"#;
     let mut wire = Wire::connect(app.address).await;
@@ -352,6 +352,9 @@ async fn get_with_a_body_stores_nothing_and_leaves_no_bytes_behind() {
     wire.read_until("\"poison\"").await;
     wire.read_until("}}").await;
     wire.write(head("POST")).await;
-    let answer = String::from_utf8(wire.read_until("}}").await).unwrap();
-    assert!(answer.contains("200 OK") && answer.ends_with(&task_text("victim", "t", 40)), "{answer}");
+    let response = String::from_utf8(wire.read_until("}}").await).unwrap();
+    assert!(
+        response.contains("200 OK") && response.ends_with(&token_record("victim", "t", 40)),
+        "{response}"
+    );
 }

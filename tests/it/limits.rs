@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
-use crate::support::{DOCUMENTED, DOCUMENTED_ID, PATIENCE, Program, Wire, client, simulator, task_text};
+use crate::support::{DOCUMENTED, DOCUMENTED_ID, Program, TIMEOUT, Wire, client, simulator, token_record};
 
 #[tokio::test]
 async fn idle_connections_do_not_exhaust_64_descriptors_for_good() {
@@ -32,12 +32,12 @@ async fn idle_connections_do_not_exhaust_64_descriptors_for_good() {
     }
     // A client that was connected before is served all the while.
     assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");
-    upstream.put_raw("producer", "t", "new", task_text("new", "t", 10));
+    upstream.put_raw("producer", "t", "new", token_record("new", "t", 10));
     assert_eq!(http.retrieve("t", "new").await.unwrap().x_cache(), "MISS");
 
     drop(idle);
     let fresh = client(program.address);
-    let reply = tokio::time::timeout(PATIENCE, fresh.retrieve("t", DOCUMENTED_ID)).await.expect("in time");
+    let reply = tokio::time::timeout(TIMEOUT, fresh.retrieve("t", DOCUMENTED_ID)).await.expect("in time");
     assert_eq!(reply.unwrap().x_cache(), "HIT");
 }
 

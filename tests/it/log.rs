@@ -9,7 +9,7 @@ async fn json_log_line_has_the_request_id_of_the_response() {
     let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
     let program = Program::serve(&upstream.base_url(), folder.path(), &[("REFRAIN_LOG__FORMAT", "json")]);
     let id = upstream.create_finished("producer", "t");
-    let reply = client(program.address).retrieve("t", &id).await.expect("an answer");
+    let reply = client(program.address).retrieve("t", &id).await.expect("a response");
     let expected = reply.header("x-request-id");
     eventually("the request's line", async || {
         program.log().lines().any(|line| {
@@ -29,7 +29,7 @@ async fn log_line_has_no_control_characters_of_the_client() {
         let headers = [("authorization", "Bearer t"), ("content-type", "application/json")];
         let mut wire = Wire::connect(program.address).await;
         wire.write(request("POST /producer/tasks", &headers, body)).await;
-        assert_eq!(wire.answer().await.status, 200);
+        assert_eq!(wire.response().await.status, 200);
         assert_eq!(upstream.calls().pop().expect("a call").ids(), [id], "byte for byte upstream");
     }
     let log = program.log();

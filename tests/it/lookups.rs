@@ -5,7 +5,7 @@ use refrain::config::Services;
 use refrain_simulator::Rule;
 use serde_json::json;
 
-use crate::support::{DOCUMENTED, DOCUMENTED_ID, TestApp, assert_error, envelope, finished, request};
+use crate::support::{DOCUMENTED, DOCUMENTED_ID, TestApp, assert_error, envelope, final_record, request};
 
 #[tokio::test]
 async fn documented_record_is_identical_on_every_path() {
@@ -36,7 +36,7 @@ async fn documented_record_is_identical_on_every_path() {
 async fn batch_fetches_only_missing_ids_and_keeps_request_order() {
     let app = TestApp::spawn().await;
     for id in ["a", "b", "c"] {
-        app.upstream.put_raw("producer", "t", id, finished(id, "x"));
+        app.upstream.put_raw("producer", "t", id, final_record(id, "x"));
     }
     for id in ["a", "c"] {
         assert_eq!(app.retrieve("t", id).await.x_cache(), "MISS");
@@ -44,7 +44,7 @@ async fn batch_fetches_only_missing_ids_and_keeps_request_order() {
     app.upstream.clear_calls();
 
     let reply = app.batch("t", &["c", "unknown", "b", "a", "c", "b", "unknown"]).await;
-    let texts = ["c", "b", "a", "c", "b"].map(|id| finished(id, "x"));
+    let texts = ["c", "b", "a", "c", "b"].map(|id| final_record(id, "x"));
     assert_eq!(reply.body, envelope(&texts));
     assert_eq!(reply.x_cache(), "PARTIAL");
     assert!(reply.header("cache-status").starts_with("refrain; fwd=partial"), "{reply:?}");
@@ -52,22 +52,22 @@ async fn batch_fetches_only_missing_ids_and_keeps_request_order() {
 
     let calls = app.upstream.calls();
     assert_eq!(calls.len(), 1, "one call for all that was not stored");
-    let mut asked = calls[0].ids();
-    asked.sort();
-    assert_eq!(asked, ["b", "unknown"]);
+    let mut requested = calls[0].ids();
+    requested.sort();
+    assert_eq!(requested, ["b", "unknown"]);
 }
 
 #[tokio::test]
 async fn batch_of_stored_ids_is_a_hit_without_an_upstream_call() {
     let app = TestApp::spawn().await;
     for id in ["a", "b"] {
-        app.upstream.put_raw("producer", "t", id, finished(id, "x"));
+        app.upstream.put_raw("producer", "t", id, final_record(id, "x"));
     }
     assert_eq!(app.batch("t", &["a", "b"]).await.x_cache(), "MISS");
     let reply = app.batch("t", &["b", "a", "b"]).await;
     assert_eq!(reply.x_cache(), "HIT");
     assert!(reply.header("cache-status").starts_with("refrain; hit"), "{reply:?}");
-    assert_eq!(reply.body, envelope(&["b", "a", "b"].map(|id| finished(id, "x"))));
+    assert_eq!(reply.body, envelope(&["b", "a", "b"].map(|id| final_record(id, "x"))));
     assert_eq!(app.calls(), 1);
 }
 
@@ -97,7 +97,7 @@ async fn batch_over_max_ids_is_refused_without_an_upstream_call() {
 #[tokio::test]
 async fn batch_response_over_max_response_bytes_is_refused() {
     let app = TestApp::spawn_with(|config| config.upstream.max_response_bytes = 64 << 10).await;
-    app.upstream.put_raw("producer", "t", "big", finished("big", &"x".repeat(30 << 10)));
+    app.upstream.put_raw("producer", "t", "big", final_record("big", &"x".repeat(30 << 10)));
     assert_eq!(app.batch("t", &["big", "big"]).await.json()["count"], 2);
     let reply = app.batch("t", &["big", "big", "big"]).await;
     assert_error(&reply, 400, "bad_request");
@@ -107,7 +107,7 @@ async fn batch_response_over_max_response_bytes_is_refused() {
 #[tokio::test]
 async fn lookup_accepts_any_scheme_case_and_no_content_type() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", "abc", finished("abc", "x"));
+    app.upstream.put_raw("producer", "t", "abc", final_record("abc", "x"));
     let body = r#"{"action":"retrieve","id":"abc"}"#;
     assert_eq!(app.retrieve("t", "abc").await.x_cache(), "MISS");
     for headers in [
@@ -128,7 +128,7 @@ async fn lookup_accepts_any_scheme_case_and_no_content_type() {
 #[tokio::test]
 async fn only_configured_services_are_stored_each_with_its_own_ids() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("suno", "t", "abc", finished("abc", "suno"));
+    app.upstream.put_raw("suno", "t", "abc", final_record("abc", "suno"));
     let body = json!({"action": "retrieve", "id": "abc"}).to_string();
     let ask = |app: &TestApp, service: &str| {
         app.http.post(app.url(&format!("/{service}/tasks"))).bearer_auth("t").body(body.clone())
@@ -140,11 +140,14 @@ async fn only_configured_services_are_stored_each_with_its_own_ids() {
     assert_eq!(app.upstream.call_count(), 2);
 
     let app = app.restart_with(|config| config.tasks.services = Services::All).await;
-    app.upstream.put_raw("producer", "t", "abc", finished("abc", "producer"));
+    app.upstream.put_raw("producer", "t", "abc", final_record("abc", "producer"));
     for expected in ["MISS", "HIT"] {
         for service in ["suno", "producer"] {
             let reply = app.send(ask(&app, service)).await;
-            assert_eq!((reply.x_cache(), &reply.body[..]), (expected, finished("abc", service).as_bytes()));
+            assert_eq!(
+                (reply.x_cache(), &reply.body[..]),
+                (expected, final_record("abc", service).as_bytes())
+            );
         }
     }
 }
@@ -285,7 +288,7 @@ async fn records_of_a_failed_batch_are_stored_for_the_next_request() {
     })
     .await;
     for id in ["a", "b", "c"] {
-        app.upstream.put_raw("producer", "t", id, finished(id, "x"));
+        app.upstream.put_raw("producer", "t", id, final_record(id, "x"));
     }
     app.upstream.script(Rule::look_ups().containing("b").status(403, "forbidden"));
     let reply = app.batch("t", &["a", "b", "c"]).await;
@@ -293,8 +296,8 @@ async fn records_of_a_failed_batch_are_stored_for_the_next_request() {
     app.upstream.wait_until("all three were asked for", |upstream| upstream.look_up_calls().len() >= 3).await;
     app.upstream.clear_rules();
     assert_eq!(app.batch("t", &["a", "b", "c"]).await.json()["count"], 3);
-    let asked: Vec<String> =
+    let requested: Vec<String> =
         app.upstream.look_up_calls().iter().flat_map(refrain_simulator::RecordedCall::ids).collect();
-    let times = |wanted: &str| asked.iter().filter(|id| *id == wanted).count();
-    assert_eq!((times("a"), times("c")), (1, 1), "{asked:?}");
+    let times = |wanted: &str| requested.iter().filter(|id| *id == wanted).count();
+    assert_eq!((times("a"), times("c")), (1, 1), "{requested:?}");
 }

@@ -22,7 +22,7 @@ const OF_THE_SCRAPE: [&str; 2] = ["instance", "job"];
 async fn get(program: &Program, path: &str, accept: &str) -> (String, String) {
     let http = client(program.admin).http;
     let answer = http.get(format!("http://{}{path}", program.admin)).header("accept", accept).send().await;
-    let answer = answer.expect("an answer");
+    let answer = answer.expect("a response");
     assert_eq!(answer.status(), 200, "{path}");
     let content_type = answer.headers()["content-type"].to_str().expect("text").to_owned();
     (content_type, answer.text().await.expect("a body"))
@@ -62,36 +62,36 @@ async fn start() -> (Simulator, tempfile::TempDir, Program, Client) {
 async fn traffic(upstream: &Simulator, http: &Client) {
     upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     for expected in ["MISS", "HIT", "HIT"] {
-        assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.expect("an answer").x_cache(), expected);
+        assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.expect("a response").x_cache(), expected);
     }
     let pending = upstream.create_pending("producer", "t");
     for expected in ["MISS", "PENDING"] {
-        assert_eq!(http.retrieve("t", &pending).await.expect("an answer").x_cache(), expected);
+        assert_eq!(http.retrieve("t", &pending).await.expect("a response").x_cache(), expected);
     }
     let ids: Vec<String> = (0..120).map(|_| DOCUMENTED_ID.to_owned()).collect();
-    assert_eq!(http.batch("t", &ids).await.expect("an answer").x_cache(), "HIT");
+    assert_eq!(http.batch("t", &ids).await.expect("a response").x_cache(), "HIT");
 
     upstream.script(Rule::look_ups().token("absorbed").times(1).status(429, "too_many_requests"));
     let finished = upstream.create_finished("producer", "absorbed");
-    assert_eq!(http.retrieve("absorbed", &finished).await.expect("an answer").status, 200);
+    assert_eq!(http.retrieve("absorbed", &finished).await.expect("a response").status, 200);
     upstream.script(Rule::look_ups().token("limited").status(429, "too_many_requests"));
-    assert_eq!(http.retrieve("limited", "a").await.expect("an answer").status, 429);
+    assert_eq!(http.retrieve("limited", "a").await.expect("a response").status, 429);
 
     let only = json!({"action": "retrieve", "id": "never-seen"}).to_string();
-    let reply = http.look_up("t", only, &[("cache-control", "only-if-cached")]).await.expect("an answer");
+    let reply = http.look_up("t", only, &[("cache-control", "only-if-cached")]).await.expect("a response");
     assert_eq!(reply.status, 504);
 
     let url = format!("http://{}/producer/audios", http.address);
     upstream.script(Rule::path("/producer/audios").times(1).status(503, "api_error"));
     for expected in [503, 200] {
         let answer =
-            http.http.post(&url).bearer_auth("t").body(r#"{"async":true}"#).send().await.expect("an answer");
+            http.http.post(&url).bearer_auth("t").body(r#"{"async":true}"#).send().await.expect("a response");
         assert_eq!(answer.status(), expected);
     }
 
     let held = upstream.create_pending("producer", "held");
     let body = json!({"action": "retrieve", "id": held}).to_string();
-    assert_eq!(http.look_up("held", body, &[("prefer", "wait=3")]).await.expect("an answer").status, 200);
+    assert_eq!(http.look_up("held", body, &[("prefer", "wait=3")]).await.expect("a response").status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,7 +169,7 @@ async fn contract_metrics_are_exposed() {
     let (upstream, _folder, program, http) = start().await;
     let id = upstream.create_finished("producer", "t");
     for _ in 0..2 {
-        http.retrieve("t", &id).await.expect("an answer");
+        http.retrieve("t", &id).await.expect("a response");
     }
     let text = get(&program, "/metrics", "text/plain").await.1;
     for start in [
@@ -213,7 +213,7 @@ async fn what_waits_in_a_lane_shows_while_it_waits() {
     assert_eq!(value(&held, "refrain_queue_ids", &[("state", "queued")]), 0.0);
     assert_eq!(json(&program, "/api/stats").await["queues"]["in_flight"], 1);
     hold.release();
-    asking.await.expect("no panic").expect("an answer");
+    asking.await.expect("no panic").expect("a response");
     let after = page(&program).await;
     assert_eq!(value(&after, "refrain_queue_ids", &[("state", "in_flight")]), 0.0);
     assert_eq!(value(&after, "refrain_queue_waiters", &[]), 0.0);

@@ -6,7 +6,7 @@ mod streaming;
 
 use refrain_simulator::{RecordedCall, Rule};
 
-use crate::support::{RawAnswer, TestApp, Wire, finished, request, simulator};
+use crate::support::{RawResponse, TestApp, Wire, final_record, request, simulator};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const BEARER: (&str, &str) = ("authorization", "Bearer t");
@@ -15,11 +15,11 @@ const BYPASS: &str = "refrain; fwd=bypass";
 const PAID: &str = "POST /producer/audios";
 
 /// What is sent, and what the upstream saw of it.
-async fn forwarded(app: &TestApp, bytes: &[u8]) -> (RawAnswer, RecordedCall) {
+async fn forwarded(app: &TestApp, bytes: &[u8]) -> (RawResponse, RecordedCall) {
     let before = app.upstream.call_count();
-    let answer = app.raw(bytes).await;
+    let response = app.raw(bytes).await;
     assert_eq!(app.upstream.call_count(), before + 1, "{}", String::from_utf8_lossy(bytes));
-    (answer, app.upstream.calls().pop().expect("a call"))
+    (response, app.upstream.calls().pop().expect("a call"))
 }
 
 /// Method and target, headers, body.
@@ -28,7 +28,7 @@ type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'a [u8]);
 #[tokio::test]
 async fn anything_but_a_lookup_is_forwarded_byte_for_byte() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", "id", finished("id", "x"));
+    app.upstream.put_raw("producer", "t", "id", final_record("id", "x"));
     app.retrieve("t", "id").await;
     let odd = b"an \xff odd\0 answer".to_vec();
     app.upstream.script(Rule::any().status_body(203, "text/x-odd", odd.clone()).header("x-answer", "1"));
@@ -117,11 +117,15 @@ async fn anything_but_a_lookup_is_forwarded_byte_for_byte() {
     cases.push((tasks, vec![("payment-signature", "t"), JSON], look_up.as_bytes()));
 
     for (line, headers, body) in cases {
-        let (answer, call) = forwarded(&app, &request(line, &headers, body)).await;
+        let (response, call) = forwarded(&app, &request(line, &headers, body)).await;
         let case = format!("{line} {headers:?} {}", String::from_utf8_lossy(body));
-        assert_eq!((answer.status, &answer.body), (203, &odd), "{case}");
-        assert_eq!((answer.header("x-answer"), answer.header("content-type")), ("1", "text/x-odd"), "{case}");
-        assert_eq!(answer.header("cache-status"), BYPASS, "{case}");
+        assert_eq!((response.status, &response.body), (203, &odd), "{case}");
+        assert_eq!(
+            (response.header("x-answer"), response.header("content-type")),
+            ("1", "text/x-odd"),
+            "{case}"
+        );
+        assert_eq!(response.header("cache-status"), BYPASS, "{case}");
         assert_eq!(format!("{} {}", call.method, call.target), line, "{case}");
         assert_eq!(call.body, body, "{case}");
         for (name, value) in headers {
@@ -137,26 +141,26 @@ async fn anything_but_a_lookup_is_forwarded_byte_for_byte() {
 #[tokio::test]
 async fn nothing_is_stored_from_a_bypassed_response() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", "id", finished("id", "x"));
+    app.upstream.put_raw("producer", "t", "id", final_record("id", "x"));
     let bodies = [
         r#"{"action":"retrieve","id":"id","x":1}"#,
         r#"{"action":"retrieve_batch","ids":["id"],"x":1}"#,
         r#"{"action":"retrieve_batch"}"#,
     ];
     for body in bodies {
-        let (answer, _) = forwarded(&app, &request("POST /producer/tasks", &[BEARER, JSON], body)).await;
-        assert!(answer.text().contains(&finished("id", "x")), "{answer:?}");
+        let (response, _) = forwarded(&app, &request("POST /producer/tasks", &[BEARER, JSON], body)).await;
+        assert!(response.text().contains(&final_record("id", "x")), "{response:?}");
     }
     let look_up = r#"{"action":"retrieve","id":"id"}"#;
-    let (answer, _) = forwarded(&app, &request("POST /producer/tasks?", &[BEARER, JSON], look_up)).await;
-    assert_eq!(answer.text(), finished("id", "x"));
+    let (response, _) = forwarded(&app, &request("POST /producer/tasks?", &[BEARER, JSON], look_up)).await;
+    assert_eq!(response.text(), final_record("id", "x"));
     app.assert_not_stored("t", "id").await;
 }
 
 #[tokio::test]
 async fn body_over_max_request_bytes_streams_through_whole() {
     let app = TestApp::spawn_with(|config| config.server.max_request_bytes = 1000).await;
-    app.upstream.put_raw("producer", "t", "id", finished("id", "x"));
+    app.upstream.put_raw("producer", "t", "id", final_record("id", "x"));
     let padded = |length: usize| {
         let body = r#"{"action":"retrieve","id":"id"}"#;
         format!("{body}{}", " ".repeat(length - body.len()))
@@ -165,8 +169,9 @@ async fn body_over_max_request_bytes_streams_through_whole() {
     assert_eq!(at_limit.header("x-cache"), "MISS");
     for length in [1001, 300_000] {
         let body = padded(length);
-        let (answer, call) = forwarded(&app, &request("POST /producer/tasks", &[BEARER, JSON], &body)).await;
-        assert_eq!((answer.header("cache-status"), answer.text()), (BYPASS, finished("id", "x")));
+        let (response, call) =
+            forwarded(&app, &request("POST /producer/tasks", &[BEARER, JSON], &body)).await;
+        assert_eq!((response.header("cache-status"), response.text()), (BYPASS, final_record("id", "x")));
         assert_eq!((call.body_length, call.body), (length as u64, body.into()));
     }
     let chunked = format!(
@@ -174,8 +179,8 @@ async fn body_over_max_request_bytes_streams_through_whole() {
          7d0\r\n{}\r\n0\r\n\r\n",
         padded(2000)
     );
-    let (answer, call) = forwarded(&app, chunked.as_bytes()).await;
-    assert_eq!((answer.header("cache-status"), call.body_length), (BYPASS, 2000));
+    let (response, call) = forwarded(&app, chunked.as_bytes()).await;
+    assert_eq!((response.header("cache-status"), call.body_length), (BYPASS, 2000));
     assert!(call.body_complete);
 }
 
@@ -211,7 +216,7 @@ async fn repeated_headers_keep_their_order_and_their_bytes() {
     assert_eq!(values("cookie"), ["a=1", "b=2"]);
     assert_eq!(values("x-spaces"), ["in  side"]);
     assert!(call.headers.iter().any(|(name, value)| name == "x-latin" && value == b"caf\xe9"));
-    assert_eq!(values("accept-encoding"), [""; 0], "nothing is added that changes the answer");
+    assert_eq!(values("accept-encoding"), [""; 0], "nothing is added that changes the response");
     assert_eq!(values("user-agent"), [""; 0]);
     assert_eq!(values("content-length"), [""; 0]);
     assert_eq!(values("transfer-encoding"), [""; 0]);
@@ -237,16 +242,16 @@ async fn hop_by_hop_headers_are_removed_and_via_and_host_are_set() {
         ("via", "1.0 near"),
         ("forwarded", "for=1.2.3.4"),
     ];
-    let (answer, call) = forwarded(&app, &request(PAID, &headers, "{}")).await;
+    let (response, call) = forwarded(&app, &request(PAID, &headers, "{}")).await;
     let hop = ["connection", "x-hop", "x-hop-2", "keep-alive", "proxy-connection", "te", "upgrade"];
     for name in hop {
         assert_eq!(call.header(name), None, "{name} went upstream");
     }
     for name in hop.into_iter().filter(|name| *name != "connection") {
-        assert_eq!(answer.header(name), "", "{name} came down");
+        assert_eq!(response.header(name), "", "{name} came down");
     }
-    assert!(!answer.header("connection").to_ascii_lowercase().contains("x-hop"));
-    assert_eq!((call.header("x-kept"), answer.header("x-kept")), (Some("1"), "1"));
+    assert!(!response.header("connection").to_ascii_lowercase().contains("x-hop"));
+    assert_eq!((call.header("x-kept"), response.header("x-kept")), (Some("1"), "1"));
     assert_eq!(call.header("forwarded"), Some("for=1.2.3.4"));
     let via: Vec<String> = call
         .headers
@@ -256,7 +261,7 @@ async fn hop_by_hop_headers_are_removed_and_via_and_host_are_set() {
         .collect();
     let via = via.join(", ");
     assert!(via.starts_with("1.0 near, 1.1 "), "{via}");
-    assert!(answer.header("via").starts_with("1.0 far"), "{answer:?}");
+    assert!(response.header("via").starts_with("1.0 far"), "{response:?}");
     let hosts: Vec<_> = call.headers.iter().filter(|(name, _)| name == "host").collect();
     assert_eq!(hosts.len(), 1);
     assert_eq!(call.header("host"), Some(app.upstream.address().to_string().as_str()));
@@ -283,8 +288,8 @@ async fn no_form_of_the_target_selects_another_upstream() {
             let bytes = format!(
                 "{line} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer t\r\ncontent-length: 2\r\nx-forwarded-host: {other}\r\nconnection: close\r\n\r\n{{}}"
             );
-            let answer = Wire::exchange(app.address, bytes).await;
-            assert!(answer.starts_with("HTTP/1.1 "), "{line}: {answer}");
+            let response = Wire::exchange(app.address, bytes).await;
+            assert!(response.starts_with("HTTP/1.1 "), "{line}: {response}");
         }
     }
     assert_eq!(elsewhere.call_count(), 0);
@@ -307,9 +312,9 @@ async fn redirect_is_relayed_and_not_followed() {
         app.upstream.script(
             Rule::any().status_body(status, "text/plain", "there").header("location", &location).times(1),
         );
-        let (answer, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
+        let (response, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
         assert_eq!(
-            (answer.status, answer.header("location"), answer.text().as_str()),
+            (response.status, response.header("location"), response.text().as_str()),
             (status, &*location, "there")
         );
     }
@@ -323,13 +328,13 @@ async fn compressed_bodies_pass_unchanged_in_both_directions() {
     app.upstream.script(Rule::any().body("application/json", plain.clone()).gzip());
     let packed = b"\x1f\x8b\x08\x00 no gzip at all".as_slice();
     let headers = [BEARER, ("content-encoding", "gzip"), ("accept-encoding", "gzip, br;q=0.1")];
-    let (answer, call) = forwarded(&app, &request(PAID, &headers, packed)).await;
+    let (response, call) = forwarded(&app, &request(PAID, &headers, packed)).await;
     assert_eq!((&call.body[..], call.header("content-encoding")), (packed, Some("gzip")));
     assert_eq!(call.header("accept-encoding"), Some("gzip, br;q=0.1"));
-    assert_eq!(answer.header("content-encoding"), "gzip");
-    assert_eq!(&answer.body[..2], b"\x1f\x8b");
-    assert!(answer.body.len() < plain.len() / 4);
-    assert_eq!(answer.header("content-length"), answer.body.len().to_string());
+    assert_eq!(response.header("content-encoding"), "gzip");
+    assert_eq!(&response.body[..2], b"\x1f\x8b");
+    assert!(response.body.len() < plain.len() / 4);
+    assert_eq!(response.header("content-length"), response.body.len().to_string());
 }
 
 #[tokio::test]
@@ -341,19 +346,19 @@ async fn head_options_and_empty_responses_keep_their_framing() {
     let mut wire = Wire::connect(app.address).await;
     // All on one connection: a body too many or too few would spoil the next answer.
     wire.write(request("HEAD /body", &[BEARER], "")).await;
-    let head = wire.answer_to("HEAD").await;
+    let head = wire.response_to("HEAD").await;
     assert_eq!((head.status, head.header("content-length")), (200, "10"));
     for (line, status) in [("GET /204", 204), ("GET /304", 304), ("OPTIONS /producer/tasks", 204)] {
         wire.write(request(line, &[("origin", "https://a.example")], "")).await;
-        let answer = wire.answer().await;
-        assert_eq!(answer.status, status, "{line}");
-        assert_eq!(answer.header("transfer-encoding"), "", "{line}");
+        let response = wire.response().await;
+        assert_eq!(response.status, status, "{line}");
+        assert_eq!(response.header("transfer-encoding"), "", "{line}");
         if line.starts_with("OPTIONS") {
-            assert_eq!(answer.header("access-control-allow-origin"), "*");
+            assert_eq!(response.header("access-control-allow-origin"), "*");
         }
     }
     wire.write(request("GET /body", &[], "")).await;
-    assert_eq!(wire.answer().await.text(), "0123456789");
+    assert_eq!(wire.response().await.text(), "0123456789");
     let methods: Vec<String> = app.upstream.calls().into_iter().map(|call| call.method).collect();
     assert_eq!(methods, ["HEAD", "GET", "GET", "OPTIONS", "GET"]);
 }
@@ -365,8 +370,8 @@ async fn interim_responses_are_not_final_responses() {
         "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n\
          HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
     ));
-    let (answer, _) = forwarded(&app, &request("POST /hints", &[BEARER], "{}")).await;
-    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+    let (response, _) = forwarded(&app, &request("POST /hints", &[BEARER], "{}")).await;
+    assert_eq!((response.status, response.text().as_str()), (200, "ok"));
 
     app.upstream.script(Rule::path("/body").body("text/plain", "done"));
     let bytes = request("POST /body", &[BEARER, ("expect", "100-continue")], "0123456789");
@@ -375,6 +380,6 @@ async fn interim_responses_are_not_final_responses() {
     wire.write(head).await;
     assert_eq!(wire.head().await.0, 100);
     wire.write(body).await;
-    assert_eq!(wire.answer().await.text(), "done");
+    assert_eq!(wire.response().await.text(), "done");
     assert_eq!(app.upstream.calls().pop().expect("a call").body, "0123456789");
 }

@@ -7,7 +7,7 @@ use http::StatusCode;
 use refrain_simulator::Rule;
 use serde_json::json;
 
-use crate::support::{TestApp, assert_error, finished};
+use crate::support::{TestApp, assert_error, final_record};
 
 #[tokio::test]
 async fn only_if_cached_makes_no_upstream_call() {
@@ -88,7 +88,7 @@ async fn prefer_wait_returns_as_soon_as_every_record_is_final() {
                 app.upstream.finish(&one);
             } else {
                 app.upstream.wait_for_calls(before + 1).await;
-                app.upstream.put_raw("producer", "t", "gone", finished("gone", "x"));
+                app.upstream.put_raw("producer", "t", "gone", final_record("gone", "x"));
             }
         });
         assert_eq!(reply.status, StatusCode::OK);
@@ -141,7 +141,7 @@ async fn lenient_batch_returns_known_items_and_lists_missing_ids() {
     })
     .await;
     for id in ["a", "b", "c"] {
-        app.upstream.put_raw("producer", "t", id, finished(id, "x"));
+        app.upstream.put_raw("producer", "t", id, final_record(id, "x"));
     }
     app.upstream.script(Rule::look_ups().containing("b").status(403, "forbidden"));
     let body = json!({"action": "retrieve_batch", "ids": ["c", "b", "unknown", "a", "b"]});
@@ -163,7 +163,7 @@ async fn lenient_batch_returns_known_items_and_lists_missing_ids() {
 #[tokio::test]
 async fn lenient_batch_without_failures_lists_no_missing_ids() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", "a", finished("a", "x"));
+    app.upstream.put_raw("producer", "t", "a", final_record("a", "x"));
     let body = json!({"action": "retrieve_batch", "ids": ["a", "unknown"]});
     let reply = app.look_up("t", &body, &[("prefer", "handling=lenient")]).await;
     assert_eq!(reply.json()["count"], 1);

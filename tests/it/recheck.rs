@@ -9,7 +9,7 @@ use refrain::config::Config;
 use refrain_simulator::Rule;
 use serde_json::json;
 
-use crate::support::{TestApp, assert_error, eventually, simulator, task_text, without_pending_cache};
+use crate::support::{TestApp, assert_error, eventually, simulator, token_record, without_pending_cache};
 
 const RECHECK: Duration = Duration::from_millis(300);
 
@@ -179,7 +179,7 @@ async fn hits_wait_only_for_the_first_response_of_the_recheck() {
     hold.wait_for_held(1).await;
     let (answers, ()) =
         tokio::join!(join_all((0..10).map(|_| app.retrieve("t", &id))), async { hold.release() });
-    assert!(answers.iter().all(|answer| answer.x_cache() == "HIT"));
+    assert!(answers.iter().all(|response| response.x_cache() == "HIT"));
     assert_eq!(app.calls(), 2, "the miss and one recheck, which nobody repeated");
 }
 
@@ -221,7 +221,7 @@ async fn any_successful_lookup_renews_the_acceptance() {
 #[tokio::test]
 async fn failed_recheck_never_replaces_a_stored_record() {
     let upstream = simulator().await;
-    let text = Bytes::from(task_text("kept", "t", 40));
+    let text = Bytes::from(token_record("kept", "t", 40));
     upstream.put_raw("producer", "t", "kept", text.clone());
     let folder = tempfile::tempdir().unwrap();
     // Every look-up is a recheck, so that the upstream is asked although the task is stored.
@@ -231,7 +231,7 @@ async fn failed_recheck_never_replaces_a_stored_record() {
     })
     .await;
     assert_eq!(app.retrieve("t", "kept").await.body, text);
-    let other_text = task_text("kept", "t", 41);
+    let other_text = token_record("kept", "t", 41);
     let rules = [
         Rule::look_ups().body("application/json", "{}"),
         Rule::look_ups().body("application/json", "{\"items\":[],\"count\":0}"),

@@ -51,9 +51,9 @@ async fn send_everything(program: &Program, upstream: &Simulator, key: &str, tok
     let mut send = async |line: &str, headers: &[(&str, &str)], body: &str| {
         let mut wire = Wire::connect(program.address).await;
         wire.write(request(line, headers, body)).await;
-        let answer = wire.answer().await;
-        if answer.status >= 400 {
-            bodies.push(format!("{:?} {}", answer.headers, answer.text()));
+        let response = wire.response().await;
+        if response.status >= 400 {
+            bodies.push(format!("{:?} {}", response.headers, response.text()));
         }
     };
     for body in [&look_up, &look_up, &unknown] {
@@ -120,9 +120,9 @@ async fn admin_page(program: &Program, path: &str) -> String {
     let host = program.admin.to_string();
     wire.write(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer canary-admin\r\n\r\n"))
         .await;
-    let answer = wire.answer().await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    answer.text()
+    let response = wire.response().await;
+    assert_eq!(response.status, 200, "{response:?}");
+    response.text()
 }
 
 async fn check(settings: &[(&str, &str)], key: &str, token: &str) {
@@ -149,7 +149,7 @@ async fn check(settings: &[(&str, &str)], key: &str, token: &str) {
         let headers = [("authorization", bearer.as_str()), ("x-record-exempt", "canary-forwarded")];
         let mut wire = Wire::connect(program.address).await;
         wire.write(request("POST /producer/tasks", &headers, look_up)).await;
-        assert_eq!(wire.answer().await.status, 200);
+        assert_eq!(wire.response().await.status, 200);
         for (path, holds) in [
             ("/metrics", "refrain_requests_total"),
             ("/api/version", "sqlite_version"),
@@ -158,9 +158,9 @@ async fn check(settings: &[(&str, &str)], key: &str, token: &str) {
             ("/api/pending", &pending),
             ("/api/config", "\"***\""),
         ] {
-            let answer = admin_page(&program, path).await;
-            assert!(answer.contains(holds), "{path}: {answer}");
-            assert_not_in(path, &answer);
+            let response = admin_page(&program, path).await;
+            assert!(response.contains(holds), "{path}: {response}");
+            assert_not_in(path, &response);
         }
         assert_not_in_files(folder.path());
         program.signal("TERM");

@@ -67,7 +67,7 @@ async fn wrong_key_after_a_right_one_on_a_connection_is_refused() {
         let body = json!({"action": "retrieve", "id": id}).to_string();
         wire.write(request("POST /producer/tasks", &[("authorization", &format!("Bearer {key}"))], body))
             .await;
-        assert_eq!(wire.answer().await.status, status, "{key}");
+        assert_eq!(wire.response().await.status, status, "{key}");
     }
 }
 
@@ -106,16 +106,16 @@ async fn unknown_key_is_refused_on_every_path() {
             let mut wire = Wire::connect(app.address).await;
             wire.write(request(line, headers, &look_up)).await;
             let method = line.split(' ').next().expect("a method");
-            let answer = wire.answer_to(method).await;
-            assert_eq!(answer.status, 401, "{line} {headers:?}: {answer:?}");
+            let response = wire.response_to(method).await;
+            assert_eq!(response.status, 401, "{line} {headers:?}: {response:?}");
             if method != "HEAD" {
-                assert_eq!(answer.code(), "invalid_token", "{line} {headers:?}");
+                assert_eq!(response.code(), "invalid_token", "{line} {headers:?}");
             }
         }
     }
     let two = [("authorization", "Bearer unknown"), ("authorization", "Bearer key-one")];
-    let answer = app.raw(request("POST /producer/audios", &two, "{}")).await;
-    assert_eq!(answer.status, 401, "in doubt it is unknown: {answer:?}");
+    let response = app.raw(request("POST /producer/audios", &two, "{}")).await;
+    assert_eq!(response.status, 401, "in doubt it is unknown: {response:?}");
     assert_eq!(app.upstream.call_count(), 0);
 }
 
@@ -167,9 +167,9 @@ async fn preflight_is_answered_without_a_key() {
         ("access-control-request-method", "POST"),
         ("access-control-request-headers", "authorization,content-type"),
     ];
-    let answer = app.raw(request("OPTIONS /producer/tasks", &headers, "")).await;
-    assert!(matches!(answer.status, 200 | 204), "{answer:?}");
-    assert_eq!(answer.header("access-control-allow-origin"), "https://app.example");
+    let response = app.raw(request("OPTIONS /producer/tasks", &headers, "")).await;
+    assert!(matches!(response.status, 200 | 204), "{response:?}");
+    assert_eq!(response.header("access-control-allow-origin"), "https://app.example");
     let refused = app.raw(request("POST /producer/tasks", &headers[..1], "{}")).await;
     assert_eq!(refused.status, 401);
     assert_eq!(refused.header("access-control-allow-origin"), "https://app.example", "the page can read why");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use refrain_simulator::Rule;
 use serde_json::json;
 
-use crate::support::{Program, Wire, client, eventually, get, health, request, simulator, task_text};
+use crate::support::{Program, Wire, client, eventually, get, health, request, simulator, token_record};
 
 /// The bytes of a lookup with the token `t`.
 fn lookup(id: &str, headers: &[(&str, &str)]) -> Vec<u8> {
@@ -43,7 +43,7 @@ async fn first_signal_finishes_running_requests_and_closes_the_store() {
         hold.wait_for_held(1).await;
         let mut idle = Wire::connect(program.address).await;
         idle.write("GET /x HTTP/1.1\r\nhost: h\r\n\r\n").await;
-        assert_eq!(idle.answer().await.status, 404);
+        assert_eq!(idle.response().await.status, 404);
 
         assert_eq!(get(program.admin, "/readyz").await.status, 200);
         program.signal(signal);
@@ -55,8 +55,8 @@ async fn first_signal_finishes_running_requests_and_closes_the_store() {
         eventually("new connections are refused", refused).await;
         hold.release();
 
-        let answer = held.answer().await;
-        assert_eq!((answer.status, answer.body), (200, upstream.task_text(&id).expect("known").to_vec()));
+        let response = held.response().await;
+        assert_eq!((response.status, response.body), (200, upstream.task_text(&id).expect("known").to_vec()));
         let mut lines = 1;
         while let Some(chunk) = stream.chunk().await {
             if chunk.is_empty() {
@@ -72,7 +72,7 @@ async fn first_signal_finishes_running_requests_and_closes_the_store() {
 
         upstream.stop().await;
         let program = Program::serve(&upstream.base_url(), folder.path(), &[]);
-        assert_eq!(client(program.address).retrieve("t", &id).await.expect("an answer").x_cache(), "HIT");
+        assert_eq!(client(program.address).retrieve("t", &id).await.expect("a response").x_cache(), "HIT");
     }
 }
 
@@ -98,14 +98,15 @@ async fn sigterm_cuts_none_of_many_running_requests() {
 
     let ids: Vec<String> = (0..200).map(|n| format!("poll-{n}")).collect();
     for id in &ids {
-        upstream.put_raw("producer", "t", id, task_text(id, "t", 100));
+        upstream.put_raw("producer", "t", id, token_record(id, "t", 100));
     }
     let pending = upstream.create_pending("producer", "waiting");
     let waits: Vec<_> = (0..10)
         .map(|_| {
             let (http, body) = (http.clone(), json!({"action": "retrieve", "id": pending}).to_string());
             tokio::spawn(async move {
-                let reply = http.look_up("waiting", body, &[("prefer", "wait=50")]).await.expect("an answer");
+                let reply =
+                    http.look_up("waiting", body, &[("prefer", "wait=50")]).await.expect("a response");
                 (reply, Instant::now())
             })
         })
@@ -131,9 +132,9 @@ async fn sigterm_cuts_none_of_many_running_requests() {
     }
     hold.release();
     for (mut poll, id) in polls.into_iter().zip(&ids) {
-        let answer = String::from_utf8(poll.read_to_end().await.expect("closed in order")).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        assert!(answer.ends_with(&task_text(id, "t", 100)), "{answer}");
+        let response = String::from_utf8(poll.read_to_end().await.expect("closed in order")).unwrap();
+        assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+        assert!(response.ends_with(&token_record(id, "t", 100)), "{response}");
     }
     for stream in streams {
         assert_eq!(stream.await.unwrap().expect("a whole stream"), whole);
@@ -203,9 +204,9 @@ async fn held_lookup_gets_its_pending_record_while_draining() {
         .await;
     let start = Instant::now();
     program.signal("TERM");
-    let answer = wire.answer().await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    assert!(answer.text().contains(&id));
+    let response = wire.response().await;
+    assert_eq!(response.status, 200, "{response:?}");
+    assert!(response.text().contains(&id));
     assert_eq!(program.wait().code(), Some(0));
     assert!(start.elapsed() < Duration::from_secs(5), "at once: {:?}", start.elapsed());
 }

@@ -6,7 +6,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    DOCUMENTED, DOCUMENTED_ID, Program, StoreFile, TestApp, client, eventually, get, simulator, task_text,
+    DOCUMENTED, DOCUMENTED_ID, Program, StoreFile, TestApp, client, eventually, get, simulator, token_record,
 };
 
 /// Runs `serve`, which is to end by itself, on a folder's store.
@@ -80,7 +80,7 @@ async fn grant_moved_to_another_reader_opens_no_record() {
     for token in ["a", "b"] {
         for id in ["one", "two"] {
             if token == "a" || id == "two" {
-                app.upstream.put_raw("producer", token, id, task_text(id, token, 10));
+                app.upstream.put_raw("producer", token, id, token_record(id, token, 10));
                 app.retrieve(token, id).await;
             }
         }
@@ -106,7 +106,7 @@ async fn flipped_bit_in_the_file_never_becomes_a_wrong_response() {
     let app = TestApp::spawn().await;
     let ids: Vec<String> = (0..40).map(|n| format!("task-{n}")).collect();
     for (n, id) in ids.iter().enumerate() {
-        app.upstream.put_raw("producer", "t", id, task_text(id, "t", n * 400));
+        app.upstream.put_raw("producer", "t", id, token_record(id, "t", n * 400));
         app.retrieve("t", id).await;
     }
     let (mut upstream, mut folder) = app.stop().await;
@@ -121,7 +121,7 @@ async fn flipped_bit_in_the_file_never_becomes_a_wrong_response() {
         let app = TestApp::spawn_at(upstream, folder, |_| {}).await;
         for (n, id) in ids.iter().enumerate() {
             let reply = app.retrieve("t", id).await;
-            assert_eq!(reply.body, task_text(id, "t", n * 400), "{id}, with the bit at {at} flipped");
+            assert_eq!(reply.body, token_record(id, "t", n * 400), "{id}, with the bit at {at} flipped");
             if reply.x_cache() == "HIT" { hits += 1 } else { misses += 1 }
         }
         (upstream, folder) = app.stop().await;
@@ -234,11 +234,11 @@ async fn locked_database_fails_no_lookup_and_recovers() {
     let mut slowest = Duration::ZERO;
     for n in 0..20 {
         let id = format!("while-locked-{n}");
-        upstream.put_raw("producer", "t", &id, task_text(&id, "t", 50));
+        upstream.put_raw("producer", "t", &id, token_record(&id, "t", 50));
         let start = Instant::now();
         let reply = http.retrieve("t", &id).await.unwrap();
         slowest = slowest.max(start.elapsed());
-        assert_eq!((reply.status.as_u16(), reply.body), (200, task_text(&id, "t", 50).into()));
+        assert_eq!((reply.status.as_u16(), reply.body), (200, token_record(&id, "t", 50).into()));
         assert!(!reply.headers["cache-status"].to_str().unwrap().contains("stored"), "{:?}", reply.headers);
         // What was stored before is served all the while.
         assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");

@@ -8,16 +8,16 @@ mod wire;
 
 pub use app::{Reply, TestApp, simulator};
 pub use file::StoreFile;
-pub use load::{Client, client, in_parallel, task_text};
+pub use load::{Client, client, in_parallel, token_record};
 pub use program::{FREE_PORTS, Program, assert_one_line_error, health, run};
-pub use wire::{RawAnswer, Wire, get, request};
+pub use wire::{RawResponse, Wire, get, request};
 
 use std::time::Duration;
 
 use refrain::config::Config;
 
 /// Longest wait for anything that should happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The documentation's own finished task, and its id.
 pub const DOCUMENTED: &[u8] = include_bytes!("../fixtures/retrieve.json");
@@ -28,7 +28,7 @@ pub const DOCUMENTED_ID: &str = "1a6ac2ad-10f2-4e2b-b500-66ec27fe82ad";
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let start = std::time::Instant::now();
     while !condition().await {
-        assert!(start.elapsed() < PATIENCE, "never: {what}");
+        assert!(start.elapsed() < TIMEOUT, "never: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -40,7 +40,7 @@ pub fn without_pending_cache(config: &mut Config) {
 }
 
 /// A finished task of this id as JSON text; `extra` tells one text from another.
-pub fn finished(id: &str, extra: &str) -> String {
+pub fn final_record(id: &str, extra: &str) -> String {
     let id = serde_json::Value::from(id);
     format!(r#"{{"id":{id},"extra":"{extra}","response":{{"success":true}},"finished_at":1767119785.589}}"#)
 }

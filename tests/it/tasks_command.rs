@@ -13,7 +13,7 @@ use refrain_simulator::Simulator;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Client, Program, client, finished, simulator};
+use crate::support::{Client, Program, client, final_record, simulator};
 
 /// No retries, so that a look-up at an upstream that has gone ends soon.
 const SETTINGS: [(&str, &str); 1] = [("REFRAIN_UPSTREAM__MAX_RETRIES", "0")];
@@ -67,14 +67,14 @@ fn assert_fails(output: &Output, code: i32, words: &[&str]) {
 }
 
 /// A proxy as a process, its upstream and its folder.
-struct World {
+struct ProxyProcess {
     upstream: Simulator,
     folder: TempDir,
     program: Program,
     http: Client,
 }
 
-impl World {
+impl ProxyProcess {
     async fn start() -> Self {
         Self::start_at(simulator().await, tempfile::tempdir().expect("a folder"), &SETTINGS)
     }
@@ -92,7 +92,7 @@ impl World {
     /// Lets the proxy store this text for this token.
     async fn store(&self, token: &str, id: &str, text: &str) {
         self.upstream.put_raw("producer", token, id, text.to_owned());
-        let reply = self.http.retrieve(token, id).await.expect("an answer");
+        let reply = self.http.retrieve(token, id).await.expect("a response");
         assert_eq!((reply.x_cache(), &reply.body[..]), ("MISS", text.as_bytes()), "{reply:?}");
     }
 
@@ -161,15 +161,15 @@ fn wrong_usage_and_missing_stores_are_refused() {
 
 #[tokio::test]
 async fn closed_stdout_ends_the_command_silently() {
-    let world = World::start().await;
+    let proxy = ProxyProcess::start().await;
     let ids: Vec<String> = (0..100).map(|n| format!("t{n}")).collect();
     for id in &ids {
-        world.upstream.put_raw("producer", "t", id, finished(id, &"x".repeat(20_000)));
+        proxy.upstream.put_raw("producer", "t", id, final_record(id, &"x".repeat(20_000)));
     }
-    world.http.batch("t", &ids).await.expect("an answer");
+    proxy.http.batch("t", &ids).await.expect("a response");
     for arguments in [&["export"][..], &["list", "--json"], &["list"], &["show", "t1"], &["stats"]] {
         let mut command = Program::command();
-        command.current_dir(world.path()).arg("tasks").args(arguments);
+        command.current_dir(proxy.path()).arg("tasks").args(arguments);
         let mut child =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
         let mut stdout = BufReader::with_capacity(16, child.stdout.take().expect("piped"));

@@ -7,7 +7,7 @@ use http::StatusCode;
 use refrain::config::Config;
 use refrain_simulator::{Item, Rule};
 
-use crate::support::{TestApp, assert_error, envelope, eventually, finished, simulator};
+use crate::support::{TestApp, assert_error, envelope, eventually, final_record, simulator};
 
 fn strict(config: &mut Config) {
     config.upstream.max_retries = 0;
@@ -19,7 +19,7 @@ fn strict(config: &mut Config) {
 async fn app() -> TestApp {
     let app = TestApp::spawn_with(strict).await;
     for id in ["id", "other"] {
-        app.upstream.put_raw("producer", "t", id, finished(id, "x"));
+        app.upstream.put_raw("producer", "t", id, final_record(id, "x"));
     }
     app
 }
@@ -33,7 +33,7 @@ async fn assert_recovers(app: &TestApp) {
     .await;
     for id in ["id", "other"] {
         app.assert_not_stored("t", id).await;
-        assert_eq!(app.assert_stored("t", id).await.body, finished(id, "x"));
+        assert_eq!(app.assert_stored("t", id).await.body, final_record(id, "x"));
     }
 }
 
@@ -160,10 +160,10 @@ async fn batch_response_of_the_wrong_shape_is_a_502() {
 #[tokio::test]
 async fn record_of_another_id_is_relayed_and_stored_for_no_token() {
     let app = app().await;
-    app.upstream.put_raw("producer", "owner", "foreign", finished("foreign", "secret"));
-    app.upstream.script(Rule::look_ups().token("t").body("application/json", finished("foreign", "x")));
+    app.upstream.put_raw("producer", "owner", "foreign", final_record("foreign", "secret"));
+    app.upstream.script(Rule::look_ups().token("t").body("application/json", final_record("foreign", "x")));
     let reply = app.retrieve("t", "id").await;
-    assert_eq!((reply.status, reply.body), (StatusCode::OK, finished("foreign", "x").into()));
+    assert_eq!((reply.status, reply.body), (StatusCode::OK, final_record("foreign", "x").into()));
     app.upstream.clear_rules();
     assert_eq!(app.retrieve("t", "foreign").await.body, "{}", "neither stored nor a right to it");
     assert_recovers(&app).await;
@@ -175,7 +175,7 @@ async fn batch_items_that_were_not_requested_are_ignored() {
     app.upstream.script(
         Rule::look_ups()
             .action("retrieve_batch")
-            .add_item(finished("foreign", "x"))
+            .add_item(final_record("foreign", "x"))
             .add_item("null")
             .add_item("5")
             .add_item("[]")
@@ -186,7 +186,7 @@ async fn batch_items_that_were_not_requested_are_ignored() {
     let reply = app.batch("t", &["id", "other"]).await;
     assert_eq!(
         (reply.status, reply.body),
-        (StatusCode::OK, envelope(&["id", "other"].map(|id| finished(id, "x"))).into())
+        (StatusCode::OK, envelope(&["id", "other"].map(|id| final_record(id, "x"))).into())
     );
     app.upstream.clear_rules();
     app.assert_stored("t", "id").await;
@@ -199,10 +199,10 @@ async fn swapped_and_repeated_items_reach_their_own_ids() {
     let app = app().await;
     app.upstream.script(Rule::look_ups().repeat_items().reverse_items());
     let reply = app.batch("t", &["id", "other", "id"]).await;
-    assert_eq!(reply.body, envelope(&["id", "other", "id"].map(|id| finished(id, "x"))));
+    assert_eq!(reply.body, envelope(&["id", "other", "id"].map(|id| final_record(id, "x"))));
     app.upstream.clear_rules();
     for id in ["id", "other"] {
-        assert_eq!(app.assert_stored("t", id).await.body, finished(id, "x"));
+        assert_eq!(app.assert_stored("t", id).await.body, final_record(id, "x"));
     }
 }
 
@@ -211,7 +211,7 @@ async fn conflicting_records_of_one_id_are_not_stored() {
     for first in [true, false] {
         let app = app().await;
         app.upstream.script(Rule::look_ups().action("retrieve_batch").items(move |mut items| {
-            let disputed = Item { id: "id".into(), text: finished("id", "another").into() };
+            let disputed = Item { id: "id".into(), text: final_record("id", "another").into() };
             items.insert(if first { 0 } else { items.len() }, disputed);
             items
         }));
@@ -219,7 +219,7 @@ async fn conflicting_records_of_one_id_are_not_stored() {
         assert!(reply.body.len() < 2000);
         app.upstream.clear_rules();
         app.assert_not_stored("t", "id").await;
-        assert_eq!(app.assert_stored("t", "id").await.body, finished("id", "x"));
+        assert_eq!(app.assert_stored("t", "id").await.body, final_record("id", "x"));
         app.assert_stored("t", "other").await;
     }
 }
@@ -229,9 +229,9 @@ async fn compressed_response_is_stored_decompressed() {
     let app = app().await;
     app.upstream.script(Rule::look_ups().gzip());
     let miss = app.retrieve("t", "id").await;
-    assert_eq!((miss.x_cache(), &miss.body[..]), ("MISS", finished("id", "x").as_bytes()));
+    assert_eq!((miss.x_cache(), &miss.body[..]), ("MISS", final_record("id", "x").as_bytes()));
     assert_eq!(miss.header("content-encoding"), "");
-    assert_eq!(app.assert_stored("t", "id").await.body, finished("id", "x"));
+    assert_eq!(app.assert_stored("t", "id").await.body, final_record("id", "x"));
 }
 
 #[tokio::test]
@@ -245,7 +245,7 @@ async fn oversized_response_is_a_502_compressed_or_not() {
         })
         .await;
         for id in ["id", "other"] {
-            app.upstream.put_raw("producer", "t", id, finished(id, "x"));
+            app.upstream.put_raw("producer", "t", id, final_record(id, "x"));
         }
         app.upstream.script(fault(Rule::look_ups()));
         for reply in [app.retrieve("t", "id").await, app.batch("t", &["id", "other"]).await] {
@@ -259,7 +259,7 @@ async fn oversized_response_is_a_502_compressed_or_not() {
 #[tokio::test]
 async fn bytes_after_the_declared_length_are_ignored() {
     let app = app().await;
-    let text = finished("id", "x");
+    let text = final_record("id", "x");
     let raw = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{text}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]",
         text.len()
@@ -267,7 +267,7 @@ async fn bytes_after_the_declared_length_are_ignored() {
     app.upstream.script(Rule::look_ups().raw(raw).times(1));
     assert_eq!(app.retrieve("t", "id").await.body, text);
     // What was glued on is nobody's answer.
-    assert_eq!(app.retrieve("t", "other").await.body, finished("other", "x"));
+    assert_eq!(app.retrieve("t", "other").await.body, final_record("other", "x"));
     app.assert_stored("t", "id").await;
 }
 
@@ -338,7 +338,7 @@ async fn lookup_is_retried_after_5xx_and_reset_but_not_after_4xx() {
             config.tasks.queue_timeout = Duration::from_secs(15);
         })
         .await;
-        app.upstream.put_raw("producer", "t", "id", finished("id", "x"));
+        app.upstream.put_raw("producer", "t", "id", final_record("id", "x"));
         app.upstream.script(fault(Rule::look_ups()).times(1));
         let reply = app.retrieve("t", "id").await;
         assert_eq!(reply.status.is_success(), calls == 2, "{name}: {reply:?}");

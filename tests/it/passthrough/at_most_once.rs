@@ -19,19 +19,23 @@ async fn failure_before_the_headers_is_a_502_and_is_not_retried() {
     ];
     for (number, rule) in rules.into_iter().enumerate() {
         app.upstream.script(rule.times(1));
-        let (answer, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
-        assert_eq!((answer.status, answer.code().as_str()), (502, "api_error"), "rule {number}: {answer:?}");
-        let text = answer.text();
+        let (response, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
+        assert_eq!(
+            (response.status, response.code().as_str()),
+            (502, "api_error"),
+            "rule {number}: {response:?}"
+        );
+        let text = response.text();
         assert!(text.contains(r#""success":false"#) && text.contains(r#""trace_id":""#), "{text}");
         assert!(!text.contains(&app.upstream.address().to_string()), "{text}");
     }
     assert_eq!(app.upstream.paid_starts(), 7);
     app.upstream.stop().await;
-    let answer = app.raw(request(PAID, &[BEARER], "{}")).await;
-    assert_eq!((answer.status, answer.code().as_str()), (502, "api_error"));
+    let response = app.raw(request(PAID, &[BEARER], "{}")).await;
+    assert_eq!((response.status, response.code().as_str()), (502, "api_error"));
     app.upstream.resume().await.expect("the port is free again");
-    let (answer, _) = forwarded(&app, &request(PAID, &[BEARER], r#"{"async":true}"#)).await;
-    assert_eq!(answer.status, 200, "it heals at once: {answer:?}");
+    let (response, _) = forwarded(&app, &request(PAID, &[BEARER], r#"{"async":true}"#)).await;
+    assert_eq!(response.status, 200, "it heals at once: {response:?}");
 }
 
 #[tokio::test]
@@ -46,12 +50,12 @@ async fn paid_request_is_sent_once_whatever_the_response() {
         (409, "x"),
     ] {
         app.upstream.script(Rule::any().status(status, code).retry_after("1").times(1));
-        let (answer, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
+        let (response, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
         assert_eq!(
-            (answer.status, answer.code().as_str(), answer.header("retry-after")),
+            (response.status, response.code().as_str(), response.header("retry-after")),
             (status, code, "1")
         );
-        assert_eq!(answer.header("cache-status"), BYPASS);
+        assert_eq!(response.header("cache-status"), BYPASS);
     }
     assert_eq!(app.upstream.paid_starts(), 6);
 }
@@ -61,8 +65,8 @@ async fn paid_request_on_a_stale_connection_is_never_sent_twice() {
     let app = TestApp::spawn().await;
     app.upstream.script(Rule::any().body("application/json", "{}").close_afterwards());
     for sent in 1..=30 {
-        let answer = app.raw(request(PAID, &[BEARER], "{}")).await;
-        assert!(matches!(answer.status, 200 | 502), "{answer:?}");
+        let response = app.raw(request(PAID, &[BEARER], "{}")).await;
+        assert!(matches!(response.status, 200 | 502), "{response:?}");
         assert!(app.upstream.paid_starts() <= sent, "one request, one call");
     }
     // Closed by force in the middle of the second request of a connection.
@@ -71,6 +75,6 @@ async fn paid_request_on_a_stale_connection_is_never_sent_twice() {
     app.upstream.script(Rule::any().body("application/json", "{}").times(1));
     app.upstream.script(Rule::any().reset_before_headers());
     app.raw(request(PAID, &[BEARER], "{}")).await;
-    let answer = app.raw(request(PAID, &[BEARER], "{}")).await;
-    assert_eq!((answer.status, app.upstream.call_count()), (502, 2));
+    let response = app.raw(request(PAID, &[BEARER], "{}")).await;
+    assert_eq!((response.status, app.upstream.call_count()), (502, 2));
 }

@@ -4,20 +4,20 @@ use refrain_simulator::Rule;
 use serde_json::json;
 
 use super::{BEARER, BYPASS, JSON, forwarded};
-use crate::support::{RawAnswer, TestApp, finished, request};
+use crate::support::{RawResponse, TestApp, final_record, request};
 
 fn delete(id: &str) -> String {
     json!({"action": "delete", "id": id, "user_id": "u", "application_id": "p"}).to_string()
 }
 
-async fn send_delete(app: &TestApp, token: &str, id: &str) -> RawAnswer {
+async fn send_delete(app: &TestApp, token: &str, id: &str) -> RawResponse {
     let authorization = format!("Bearer {token}");
     let headers = [("authorization", authorization.as_str()), JSON];
     let sent = request("POST /producer/tasks", &headers, delete(id));
-    let (answer, call) = forwarded(app, &sent).await;
+    let (response, call) = forwarded(app, &sent).await;
     assert_eq!(call.body, delete(id));
-    assert_eq!(answer.header("cache-status"), BYPASS);
-    answer
+    assert_eq!(response.header("cache-status"), BYPASS);
+    response
 }
 
 #[tokio::test]
@@ -29,8 +29,8 @@ async fn confirmed_delete_removes_the_record_for_every_token() {
         app.retrieve(token, &id).await;
         app.assert_stored(token, &id).await;
     }
-    let answer = send_delete(&app, "t", &id).await;
-    assert_eq!((answer.status, answer.text()), (200, json!({"id": id, "deleted": true}).to_string()));
+    let response = send_delete(&app, "t", &id).await;
+    assert_eq!((response.status, response.text()), (200, json!({"id": id, "deleted": true}).to_string()));
     for token in ["t", "u"] {
         let before = app.calls();
         let reply = app.retrieve(token, &id).await;
@@ -61,17 +61,17 @@ async fn unconfirmed_delete_removes_nothing() {
     ];
     for (status, body) in answers {
         app.upstream.script(rule().status_body(status, "application/json", body.clone()).times(1));
-        let answer = send_delete(&app, "t", &id).await;
-        assert!(answer.complete);
-        assert_eq!((answer.status, answer.text()), (status, body), "relayed as it is");
+        let response = send_delete(&app, "t", &id).await;
+        assert!(response.complete);
+        assert_eq!((response.status, response.text()), (status, body), "relayed as it is");
         app.assert_stored("t", &id).await;
     }
     // Cut off, it is no confirmation either.
     app.upstream.script(
         rule().body("application/json", format!(r#"{{"id":"{id}","deleted":true}}    "#)).cut_after(60),
     );
-    let answer = app.raw(request("POST /producer/tasks", &[BEARER, JSON], delete(&id))).await;
-    assert!(!answer.complete || answer.status == 502, "{answer:?}");
+    let response = app.raw(request("POST /producer/tasks", &[BEARER, JSON], delete(&id))).await;
+    assert!(!response.complete || response.status == 502, "{response:?}");
     app.assert_stored("t", &id).await;
 }
 
@@ -93,7 +93,7 @@ async fn response_from_before_a_delete_is_relayed_but_not_stored() {
     // The late lookup uses the token that deletes, or another one while the record is stored.
     for (late_token, is_stored) in [("t", false), ("late", true)] {
         let app = TestApp::spawn().await;
-        let record = finished("id", "x");
+        let record = final_record("id", "x");
         for token in ["t", "late"] {
             app.upstream.put_raw("producer", token, "id", record.clone());
         }
@@ -123,7 +123,7 @@ async fn response_from_before_a_delete_is_relayed_but_not_stored() {
 async fn record_deleted_during_a_lookup_is_gone_afterwards() {
     for (late_token, is_stored) in [("t", false), ("late", true)] {
         let app = TestApp::spawn().await;
-        let record = finished("id", "x");
+        let record = final_record("id", "x");
         for token in ["t", "late"] {
             app.upstream.put_raw("producer", token, "id", record.clone());
         }

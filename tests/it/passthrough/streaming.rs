@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use refrain_simulator::Rule;
 
 use super::{BEARER, PAID, forwarded};
-use crate::support::{PATIENCE, Program, TestApp, Wire, request, simulator};
+use crate::support::{Program, TIMEOUT, TestApp, Wire, request, simulator};
 
 #[tokio::test]
 async fn first_line_of_a_stream_arrives_before_the_second_is_sent() {
@@ -90,8 +90,8 @@ async fn stream_cut_by_the_upstream_never_looks_complete() {
     ];
     for (number, rule) in rules.into_iter().enumerate() {
         app.upstream.script(rule.times(1));
-        let (answer, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
-        assert_eq!((answer.status, answer.complete), (200, false), "rule {number}: {answer:?}");
+        let (response, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
+        assert_eq!((response.status, response.complete), (200, false), "rule {number}: {response:?}");
     }
 }
 
@@ -120,14 +120,14 @@ async fn early_response_leaves_no_bytes_for_the_next_request() {
         let bytes = request("POST /early", &[BEARER], &inner);
         let (first, rest) = bytes.split_at(200);
         wire.write(first).await;
-        let answer = wire.answer().await;
-        assert_eq!(answer.status, 413);
+        let response = wire.response().await;
+        assert_eq!(response.status, 413);
         // The connection may be closed by now, which is as good.
         use tokio::io::AsyncWriteExt;
         let _ = wire.stream.write_all(rest).await;
         let mut next = Wire::connect(app.address).await;
         next.write(request("GET /next", &[], "")).await;
-        assert_eq!(next.answer().await.text(), "next");
+        assert_eq!(next.response().await.text(), "next");
     }
     assert!(app.upstream.calls().iter().all(|call| call.path() != "/inner"));
 }
@@ -150,8 +150,8 @@ fn sink() -> (std::net::SocketAddr, std::thread::JoinHandle<()>) {
         let read =
             std::io::copy(&mut Read::by_ref(&mut stream).take(length), &mut std::io::sink()).expect("a body");
         let body = read.to_string();
-        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-        stream.write_all(answer.as_bytes()).expect("written");
+        let response = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(response.as_bytes()).expect("written");
     });
     (address, thread)
 }
@@ -173,19 +173,19 @@ async fn large_upload_and_large_download_take_no_memory() {
     let program = Program::serve(&format!("http://{address}"), folder.path(), &[]);
     let before = peak_memory(program.id());
     let client = program.address;
-    let answer = tokio::task::spawn_blocking(move || {
+    let response = tokio::task::spawn_blocking(move || {
         let mut stream = std::net::TcpStream::connect(client).expect("a connection");
-        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("set");
         let head = format!("POST /producer/upload HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: {LENGTH}\r\n\r\n");
         stream.write_all(head.as_bytes()).expect("written");
         std::io::copy(&mut std::io::repeat(b'x').take(LENGTH), &mut stream).expect("written");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        answer
+        let mut response = String::new();
+        stream.read_to_string(&mut response).expect("a response");
+        response
     })
     .await
     .expect("no panic");
-    assert!(answer.ends_with(&LENGTH.to_string()), "{answer}");
+    assert!(response.ends_with(&LENGTH.to_string()), "{response}");
     thread.join().expect("no panic");
     let grown = peak_memory(program.id()) - before;
     assert!(grown < ALLOWED, "{grown} bytes for an upload");
@@ -198,9 +198,9 @@ async fn large_upload_and_large_download_take_no_memory() {
     let client = program.address;
     let read = tokio::task::spawn_blocking(move || {
         let mut stream = std::net::TcpStream::connect(client).expect("a connection");
-        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("set");
         stream.write_all(b"GET /large HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").expect("written");
-        std::io::copy(&mut stream, &mut std::io::sink()).expect("an answer")
+        std::io::copy(&mut stream, &mut std::io::sink()).expect("a response")
     })
     .await
     .expect("no panic");

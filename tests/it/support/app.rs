@@ -12,8 +12,8 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::PATIENCE;
-use super::wire::{RawAnswer, Wire};
+use super::TIMEOUT;
+use super::wire::{RawResponse, Wire};
 
 /// A simulator without a rate limit of its own.
 pub async fn simulator() -> Simulator {
@@ -134,7 +134,7 @@ impl TestApp {
     }
 
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Reply {
-        let response = request.send().await.expect("an answer");
+        let response = request.send().await.expect("a response");
         let (status, headers) = (response.status(), response.headers().clone());
         Reply { status, headers, body: response.bytes().await.expect("a whole body") }
     }
@@ -152,7 +152,7 @@ impl TestApp {
     /// Shuts down and waits for the end; what is left to start again with.
     pub async fn stop(self) -> (Simulator, TempDir) {
         self.shutdown.cancel();
-        tokio::time::timeout(PATIENCE, self.running)
+        tokio::time::timeout(TIMEOUT, self.running)
             .await
             .expect("it ends in time")
             .expect("no panic")
@@ -172,10 +172,10 @@ impl TestApp {
     }
 
     /// A request of exactly these bytes on a connection of its own.
-    pub async fn raw(&self, request: impl AsRef<[u8]>) -> RawAnswer {
+    pub async fn raw(&self, request: impl AsRef<[u8]>) -> RawResponse {
         let mut wire = Wire::connect(self.address).await;
         wire.write(request).await;
-        wire.answer().await
+        wire.response().await
     }
 
     /// Asserts that the task is not stored for this token: asking for it causes a call, and keeps it this time.

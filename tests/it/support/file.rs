@@ -15,7 +15,7 @@ impl StoreFile {
     pub async fn open(folder: &Path) -> Self {
         let options = SqliteConnectOptions::new()
             .filename(folder.join("refrain.db"))
-            .busy_timeout(super::PATIENCE)
+            .busy_timeout(super::TIMEOUT)
             .disable_statement_logging();
         Self { connection: options.connect().await.expect("the file opens") }
     }

@@ -60,7 +60,7 @@ impl Client {
 }
 
 /// A finished task whose text names its id and the token it is for, about `length` bytes long.
-pub fn task_text(id: &str, token: &str, length: usize) -> String {
+pub fn token_record(id: &str, token: &str, length: usize) -> String {
     let id = serde_json::Value::from(id);
     format!(
         "{{\"id\":{id},\"for\":\"{token}\",\"finished_at\":1767119785.250,\"response\":{{\"success\":true,\

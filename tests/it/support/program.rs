@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::PATIENCE;
+use super::TIMEOUT;
 
 /// A running `refrain serve`; killed when it is dropped.
 pub struct Program {
@@ -85,7 +85,7 @@ impl Program {
             if let Some(status) = self.child.try_wait().expect("a child") {
                 return status;
             }
-            assert!(start.elapsed() < PATIENCE, "it does not end:\n{}", self.log());
+            assert!(start.elapsed() < TIMEOUT, "it does not end:\n{}", self.log());
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
     }
@@ -103,7 +103,7 @@ impl Program {
                 return address;
             }
             let ended = self.child.try_wait().expect("a child");
-            assert!(ended.is_none() && start.elapsed() < PATIENCE, "it does not start: {ended:?}\n{log}");
+            assert!(ended.is_none() && start.elapsed() < TIMEOUT, "it does not start: {ended:?}\n{log}");
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
     }

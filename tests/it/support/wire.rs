@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::PATIENCE;
+use super::TIMEOUT;
 
 /// One connection.
 pub struct Wire {
@@ -24,7 +24,7 @@ impl Wire {
     /// Reads until the peer closes; `Err` holds what came before a reset.
     pub async fn read_to_end(&mut self) -> Result<Vec<u8>, Vec<u8>> {
         let mut read = Vec::new();
-        match tokio::time::timeout(PATIENCE, self.stream.read_to_end(&mut read)).await {
+        match tokio::time::timeout(TIMEOUT, self.stream.read_to_end(&mut read)).await {
             Ok(Ok(_)) => Ok(read),
             Ok(Err(_)) => Err(read),
             Err(_) => panic!("the connection stays open after {:?}", String::from_utf8_lossy(&read)),
@@ -41,7 +41,7 @@ impl Wire {
                 read.push(byte[0]);
             }
         };
-        tokio::time::timeout(PATIENCE, reading).await.expect("in time");
+        tokio::time::timeout(TIMEOUT, reading).await.expect("in time");
         read
     }
 
@@ -66,15 +66,15 @@ pub fn request(line: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> 
 }
 
 /// Sends a `GET` on a connection of its own.
-pub async fn get(address: SocketAddr, path: &str) -> RawAnswer {
+pub async fn get(address: SocketAddr, path: &str) -> RawResponse {
     let mut wire = Wire::connect(address).await;
     wire.write(format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n")).await;
-    wire.answer().await
+    wire.response().await
 }
 
 /// An answer as it came over the wire.
 #[derive(Clone, Debug)]
-pub struct RawAnswer {
+pub struct RawResponse {
     pub status: u16,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
@@ -84,7 +84,7 @@ pub struct RawAnswer {
     pub complete: bool,
 }
 
-impl RawAnswer {
+impl RawResponse {
     /// A header's first value; empty where it is absent.
     pub fn header(&self, name: &str) -> &str {
         self.headers.iter().find(|(found, _)| found == name).map_or("", |(_, value)| value)
@@ -114,31 +114,31 @@ impl Wire {
     }
 
     /// Reads one final answer to the end of its body.
-    pub async fn answer(&mut self) -> RawAnswer {
-        self.answer_to("POST").await
+    pub async fn response(&mut self) -> RawResponse {
+        self.response_to("POST").await
     }
 
     /// Reads one final answer to a request of this method.
-    pub async fn answer_to(&mut self, method: &str) -> RawAnswer {
+    pub async fn response_to(&mut self, method: &str) -> RawResponse {
         let (mut status, mut headers) = self.head().await;
         while (100..200).contains(&status) {
             (status, headers) = self.head().await;
         }
-        let mut answer = RawAnswer { status, headers, body: Vec::new(), complete: true };
+        let mut response = RawResponse { status, headers, body: Vec::new(), complete: true };
         if method == "HEAD" || matches!(status, 204 | 304) {
-            return answer;
+            return response;
         }
         let reading = async {
-            if answer.header("transfer-encoding") == "chunked" {
-                self.read_chunks(&mut answer.body).await
-            } else if let Ok(length) = answer.header("content-length").parse() {
-                self.read_exactly(length, &mut answer.body).await
+            if response.header("transfer-encoding") == "chunked" {
+                self.read_chunks(&mut response.body).await
+            } else if let Ok(length) = response.header("content-length").parse() {
+                self.read_exactly(length, &mut response.body).await
             } else {
-                self.stream.read_to_end(&mut answer.body).await.is_ok()
+                self.stream.read_to_end(&mut response.body).await.is_ok()
             }
         };
-        answer.complete = tokio::time::timeout(PATIENCE, reading).await.expect("a body in time");
-        answer
+        response.complete = tokio::time::timeout(TIMEOUT, reading).await.expect("a body in time");
+        response
     }
 
     /// One chunk of a chunked body; `None` if it is the last or the connection ends.

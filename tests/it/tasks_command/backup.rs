@@ -7,29 +7,29 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{SETTINGS, World, assert_fails, json_lines, succeeds, tasks, tasks_with};
-use crate::support::{Program, StoreFile, client, finished};
+use super::{ProxyProcess, SETTINGS, assert_fails, json_lines, succeeds, tasks, tasks_with};
+use crate::support::{Program, StoreFile, client, final_record};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn backup_during_writes_is_complete_and_can_be_served() {
-    let world = World::start().await;
+    let proxy = ProxyProcess::start().await;
     for n in 0..300 {
-        world.upstream.put_raw(
+        proxy.upstream.put_raw(
             "producer",
             "t",
             &format!("t{n}"),
-            finished(&format!("t{n}"), &"x".repeat(3000)),
+            final_record(&format!("t{n}"), &"x".repeat(3000)),
         );
     }
     let ids: Vec<String> = (0..20).map(|n| format!("t{n}")).collect();
-    assert_eq!(world.http.batch("t", &ids).await.expect("an answer").status, 200);
+    assert_eq!(proxy.http.batch("t", &ids).await.expect("a response").status, 200);
     let done = Arc::new(AtomicBool::new(false));
     let writing = tokio::spawn({
-        let (http, done) = (world.http.clone(), Arc::clone(&done));
+        let (http, done) = (proxy.http.clone(), Arc::clone(&done));
         async move {
             let mut count = 0;
             for n in 20..300 {
-                http.retrieve("t", &format!("t{n}")).await.expect("an answer");
+                http.retrieve("t", &format!("t{n}")).await.expect("a response");
                 count += 1;
                 if done.load(Ordering::Relaxed) {
                     break;
@@ -38,7 +38,7 @@ async fn backup_during_writes_is_complete_and_can_be_served() {
             count
         }
     });
-    let folder = world.path().to_owned();
+    let folder = proxy.path().to_owned();
     let out = tokio::task::spawn_blocking(move || {
         let out = tasks(&folder, &["backup", "copy.db", "--json"]);
         let again = tasks_with(&folder, &["backup", "copy.db"], &[], b"");
@@ -52,7 +52,7 @@ async fn backup_during_writes_is_complete_and_can_be_served() {
     assert!(writing.await.expect("no panic") > 0, "it was written meanwhile");
     let told = &json_lines(&out)[0];
     assert!(told["tasks"].as_u64() >= Some(20), "{told}");
-    let names: Vec<String> = std::fs::read_dir(world.path())
+    let names: Vec<String> = std::fs::read_dir(proxy.path())
         .expect("readable")
         .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
         .filter(|name| name.starts_with("copy"))
@@ -60,17 +60,17 @@ async fn backup_during_writes_is_complete_and_can_be_served() {
     assert_eq!(names, ["copy.db"], "nothing half done is left");
 
     let served = tempfile::tempdir().expect("a folder");
-    std::fs::copy(world.path().join("copy.db"), served.path().join("refrain.db")).expect("copied");
+    std::fs::copy(proxy.path().join("copy.db"), served.path().join("refrain.db")).expect("copied");
     assert_eq!(StoreFile::open(served.path()).await.integrity().await, "ok");
     let stats = &json_lines(&tasks(served.path(), &["stats", "--json"]))[0];
     assert_eq!(stats["tasks"], told["tasks"]);
-    let (upstream, _first) = world.stop();
+    let (upstream, _first) = proxy.stop();
     upstream.clear_calls();
     let program = Program::serve(&upstream.base_url(), served.path(), &SETTINGS);
     let http = client(program.address);
-    let reply = http.batch("t", &ids).await.expect("an answer");
+    let reply = http.batch("t", &ids).await.expect("a response");
     assert_eq!((reply.x_cache(), &reply.json()["count"]), ("HIT", &json!(20)));
-    let reply = http.batch("other", &ids).await.expect("an answer");
+    let reply = http.batch("other", &ids).await.expect("a response");
     assert_eq!(reply.json()["count"], 0, "rights are in the copy, and nobody else's");
 }
 
@@ -80,7 +80,7 @@ fn interrupted_backup_leaves_nothing_behind() {
     let lines: String = (0..3000)
         .map(|n| {
             let id = format!("t{n}");
-            let text = finished(&id, &"x".repeat(20_000));
+            let text = final_record(&id, &"x".repeat(20_000));
             json!({"service": "producer", "id": id, "stored_at": 1, "text": text}).to_string() + "\n"
         })
         .collect();

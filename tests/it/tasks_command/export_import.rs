@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{SETTINGS, World, assert_fails, json_lines, succeeds, tasks, tasks_with, text};
-use crate::support::{Program, client, finished, simulator};
+use super::{ProxyProcess, SETTINGS, assert_fails, json_lines, succeeds, tasks, tasks_with, text};
+use crate::support::{Program, client, final_record, simulator};
 
 /// Finished tasks whose bytes are easy to lose.
 fn fragile_records() -> Vec<(String, String)> {
-    let plain = (0..12).map(|n| (format!("plain-{n}"), finished(&format!("plain-{n}"), "x")));
+    let plain = (0..12).map(|n| (format!("plain-{n}"), final_record(&format!("plain-{n}"), "x")));
     let spaced =
         "{\r\n\t \"finished_at\" : 1.76711978558900E+9 ,\n \"id\":\"spaced\" , \"z\":0.10,\"a\":-0 }\n";
     let escaped = r#"{"id":"esc\u0061ped","\/":"\u00e9é\ud83d\ude00😀\ud800\u0000\u001b[31m","finished_at":1,"\\":"\\n\"\u2028"}"#;
@@ -25,7 +25,7 @@ fn fragile_records() -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn imported_records_are_hits_for_the_new_token() {
-    let source = World::start().await;
+    let source = ProxyProcess::start().await;
     let delicate = fragile_records();
     for (id, text) in &delicate {
         source.store("canary-old", id, text).await;
@@ -76,13 +76,13 @@ async fn imported_records_are_hits_for_the_new_token() {
             delicate.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join(",")
         );
         for round in 0..2 {
-            let reply = http.batch("canary-new", &ids).await.expect("an answer");
+            let reply = http.batch("canary-new", &ids).await.expect("a response");
             assert_eq!((reply.status.as_u16(), reply.x_cache()), (200, "HIT"), "{reply:?}");
             assert_eq!(text(&reply.body), expected, "round {round}");
         }
         assert_eq!(upstream.look_up_calls().len(), usize::from(!gone), "one recheck before the first hit");
         if !gone {
-            let stranger = http.batch("stranger", &ids).await.expect("an answer");
+            let stranger = http.batch("stranger", &ids).await.expect("a response");
             assert_eq!(stranger.json()["count"], 0, "only the named token may read them");
         }
         drop(program);
@@ -96,22 +96,22 @@ async fn imported_records_are_hits_for_the_new_token() {
 
 #[tokio::test]
 async fn import_beside_a_running_proxy_is_a_hit_within_a_second() {
-    let world = World::start().await;
-    world.store("old", "x", &finished("x", "a")).await;
-    let exported = tasks(world.path(), &["export"]);
-    let reply = world.http.retrieve("new", "x").await.expect("an answer");
+    let proxy = ProxyProcess::start().await;
+    proxy.store("old", "x", &final_record("x", "a")).await;
+    let exported = tasks(proxy.path(), &["export"]);
+    let reply = proxy.http.retrieve("new", "x").await.expect("a response");
     assert_eq!(&reply.body[..], b"{}");
     succeeds(tasks_with(
-        world.path(),
+        proxy.path(),
         &["import", "-", "--token-stdin"],
         &[],
         &[b"new\n", &exported[..]].concat(),
     ));
     let since = Instant::now();
-    while world.http.retrieve("new", "x").await.expect("an answer").x_cache() != "HIT" {
+    while proxy.http.retrieve("new", "x").await.expect("a response").x_cache() != "HIT" {
         assert!(since.elapsed() < Duration::from_secs(1));
     }
-    let listed = json_lines(&tasks(world.path(), &["list", "--json"]));
+    let listed = json_lines(&tasks(proxy.path(), &["list", "--json"]));
     assert_eq!((listed.len(), &listed[0]["readers"]), (1, &json!(2)), "one row, two readers");
 }
 
@@ -121,7 +121,7 @@ fn import_stops_at_the_first_invalid_line() {
     let line = |id: &str, text: &str| {
         json!({"service": "producer", "id": id, "stored_at": 1_700_000_000, "text": text}).to_string() + "\n"
     };
-    let good = |n: usize| line(&format!("t{n}"), &finished(&format!("t{n}"), "x"));
+    let good = |n: usize| line(&format!("t{n}"), &final_record(&format!("t{n}"), "x"));
     let import = |input: &str| {
         tasks_with(folder.path(), &["import", "-", "--token-stdin"], &[], format!("t\n{input}").as_bytes())
     };
@@ -130,7 +130,7 @@ fn import_stops_at_the_first_invalid_line() {
         ("\"canary-token\"\n".to_owned(), "no object"),
         (good(0)[..40].to_owned(), "cut off"),
         (line("pending", r#"{"id":"pending","response":{}}"#), "not finished"),
-        (line("other", &finished("another", "x")), "not the task of its id"),
+        (line("other", &final_record("another", "x")), "not the task of its id"),
         (line("a", "\u{1b}[31m"), "not a JSON object"),
     ] {
         let output = import(&bad);
@@ -157,22 +157,22 @@ async fn import_in_shared_mode_grants_the_team() {
         ("REFRAIN_UPSTREAM__TOKEN", "team"),
         ("REFRAIN_ACCESS__CLIENTS", "[{name = \"one\", key = \"key-1\"}, {name = \"two\", key = \"key-2\"}]"),
     ];
-    let line = json!({"service": "producer", "id": "x", "stored_at": 1, "text": finished("x", "a")});
+    let line = json!({"service": "producer", "id": "x", "stored_at": 1, "text": final_record("x", "a")});
     let told = tasks_with(folder.path(), &["import", "-"], &shared, line.to_string().as_bytes());
     assert_eq!(text(&succeeds(told)), "imported 1 task for the team\n");
     let program = Program::serve(&upstream.base_url(), folder.path(), &shared);
     for key in ["key-1", "key-2"] {
-        let reply = client(program.address).retrieve(key, "x").await.expect("an answer");
-        assert_eq!((reply.x_cache(), text(&reply.body)), ("HIT", &finished("x", "a")[..]));
+        let reply = client(program.address).retrieve(key, "x").await.expect("a response");
+        assert_eq!((reply.x_cache(), text(&reply.body)), ("HIT", &final_record("x", "a")[..]));
     }
     assert_eq!(upstream.look_up_calls().len(), 1, "the recheck");
 }
 
 #[tokio::test]
 async fn export_replaces_its_file_whole_and_never_the_store() {
-    let world = World::start().await;
-    world.store("t", "x", &finished("x", "a")).await;
-    let path = world.path();
+    let proxy = ProxyProcess::start().await;
+    proxy.store("t", "x", &final_record("x", "a")).await;
+    let path = proxy.path();
     std::fs::write(path.join("out"), "before").expect("written");
     tasks(path, &["export", "--output", "out"]);
     assert_eq!(json_lines(&std::fs::read(path.join("out")).expect("readable")).len(), 1, "replaced");
@@ -187,5 +187,5 @@ async fn export_replaces_its_file_whole_and_never_the_store() {
     assert_fails(&tasks_with(path, &["export", "--output", "."], &[], b""), 1, &["write ."]);
     let partial = |name: &std::ffi::OsStr| name.to_string_lossy().contains("partial");
     assert!(!std::fs::read_dir(path).expect("readable").flatten().any(|entry| partial(&entry.file_name())));
-    assert_eq!(world.http.retrieve("t", "x").await.expect("an answer").x_cache(), "HIT");
+    assert_eq!(proxy.http.retrieve("t", "x").await.expect("a response").x_cache(), "HIT");
 }

@@ -4,18 +4,18 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::{World, assert_fails, json_lines, tasks, tasks_with, text};
-use crate::support::finished;
+use super::{ProxyProcess, assert_fails, json_lines, tasks, tasks_with, text};
+use crate::support::final_record;
 
 #[tokio::test]
 async fn list_show_and_stats_work_beside_a_proxy_and_without() {
-    let world = World::start().await;
+    let proxy = ProxyProcess::start().await;
     let titled = r#"{"id":"titled","response":{"data":[{"title":"\u001b[31mred\u202e é"}]},"finished_at":1}"#;
-    world.store("t", "first", &finished("first", "x")).await;
-    world.store("t", "titled", titled).await;
-    world.store("t", "nasty\n\u{1b}[2J", &finished("nasty\n\u{1b}[2J", "x")).await;
+    proxy.store("t", "first", &final_record("first", "x")).await;
+    proxy.store("t", "titled", titled).await;
+    proxy.store("t", "nasty\n\u{1b}[2J", &final_record("nasty\n\u{1b}[2J", "x")).await;
     // The same text for another token: one row, two readers.
-    world.store("u", "first", &finished("first", "x")).await;
+    proxy.store("u", "first", &final_record("first", "x")).await;
 
     let check = |folder: &Path| {
         let listed = json_lines(&tasks(folder, &["list", "--json"]));
@@ -59,8 +59,8 @@ async fn list_show_and_stats_work_beside_a_proxy_and_without() {
         let shown = tasks(folder, &["stats"]);
         assert!(text(&shown).contains("3 tasks"), "{}", text(&shown));
     };
-    check(world.path());
-    let (_upstream, folder) = world.stop();
+    check(proxy.path());
+    let (_upstream, folder) = proxy.stop();
     check(folder.path());
     let left: Vec<_> = std::fs::read_dir(folder.path()).expect("readable").flatten().collect();
     assert_eq!(left.len(), 2, "the store and its lock, no log: {left:?}");
@@ -68,11 +68,11 @@ async fn list_show_and_stats_work_beside_a_proxy_and_without() {
 
 #[tokio::test]
 async fn show_with_several_records_of_one_id_requires_a_choice() {
-    let world = World::start().await;
-    let (of_a, of_b) = (finished("x", "a"), finished("x", "b"));
-    world.store("a", "x", &of_a).await;
-    world.store("b", "x", &of_b).await;
-    let folder = world.path();
+    let proxy = ProxyProcess::start().await;
+    let (of_a, of_b) = (final_record("x", "a"), final_record("x", "b"));
+    proxy.store("a", "x", &of_a).await;
+    proxy.store("b", "x", &of_b).await;
+    let folder = proxy.path();
     let output = tasks_with(folder, &["show", "x"], &[], b"");
     assert_fails(&output, 1, &["2 texts", "--reader", "--all"]);
     let digests: Vec<&str> = text(&output.stderr)
