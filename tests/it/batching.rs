@@ -93,7 +93,7 @@ async fn cancelled_lookup_does_not_fail_those_that_joined_its_call() {
         leader.write(request("POST /producer/tasks", &headers, body)).await;
         hold.wait_for_held(1).await;
     }
-    // Each asks for an id of its own as well: once that was asked for upstream, it has joined for the other.
+    // Each lookup has an id of its own too. Once that id was requested upstream, the lookup has joined the call.
     let own = |number: usize| format!("own-{number}");
     let joining = join_all((0..49).map(|number| {
         let ids = [id.clone(), own(number)];
@@ -104,7 +104,7 @@ async fn cancelled_lookup_does_not_fail_those_that_joined_its_call() {
         let requested = |upstream: &refrain_simulator::Simulator| -> HashSet<String> {
             upstream.look_up_calls().iter().flat_map(refrain_simulator::RecordedCall::ids).collect()
         };
-        app.upstream.wait_until("all have come", |upstream| requested(upstream).len() == 50).await;
+        app.upstream.wait_until("all lookups have joined", |upstream| requested(upstream).len() == 50).await;
         hold.release();
     });
     let expected = envelope(&[String::from_utf8_lossy(&app.upstream.task_text(&id).expect("known"))]);
@@ -127,16 +127,16 @@ async fn refused_batch_fails_only_the_id_that_caused_it() {
     let ids: Vec<String> = (0..5).map(|_| app.upstream.create_finished("producer", "t")).collect();
     app.upstream.script(Rule::look_ups().containing("culprit").status(422, "bad_request"));
     app.retrieve("t", "first").await;
-    let (strangers, culprit) =
+    let (others, culprit) =
         tokio::join!(join_all(ids.iter().map(|id| app.retrieve("t", id))), app.retrieve("t", "culprit"));
-    for (reply, id) in strangers.iter().zip(&ids) {
+    for (reply, id) in others.iter().zip(&ids) {
         assert_eq!(
             (reply.status, &reply.body),
             (StatusCode::OK, &app.upstream.task_text(id).expect("known"))
         );
     }
     assert_eq!(culprit.status.as_u16(), 422, "{culprit:?}");
-    assert!(app.upstream.look_up_calls().iter().any(|call| call.ids().len() > 1), "nothing was folded");
+    assert!(app.upstream.look_up_calls().iter().any(|call| call.ids().len() > 1), "no ids were batched");
 }
 
 #[tokio::test]
@@ -156,7 +156,7 @@ async fn id_left_out_of_a_batch_is_requested_again_alone() {
     assert_eq!(there.body, app.upstream.task_text(&two).expect("known"));
     assert_eq!(unknown.body, "{}");
     let calls = app.upstream.look_up_calls();
-    assert!(calls.iter().any(|call| call.ids().len() > 1), "nothing was folded");
+    assert!(calls.iter().any(|call| call.ids().len() > 1), "no ids were batched");
     let alone = |id: &str| calls.iter().filter(|call| call.ids() == [id]).count();
     assert_eq!((alone(&one), alone("unknown"), alone(&two)), (1, 1, 0));
 }
@@ -195,15 +195,15 @@ async fn busy_token_does_not_delay_other_tokens() {
         let before = noisy_calls();
         let reply = http.retrieve(&token, &id).await.unwrap();
         assert_eq!((reply.status.as_u16(), reply.body), (200, token_record(&id, &token, 40).into()));
-        // All of the noise is twenty calls: behind it, a quiet one would see most of them go first.
+        // The busy token needs twenty calls. A lookup queued behind them would see most of them first.
         let between = noisy_calls() - before;
-        assert!(between < 10, "{token} waited for {between} calls of the noisy one");
+        assert!(between < 10, "{token} waited for {between} calls of the busy token");
     }
     noise.await.unwrap();
-    // Two a second, one saved up, one at the edge.
+    // Two per second, one of the burst, one at the boundary.
     let most = 2 + 2 * usize::try_from(start.elapsed().as_secs() + 1).unwrap();
     let noisy = noisy_calls();
-    assert!(noisy <= most, "{noisy} calls of the noisy one in {:?}", start.elapsed());
+    assert!(noisy <= most, "{noisy} calls of the busy token in {:?}", start.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,9 +225,10 @@ async fn process_resumed_after_a_pause_makes_no_burst() {
     join_all(pending.iter().cloned().map(poll)).await;
 
     program.signal("STOP");
-    // What comes while it is stopped waits in the kernel.
+    // Requests wait in the kernel while the process is stopped.
     let polls = join_all(pending.iter().cycle().take(100).cloned().map(poll));
     let go_on = async {
+        // The length of the pause is what this test is about: tokens for eight calls would accumulate.
         tokio::time::sleep(Duration::from_secs(4)).await;
         upstream.clear_calls();
         program.signal("CONT");
@@ -238,7 +239,7 @@ async fn process_resumed_after_a_pause_makes_no_burst() {
         }
     };
     tokio::join!(polls, go_on);
-    // Two seconds at two a second, one saved up, one at the edge.
+    // Two seconds at two per second, one of the burst, one at the boundary.
     let calls = upstream.look_up_calls();
     eprintln!("{} calls in the two seconds after the stop", calls.len());
     assert!(calls.len() <= 6, "{}", calls.len());

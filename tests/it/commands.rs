@@ -38,7 +38,7 @@ async fn health_command_reports_readiness() {
     assert_eq!(health(&program, folder.path()).await.status.code(), Some(0));
     assert_eq!(get(program.admin, "/healthz").await.status, 200);
     assert_eq!(get(program.admin, "/readyz").await.status, 200);
-    assert_eq!(upstream.call_count(), 0, "health asks nobody upstream");
+    assert_eq!(upstream.call_count(), 0, "health causes no upstream call");
     let admin = program.admin.to_string();
     drop(program);
     let output = run(folder.path(), &["health"], &[("REFRAIN_ADMIN__LISTEN", &admin)]);

@@ -133,7 +133,7 @@ fn config_command_shows_every_value_and_hides_every_secret() {
             }
         }
     }
-    // A bad secret is not shown either.
+    // An invalid secret is not shown either.
     let bad = run(folder.path(), &["check"], &[("REFRAIN_ADMIN__TOKEN", "canary token\u{1}")]);
     assert_eq!(bad.status.code(), Some(64));
     assert!(!String::from_utf8_lossy(&bad.stderr).contains("canary"), "{bad:?}");

@@ -14,7 +14,7 @@ fn space() -> impl Strategy<Value = String> {
     "[ \t\r\n]{0,2}"
 }
 
-/// Numbers in forms that no parser keeps apart.
+/// Numbers in forms that a parser would normalise.
 fn number() -> impl Strategy<Value = String> {
     prop_oneof![
         "-?(0|[1-9][0-9]{0,24})(\\.[0-9]{1,24})?([eE][+-]?[0-9]{1,2})?",
@@ -24,7 +24,7 @@ fn number() -> impl Strategy<Value = String> {
     ]
 }
 
-/// A string's inside: plain text of all planes, and escapes where none are needed.
+/// Content of a JSON string: text of all Unicode planes, and escapes that are not needed.
 fn characters() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         "[a-z0-9 ]{1,6}",
@@ -42,7 +42,7 @@ fn characters() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..4).prop_map(|pieces| pieces.concat())
 }
 
-/// Any JSON value as text; its keys are none that tells how a task stands.
+/// Any JSON value as text. Its keys have no meaning for finality.
 fn value() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         number(),
@@ -64,7 +64,7 @@ fn value() -> impl Strategy<Value = String> {
     })
 }
 
-/// A finished task whose id is `ID`: any members in any order, with white space anywhere.
+/// A final record whose id is `ID`: any members in any order, with white space anywhere.
 fn task() -> impl Strategy<Value = String> {
     let others = prop::collection::vec((characters(), value()), 0..5);
     (others, value(), "-?(0|[1-9][0-9]{0,12})(\\.[0-9]{1,12})?([eE][+-]?[0-9])?", space(), any::<u64>())
@@ -83,7 +83,7 @@ fn task() -> impl Strategy<Value = String> {
         })
 }
 
-/// The items' texts as they stand in an envelope, without the white space around them.
+/// The body of a batch response with these records, without the white space around them.
 fn in_envelope(texts: &[&str]) -> String {
     envelope(&texts.iter().map(|text| text.trim_matches([' ', '\t', '\r', '\n'])).collect::<Vec<_>>())
 }
@@ -113,8 +113,8 @@ fn record_bytes_are_unchanged_on_every_path() {
 
                 let batch = app.batch("t", &[&by_batch, "unknown", &by_retrieve]).await;
                 let expected = in_envelope(&[&texts[1], &texts[0]]);
-                let told = String::from_utf8(batch.body.to_vec()).expect("UTF-8");
-                prop_assert_eq!(compact(&told), compact(&expected));
+                let found = String::from_utf8(batch.body.to_vec()).expect("UTF-8");
+                prop_assert_eq!(compact(&found), compact(&expected));
                 let item = app.retrieve("t", &by_batch).await;
                 prop_assert_eq!(item.x_cache(), "HIT");
                 prop_assert_eq!(trimmed(&item.body), trimmed(texts[1].as_bytes()));
@@ -140,12 +140,12 @@ fn record_bytes_are_unchanged_on_every_path() {
     });
 }
 
-/// White space around an item belongs to the envelope.
+/// A record without the white space around it, which belongs to the batch response.
 fn trimmed(text: &[u8]) -> &[u8] {
     text.trim_ascii()
 }
 
-/// An envelope's text with no white space at the edges of its items, wherever they were kept with it.
+/// Count and records of a batch response, without the white space around the records.
 fn compact(text: &str) -> String {
     let envelope: Envelope<'_> = serde_json::from_str(text).expect("an envelope");
     let items: Vec<&str> = envelope.items.iter().map(|item| item.get()).collect();
@@ -166,10 +166,10 @@ async fn any_valid_json_record_is_relayed_alone_and_in_a_batch() {
     let values = [
         "123456789012345678901234567890",
         "0.1000000000000000055511151231257827",
-        // No double holds it.
+        // Too large for a double.
         "1E400",
         "-1e999",
-        // A title that was cut in the middle of a surrogate pair.
+        // A title cut in the middle of a surrogate pair.
         r#""caf\u00e9 \ud83d""#,
         &deep,
     ];
@@ -178,9 +178,9 @@ async fn any_valid_json_record_is_relayed_alone_and_in_a_batch() {
         let id = format!("id{number}");
         let text = format!(r#"{{"id":"{id}","response":{{"n":{value}}},"finished_at":1}}"#);
         app.upstream.put_raw("producer", "alone", &id, text.clone());
-        app.upstream.put_raw("producer", "folded", &id, text.clone());
+        app.upstream.put_raw("producer", "batched", &id, text.clone());
         assert_eq!(app.retrieve("alone", &id).await.body, text);
-        if app.batch("folded", &[&id, "unknown"]).await.body != envelope(&[&text]) {
+        if app.batch("batched", &[&id, "unknown"]).await.body != envelope(&[&text]) {
             lost.push(value);
         }
     }
@@ -196,8 +196,8 @@ fn split_and_merged_batch_equals_the_upstream_response() {
     }));
     let round = AtomicUsize::new(0);
     let config = Config { cases: 96, failure_persistence: None, ..Config::default() };
-    // What each of eight ids is: 0 stored, 1 finished but not asked for yet, 2 pending, 3 unknown, 4 stored for another
-    // token, 5 odd and finished.
+    // Kind of each of eight ids: 0 stored, 1 final but not requested yet, 2 pending, 3 unknown, 4 stored for another
+    // token, 5 final with special characters.
     let cases = (prop::collection::vec(0..6u8, 8), prop::collection::vec(0..8usize, 1..16), any::<bool>());
     let checked = TestRunner::new(config).run(&cases, |(kinds, requested, warm_in_batch)| {
         let round = round.fetch_add(1, Ordering::Relaxed);
@@ -256,8 +256,8 @@ fn split_and_merged_batch_equals_the_upstream_response() {
             );
             for call in app.upstream.look_up_calls() {
                 for id in call.ids() {
-                    let number = ids.iter().position(|known| *known == id).expect("one that was asked for");
-                    prop_assert!(kinds[number] != 0, "what is stored is not asked for again");
+                    let number = ids.iter().position(|known| *known == id).expect("a requested id");
+                    prop_assert!(kinds[number] != 0, "a stored record is not requested again");
                     prop_assert!(requested.contains(&id.as_str()));
                 }
             }

@@ -10,14 +10,14 @@ use crate::support::{TestApp, final_record};
 async fn unknown_id_is_relayed_verbatim_and_never_stored() {
     let app = TestApp::spawn_with(|config| config.tasks.pending_max_age = Duration::ZERO).await;
     for calls in 1..=2 {
-        let reply = app.retrieve("t", "nobody").await;
+        let reply = app.retrieve("t", "missing").await;
         assert_eq!((reply.status, &reply.body[..], reply.x_cache()), (StatusCode::OK, &b"{}"[..], "MISS"));
         assert!(!reply.header("cache-status").contains("stored"), "{reply:?}");
         assert_eq!(app.calls(), calls);
     }
-    app.upstream.put_raw("producer", "t", "nobody", final_record("nobody", "x"));
-    app.assert_not_stored("t", "nobody").await;
-    app.assert_stored("t", "nobody").await;
+    app.upstream.put_raw("producer", "t", "missing", final_record("missing", "x"));
+    app.assert_not_stored("t", "missing").await;
+    app.assert_stored("t", "missing").await;
 }
 
 #[tokio::test]

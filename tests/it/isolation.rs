@@ -14,8 +14,8 @@ use crate::support::{
     without_pending_cache,
 };
 
-/// Asserts that the upstream was asked with this token, and that its answer is what came.
-async fn asks_for_itself(app: &TestApp, token: &str, id: &str, expected: &str) {
+/// Asserts that a lookup causes an upstream call with its own token, and returns that call's response.
+async fn assert_requested_upstream(app: &TestApp, token: &str, id: &str, expected: &str) {
     let before = app.calls();
     let reply = app.retrieve(token, id).await;
     assert_eq!((reply.x_cache(), &reply.body[..]), ("MISS", expected.as_bytes()), "{token} {id}");
@@ -24,7 +24,7 @@ async fn asks_for_itself(app: &TestApp, token: &str, id: &str, expected: &str) {
     assert_eq!(calls[before].token.as_deref(), Some(token));
 }
 
-/// A reverse proxy sends many clients' requests over one connection.
+/// A reverse proxy may send requests of many clients over one connection.
 #[tokio::test]
 async fn each_request_on_a_connection_uses_its_own_token() {
     let app = TestApp::spawn_with(without_pending_cache).await;
@@ -54,26 +54,26 @@ async fn record_stored_for_another_token_is_requested_upstream() {
         let id = app.upstream.create_finished("producer", "a");
         app.retrieve("a", &id).await;
         app.assert_stored("a", &id).await;
-        for stranger in ["b", "A", "a.", "aa", "bearer", "a,b"] {
-            asks_for_itself(&app, stranger, &id, "{}").await;
-            asks_for_itself(&app, stranger, &id, "{}").await;
+        for other in ["b", "A", "a.", "aa", "bearer", "a,b"] {
+            assert_requested_upstream(&app, other, &id, "{}").await;
+            assert_requested_upstream(&app, other, &id, "{}").await;
         }
         let batch = app.batch("b", &[&id, &id]).await;
         assert_eq!(batch.body, r#"{"items":[],"count":0}"#);
 
         let app = app.restart_with(setting).await;
         app.assert_stored("a", &id).await;
-        asks_for_itself(&app, "b", &id, "{}").await;
+        assert_requested_upstream(&app, "b", &id, "{}").await;
         assert_eq!(app.batch("b", &[&id]).await.json(), json!({"items": [], "count": 0}));
         let body = json!({"action": "retrieve", "id": id});
         assert_error(&app.look_up("b", &body, &[("cache-control", "only-if-cached")]).await, 504, "timeout");
 
-        // Shown to it, it is its own from then on.
+        // Once the upstream returns it to the other token, it is stored for that token too.
         app.upstream.share(&id, "b");
         let text = app.upstream.task_text(&id).expect("known");
-        asks_for_itself(&app, "b", &id, &String::from_utf8_lossy(&text)).await;
+        assert_requested_upstream(&app, "b", &id, &String::from_utf8_lossy(&text)).await;
         assert_eq!(app.assert_stored("b", &id).await.body, text);
-        asks_for_itself(&app, "c", &id, "{}").await;
+        assert_requested_upstream(&app, "c", &id, "{}").await;
     }
 }
 
@@ -85,11 +85,11 @@ async fn lookup_never_joins_a_call_of_another_token() {
     app.upstream.script(rule);
     let (own, ()) = tokio::join!(app.retrieve("a", &id), async {
         hold.wait_for_held(1).await;
-        asks_for_itself(&app, "b", &id, "{}").await;
+        assert_requested_upstream(&app, "b", &id, "{}").await;
         hold.release();
     });
     assert_eq!(own.body, app.upstream.task_text(&id).expect("known"));
-    asks_for_itself(&app, "b", &id, "{}").await;
+    assert_requested_upstream(&app, "b", &id, "{}").await;
 }
 
 #[tokio::test]
@@ -186,13 +186,13 @@ fn private_id(n: usize, owner: usize) -> String {
     format!("private-{owner}-{n}")
 }
 
-/// Every third task is not finished yet, so that its look-ups go upstream again and again.
+/// The record of a task. Every third one is pending, so that its lookups go upstream repeatedly.
 fn storm_text(n: usize, token: &str) -> String {
     let text = token_record(&format!("storm-{n}"), token, n % 700);
     if n.is_multiple_of(3) { text.replace("\"finished_at\"", "\"created_at\"") } else { text }
 }
 
-/// Look-ups, batches and passed-through requests of several tokens, every fifth of which is given up in its middle.
+/// Sends lookups, batches and bypassed requests of several tokens. A fifth of them is cancelled early.
 async fn storm(requests: usize) {
     let tasks = (requests / 4).min(12_000);
     let app = TestApp::spawn().await;
@@ -202,14 +202,14 @@ async fn storm(requests: usize) {
             app.upstream.put_raw("producer", &token, &format!("storm-{n}"), storm_text(n, &token));
         }
     }
-    // Only their owner knows these.
+    // Tasks that only their owner may read.
     for n in 0..PRIVATE {
         for token in 0..TOKENS {
             let (token, id) = (format!("token-{token}"), private_id(n, token));
             app.upstream.put_raw("producer", &token, &id, token_record(&id, &token, 30));
         }
     }
-    // Calls last long enough to be given up under way.
+    // Calls take long enough to be cancelled while they run.
     app.upstream.script(Rule::any().delay(Duration::from_millis(3)));
     let http = client(app.address);
     let start = Instant::now();
@@ -220,25 +220,25 @@ async fn storm(requests: usize) {
             let token = format!("token-{}", random.usize(0..TOKENS));
             let ids: Vec<usize> = (0..random.usize(1..9)).map(|_| random.usize(0..tasks)).collect();
             let kind = random.u8(0..5);
-            let patience = match random.u8(0..5) {
+            let time_limit = match random.u8(0..5) {
                 0 => Duration::from_micros(random.u64(1..12_000)),
                 _ => Duration::from_secs(60),
             };
-            let requested = ask(&http, kind, &token, &ids);
-            tokio::time::timeout(patience, requested).await.is_ok()
+            let requested = send_and_check(&http, kind, &token, &ids);
+            tokio::time::timeout(time_limit, requested).await.is_ok()
         }
     })
     .await;
     let whole = answered.iter().filter(|whole| **whole).count();
-    eprintln!("{whole} answers, {} given up, in {:?}", requests - whole, start.elapsed());
+    eprintln!("{whole} responses, {} cancelled, in {:?}", requests - whole, start.elapsed());
     assert!(whole > requests / 2 && whole < requests, "{whole}");
     for call in app.upstream.look_up_calls() {
         assert!(call.token.is_some_and(|token| token.starts_with("token-")));
     }
 }
 
-/// One request of the storm; panics if the answer is not for what was asked.
-async fn ask(http: &Client, kind: u8, token: &str, ids: &[usize]) {
+/// Sends one request. Panics if the response is not for its ids and its token.
+async fn send_and_check(http: &Client, kind: u8, token: &str, ids: &[usize]) {
     let name = |n: usize| format!("storm-{n}");
     match kind {
         0 | 1 => {
@@ -270,7 +270,7 @@ async fn ask(http: &Client, kind: u8, token: &str, ids: &[usize]) {
     }
 }
 
-/// A finished task that no honest answer holds.
+/// A final record that no correct response contains.
 fn poison(id: &str) -> String {
     token_record(id, "poison", 5)
 }
@@ -280,7 +280,7 @@ async fn ambiguous_requests_do_not_poison_the_cache() {
     let app = TestApp::spawn().await;
     let http = client(app.address);
     let of = |id: &str| Bytes::from(token_record(id, "t", 40));
-    // What a server that reads the request in another way than we do might answer.
+    // Requests that a server may parse in another way than the proxy does.
     let odd = |call: &refrain_simulator::RecordedCall| {
         call.header("x-forwarded-host").is_some()
             || call.header("x-host").is_some()

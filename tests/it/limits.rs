@@ -30,7 +30,7 @@ async fn idle_connections_do_not_exhaust_64_descriptors_for_good() {
         let url = format!("http://{}/{path}", program.admin);
         assert_eq!(http.http.get(url).send().await.expect("reachable").status(), 200, "{path}");
     }
-    // A client that was connected before is served all the while.
+    // A client that was connected before is served meanwhile.
     assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");
     upstream.put_raw("producer", "t", "new", token_record("new", "t", 10));
     assert_eq!(http.retrieve("t", "new").await.unwrap().x_cache(), "MISS");

@@ -51,7 +51,7 @@ async fn batch_fetches_only_missing_ids_and_keeps_request_order() {
     assert!(reply.header("cache-status").contains("detail=\"hits="), "{reply:?}");
 
     let calls = app.upstream.calls();
-    assert_eq!(calls.len(), 1, "one call for all that was not stored");
+    assert_eq!(calls.len(), 1, "one call for all missing ids");
     let mut requested = calls[0].ids();
     requested.sort();
     assert_eq!(requested, ["b", "unknown"]);
@@ -74,7 +74,7 @@ async fn batch_of_stored_ids_is_a_hit_without_an_upstream_call() {
 #[tokio::test]
 async fn batch_of_unknown_ids_returns_no_items() {
     let app = TestApp::spawn().await;
-    let reply = app.batch("t", &["nobody", "knows", "nobody"]).await;
+    let reply = app.batch("t", &["missing", "absent", "missing"]).await;
     assert_eq!((reply.status, reply.x_cache()), (StatusCode::OK, "MISS"));
     assert_eq!(reply.body, r#"{"items":[],"count":0}"#);
 }
@@ -89,7 +89,7 @@ async fn batch_over_max_ids_is_refused_without_an_upstream_call() {
         let reply = app.batch("t", &ids).await;
         assert_error(&reply, 400, "bad_request");
         let message = reply.json()["error"]["message"].to_string();
-        assert!(message.contains('3'), "it names the limit: {message}");
+        assert!(message.contains('3'), "the message names the limit: {message}");
     }
     assert_eq!(app.upstream.call_count(), 0);
 }
@@ -264,7 +264,7 @@ async fn upstream_lookup_carries_only_the_documented_headers() {
     assert_eq!(calls.len(), 2);
     for call in calls {
         assert_eq!((call.method.as_str(), call.target.as_str()), ("POST", "/producer/tasks"));
-        // `accept-encoding` is the client library's own: answers are unpacked here.
+        // The client library adds `accept-encoding`, since the proxy decompresses responses.
         let mut names: Vec<&str> = call.headers.iter().map(|(name, _)| name.as_str()).collect();
         names.retain(|name| *name != "accept-encoding");
         names.sort_unstable();

@@ -14,7 +14,7 @@ const BYPASS: &str = "refrain; fwd=bypass";
 /// A request that starts work the client pays for.
 const PAID: &str = "POST /producer/audios";
 
-/// What is sent, and what the upstream saw of it.
+/// Sends a request that has to cause one upstream call. Returns the response and the call.
 async fn forwarded(app: &TestApp, bytes: &[u8]) -> (RawResponse, RecordedCall) {
     let before = app.upstream.call_count();
     let response = app.raw(bytes).await;
@@ -295,7 +295,7 @@ async fn no_form_of_the_target_selects_another_upstream() {
     assert_eq!(elsewhere.call_count(), 0);
     let address = app.upstream.address().to_string();
     assert!(app.upstream.calls().iter().all(|call| call.header("host") == Some(&address)));
-    // An absolute form is a look-up or not by its path alone; never is its host asked.
+    // Of a target in absolute form only the path is used, never the host.
     let (_, call) =
         forwarded(&app, &request(&format!("POST http://{other}/a//b?c=%2F"), &[BEARER], "{}")).await;
     assert_eq!(call.target, "/a//b?c=%2F");
@@ -344,7 +344,7 @@ async fn head_options_and_empty_responses_keep_their_framing() {
     app.upstream.script(Rule::path("/204").status_body(204, "text/plain", ""));
     app.upstream.script(Rule::path("/304").status_body(304, "text/plain", "").header("etag", "\"x\""));
     let mut wire = Wire::connect(app.address).await;
-    // All on one connection: a body too many or too few would spoil the next answer.
+    // All requests use one connection: a missing or extra body would corrupt the next response.
     wire.write(request("HEAD /body", &[BEARER], "")).await;
     let head = wire.response_to("HEAD").await;
     assert_eq!((head.status, head.header("content-length")), (200, "10"));

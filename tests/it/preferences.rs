@@ -31,8 +31,8 @@ async fn only_if_cached_makes_no_upstream_call() {
         let reply = app.look_up("t", &body, &only).await;
         assert_error(&reply, 504, "timeout");
     }
-    let stranger = app.look_up("u", &retrieve(&stored), &only).await;
-    assert_eq!(stranger.status.as_u16(), 504, "not stored for this token");
+    let other = app.look_up("u", &retrieve(&stored), &only).await;
+    assert_eq!(other.status.as_u16(), 504, "not stored for this token");
     let batch = app.look_up("t", &json!({"action": "retrieve_batch", "ids": [stored]}), &only).await;
     assert_eq!(batch.x_cache(), "HIT");
     assert_eq!(app.upstream.call_count(), 0);

@@ -18,7 +18,7 @@ fn recheck(config: &mut Config) {
     config.access.recheck_after = RECHECK;
 }
 
-/// An app with one stored task of `t` whose last acceptance is too old.
+/// Starts an app with one stored record of `t`, whose last acceptance is too old.
 async fn due_for_a_recheck() -> (TestApp, String) {
     let app = TestApp::spawn_with(recheck).await;
     let id = app.upstream.create_finished("producer", "t");
@@ -54,7 +54,7 @@ async fn empty_recheck_response_renews_the_token_and_deletes_nothing() {
     app.upstream.remove(&id);
     let reply = app.retrieve("t", &id).await;
     assert_eq!(reply.status, StatusCode::OK);
-    assert_eq!(reply.json()["id"], json!(id), "what was shown stays shown");
+    assert_eq!(reply.json()["id"], json!(id), "the stored record is served");
     assert_eq!(app.upstream.call_count(), 1);
     app.assert_stored("t", &id).await;
 }
@@ -76,7 +76,7 @@ async fn refused_token_has_no_hits_until_a_lookup_succeeds() {
             assert_eq!(app.upstream.call_count(), calls, "{code}");
         }
         assert_error(&app.batch("t", &[&id]).await, status, code);
-        // Not even while nobody can be asked, nor after a restart.
+        // Neither an unreachable upstream nor a restart brings the hits back.
         app.upstream.stop().await;
         let app = app.restart_with(without_pending_cache).await;
         let reply = app.retrieve("t", &id).await;
@@ -124,7 +124,7 @@ async fn unrelated_error_keeps_the_hits_and_delays_the_next_recheck() {
                 "{status} {code}: {reply:?}"
             );
         }
-        assert_eq!(app.upstream.call_count(), 1, "{status} {code}: tried again after a minute, not before");
+        assert_eq!(app.upstream.call_count(), 1, "{status} {code}: retried after a minute, not before");
     }
 }
 
@@ -156,10 +156,10 @@ async fn silent_upstream_keeps_the_hits() {
     for _ in 0..3 {
         assert_eq!(app.retrieve("t", &id).await.x_cache(), "HIT");
     }
-    assert_eq!(app.calls(), 2, "once, and again after a minute");
+    assert_eq!(app.calls(), 2, "one recheck, the next one after a minute");
 }
 
-/// A recheck goes on when its caller hangs up, and hits wait for its first answer, not for the look-up's other tries.
+/// The recheck continues when its client hangs up. Hits wait for its first response, not for the retries.
 #[tokio::test]
 async fn hits_wait_only_for_the_first_response_of_the_recheck() {
     let app = TestApp::spawn_with(|config| {
@@ -180,7 +180,7 @@ async fn hits_wait_only_for_the_first_response_of_the_recheck() {
     let (answers, ()) =
         tokio::join!(join_all((0..10).map(|_| app.retrieve("t", &id))), async { hold.release() });
     assert!(answers.iter().all(|response| response.x_cache() == "HIT"));
-    assert_eq!(app.calls(), 2, "the miss and one recheck, which nobody repeated");
+    assert_eq!(app.calls(), 2, "the miss and one recheck");
 }
 
 #[tokio::test]
@@ -194,7 +194,7 @@ async fn last_acceptance_survives_a_restart() {
     app.assert_stored("t", &id).await;
     app.upstream.resume().await.expect("the port is free again");
 
-    // It is the time of the acceptance that counts, not that of the start.
+    // The time of the acceptance counts, not that of the start.
     eventually("the acceptance is old", async || stored.elapsed() > Duration::from_millis(2500)).await;
     let app = app.restart_with(|config| config.access.recheck_after = Duration::from_secs(1)).await;
     app.upstream.clear_calls();
@@ -224,7 +224,7 @@ async fn failed_recheck_never_replaces_a_stored_record() {
     let text = Bytes::from(token_record("kept", "t", 40));
     upstream.put_raw("producer", "t", "kept", text.clone());
     let folder = tempfile::tempdir().unwrap();
-    // Every look-up is a recheck, so that the upstream is asked although the task is stored.
+    // Every lookup is a recheck, so that the upstream is called although the record is stored.
     let app = TestApp::spawn_at(upstream, folder, |config| {
         config.access.recheck_after = Duration::ZERO;
         config.upstream.max_retries = 0;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::{Program, Wire, request, simulator};
 
-/// No part of a canary is in any file of the folder.
+/// Asserts that no file of the folder contains the marker.
 fn assert_not_in_files(folder: &Path) {
     for entry in std::fs::read_dir(folder).expect("readable") {
         let path = entry.expect("an entry").path();
@@ -22,13 +22,13 @@ fn assert_not_in(what: &str, text: &str) {
     let at = lower.find("canary").unwrap_or(lower.len());
     let around: String = text.chars().skip(at.saturating_sub(200)).take(400).collect();
     assert!(at == lower.len(), "{what}: {around}");
-    // `canary` in base64 at its three offsets, as a Basic credential would have it.
+    // `canary` in Base64 at its three offsets, as in a Basic credential.
     for encoded in ["Y2FuYXJ5", "NhbmFye", "jYW5hcn"] {
         assert!(!text.contains(encoded), "{what}: {text}");
     }
 }
 
-/// Sends requests of every kind with canaries in them, and gives the errors' bodies.
+/// Sends requests of every kind with the marker in them. Returns headers and bodies of the errors.
 async fn send_everything(program: &Program, upstream: &Simulator, key: &str, token: &str) -> Vec<String> {
     let id = upstream.create_finished("producer", token);
     let bearer = format!("Bearer {key}");
@@ -73,7 +73,7 @@ async fn send_everything(program: &Program, upstream: &Simulator, key: &str, tok
         send("POST /producer/tasks", &[("authorization", other), ("cookie", "canary")], &look_up).await;
         send("GET /x", &[("authorization", other)], "").await;
     }
-    // What is refused at the edge, and what the upstream fails at.
+    // Requests that the server refuses, and requests that the upstream fails.
     let malformed = [
         format!(
             "POST /x/../canary HTTP/1.1\r\nhost: h\r\nauthorization: {bearer}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -114,7 +114,7 @@ async fn send_everything(program: &Program, upstream: &Simulator, key: &str, tok
     bodies
 }
 
-/// What the admin port tells under a path.
+/// Returns the body of a page of the admin port.
 async fn admin_page(program: &Program, path: &str) -> String {
     let mut wire = Wire::connect(program.admin).await;
     let host = program.admin.to_string();
@@ -138,7 +138,7 @@ async fn check(settings: &[(&str, &str)], key: &str, token: &str) {
         let bodies = send_everything(&program, &upstream, key, token).await;
         assert!(bodies.len() > 10, "{bodies:?}");
         for body in bodies {
-            // What the upstream said is not ours to edit.
+            // Errors of the upstream itself are relayed unchanged.
             if !body.contains("cache-status") || body.contains("proxy-status") {
                 assert_not_in("an error", &body);
             }

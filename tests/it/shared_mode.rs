@@ -18,7 +18,7 @@ fn shared(config: &mut Config) {
     ];
 }
 
-/// Nothing of a client's key is in what the upstream saw.
+/// Asserts that no call to the upstream contains any part of a client's key.
 fn assert_no_key_went_upstream(app: &TestApp) {
     for call in app.upstream.calls() {
         let seen = [&call.raw_head[..], &call.body[..]].concat();
@@ -115,7 +115,7 @@ async fn unknown_key_is_refused_on_every_path() {
     }
     let two = [("authorization", "Bearer unknown"), ("authorization", "Bearer key-one")];
     let response = app.raw(request("POST /producer/audios", &two, "{}")).await;
-    assert_eq!(response.status, 401, "in doubt it is unknown: {response:?}");
+    assert_eq!(response.status, 401, "two keys count as an unknown one: {response:?}");
     assert_eq!(app.upstream.call_count(), 0);
 }
 
@@ -146,12 +146,12 @@ async fn grants_of_a_team_survive_a_change_of_its_token() {
     assert_eq!((reply.status, reply.x_cache()), (StatusCode::OK, "HIT"), "{reply:?}");
     assert_error(&app.retrieve("key-one", &id).await, 401, "invalid_token");
 
-    // In token mode the team's rights are nobody's.
+    // In token mode no token has the grants of the team.
     let app = app.restart_with(without_pending_cache).await;
     for token in ["team-canary", "another", "key-two"] {
         let before = app.calls();
         app.retrieve(token, &id).await;
-        assert_eq!(app.calls(), before + 1, "{token} has to ask for itself");
+        assert_eq!(app.calls(), before + 1, "{token} is not served from the store");
     }
 }
 

@@ -47,7 +47,7 @@ async fn first_signal_finishes_running_requests_and_closes_the_store() {
 
         assert_eq!(get(program.admin, "/readyz").await.status, 200);
         program.signal(signal);
-        eventually("it says that it drains", async || get(program.admin, "/readyz").await.status == 503)
+        eventually("readiness reports draining", async || get(program.admin, "/readyz").await.status == 503)
             .await;
         assert_eq!(get(program.admin, "/healthz").await.status, 200, "alive all the same");
         assert_eq!(health(&program, folder.path()).await.status.code(), Some(1));
@@ -111,7 +111,7 @@ async fn sigterm_cuts_none_of_many_running_requests() {
             })
         })
         .collect();
-    // The waiting ones have seen the task once.
+    // The held lookups have received the record once.
     upstream.wait_for_calls(51).await;
     let (rule, hold) = Rule::look_ups().token("t").hold();
     upstream.script(rule);
@@ -142,7 +142,7 @@ async fn sigterm_cuts_none_of_many_running_requests() {
     assert_eq!(program.wait().code(), Some(0));
     eprintln!("ended {:?} after the signal", start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
-    // It left the store clean, and what was answered while draining is in it.
+    // The store was closed cleanly, with the records fetched while draining.
     assert!(!folder.path().join("refrain.db-wal").exists());
     let program = Program::serve("http://127.0.0.1:1", folder.path(), &[]);
     assert_eq!(client(program.address).retrieve("t", &ids[199]).await.unwrap().x_cache(), "HIT");
@@ -160,7 +160,8 @@ async fn second_signal_ends_the_process_at_once() {
     upstream.wait_for_calls(2).await;
     program.signal("TERM");
     eventually("the first signal is logged", async || program.log().contains("a second signal")).await;
-    eventually("it says that it drains", async || get(program.admin, "/readyz").await.status == 503).await;
+    eventually("readiness reports draining", async || get(program.admin, "/readyz").await.status == 503)
+        .await;
     let start = Instant::now();
     program.signal("TERM");
     let status = program.wait();

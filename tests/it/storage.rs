@@ -9,7 +9,7 @@ use crate::support::{
     DOCUMENTED, DOCUMENTED_ID, Program, StoreFile, TestApp, client, eventually, get, simulator, token_record,
 };
 
-/// Runs `serve`, which is to end by itself, on a folder's store.
+/// Runs `serve` on a store that it has to refuse.
 fn refused_start(folder: &Path, url: &str) -> Output {
     let mut command = Program::command();
     command
@@ -18,7 +18,7 @@ fn refused_start(folder: &Path, url: &str) -> Output {
     command.output().expect("it runs and ends")
 }
 
-/// Exit code 1 and exactly one line on stderr, which is given.
+/// Asserts exit code 1 and exactly one line on stderr. Returns the line.
 fn one_line(output: &Output) -> String {
     let text = String::from_utf8(output.stderr.clone()).expect("text");
     assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{text}");
@@ -51,7 +51,7 @@ async fn damaged_row_is_a_miss_and_is_fetched_again() {
         let mut file = StoreFile::open(app.folder.path()).await;
         assert_eq!(file.run(damage).await, 1, "{damage}");
         file.close().await;
-        // Memory may answer until the writer has noticed that somebody else wrote.
+        // The memory cache is used until the writer notices the change by another program.
         eventually("the damage is noticed", async || {
             let reply = app.retrieve("t", DOCUMENTED_ID).await;
             assert_eq!(reply.body, DOCUMENTED, "{damage}");
@@ -87,7 +87,7 @@ async fn grant_moved_to_another_reader_opens_no_record() {
     }
     let app = app.restart().await;
     let mut file = StoreFile::open(app.folder.path()).await;
-    // As if a bit of the reader's number had flipped: the rights of a for b.
+    // Grants of reader a, changed to reader b as a flipped bit might do.
     let moved = file
         .run(
             "INSERT OR IGNORE INTO task_right (service, id, reader, task, mark)
@@ -161,7 +161,7 @@ async fn corrupt_database_is_set_aside_with_an_error_in_the_log() {
         assert!(program.wait().success());
         let log = program.log();
         assert!(log.contains("ERROR") && log.contains("set aside") && log.contains("corrupt"), "{log}");
-        // Names hold the second, so that of two in one second one has a number.
+        // The name has the time in seconds; the second file of one second has a number.
         let mut kept = files_set_aside(folder.path());
         kept.retain(|name| !name.ends_with("-wal") && !name.ends_with("-shm"));
         assert_eq!(kept.len(), n + 1, "{kept:?}");
@@ -240,10 +240,10 @@ async fn locked_database_fails_no_lookup_and_recovers() {
         slowest = slowest.max(start.elapsed());
         assert_eq!((reply.status.as_u16(), reply.body), (200, token_record(&id, "t", 50).into()));
         assert!(!reply.headers["cache-status"].to_str().unwrap().contains("stored"), "{:?}", reply.headers);
-        // What was stored before is served all the while.
+        // Stored records are served meanwhile.
         assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");
     }
-    // One waits for the lock; as soon as that is known nobody does.
+    // One lookup waits for the lock. After that the store is known to be locked, and none waits.
     assert!(slowest < Duration::from_secs(8), "{slowest:?}");
     assert_eq!(readiness(&program).await, 503);
     file.run("ROLLBACK").await;
@@ -263,7 +263,7 @@ async fn readiness(program: &Program) -> u16 {
 #[test]
 fn unwritable_store_path_ends_the_start_with_one_line() {
     let folder = tempfile::tempdir().unwrap();
-    // Not even root writes there.
+    // Not even root can write there.
     let line = one_line(&refused_start(folder.path(), "sqlite:///proc/refrain.db"));
     assert!(line.contains("/proc/refrain.db") && line.contains("folder"), "{line}");
     let line = one_line(&refused_start(folder.path(), "sqlite://missing/refrain.db"));

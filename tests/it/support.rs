@@ -16,15 +16,15 @@ use std::time::Duration;
 
 use refrain::config::Config;
 
-/// Longest wait for anything that should happen.
+/// Longest wait for a condition.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The documentation's own finished task, and its id.
+/// The finished task of the vendor's documentation.
 pub const DOCUMENTED: &[u8] = include_bytes!("../fixtures/retrieve.json");
 /// The id of [`DOCUMENTED`].
 pub const DOCUMENTED_ID: &str = "1a6ac2ad-10f2-4e2b-b500-66ec27fe82ad";
 
-/// Waits until a condition holds; panics with `what` if it never does.
+/// Waits until a condition holds. Panics with `what` after [`TIMEOUT`].
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let start = std::time::Instant::now();
     while !condition().await {
@@ -39,15 +39,15 @@ pub fn without_pending_cache(config: &mut Config) {
     config.upstream.max_retries = 0;
 }
 
-/// A finished task of this id as JSON text; `extra` tells one text from another.
+/// A final record of this id. `extra` distinguishes records of one id.
 pub fn final_record(id: &str, extra: &str) -> String {
     let id = serde_json::Value::from(id);
     format!(r#"{{"id":{id},"extra":"{extra}","response":{{"success":true}},"finished_at":1767119785.589}}"#)
 }
 
-/// The batch answer that holds these texts.
-pub fn envelope<S: AsRef<str>>(texts: &[S]) -> String {
-    let items: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+/// The body of a batch response with these records.
+pub fn envelope<S: AsRef<str>>(records: &[S]) -> String {
+    let items: Vec<&str> = records.iter().map(AsRef::as_ref).collect();
     format!(r#"{{"items":[{}],"count":{}}}"#, items.join(","), items.len())
 }
 

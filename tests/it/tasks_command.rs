@@ -15,10 +15,10 @@ use tempfile::TempDir;
 
 use crate::support::{Client, Program, client, final_record, simulator};
 
-/// No retries, so that a look-up at an upstream that has gone ends soon.
+/// No retries, so that a lookup at an unreachable upstream ends soon.
 const SETTINGS: [(&str, &str); 1] = [("REFRAIN_UPSTREAM__MAX_RETRIES", "0")];
 
-/// Runs a store command in this folder, with this on stdin.
+/// Runs `refrain tasks` in this folder, with this input.
 fn tasks_with(folder: &Path, arguments: &[&str], environment: &[(&str, &str)], stdin: &[u8]) -> Output {
     let mut command = Program::command();
     command.current_dir(folder).arg("tasks").args(arguments).envs(environment.iter().copied());
@@ -36,7 +36,7 @@ fn tasks_with(folder: &Path, arguments: &[&str], environment: &[(&str, &str)], s
     output
 }
 
-/// Runs one that succeeds; what it wrote to stdout.
+/// Runs a command that has to succeed. Returns its stdout.
 fn tasks(folder: &Path, arguments: &[&str]) -> Vec<u8> {
     succeeds(tasks_with(folder, arguments, &[], b""))
 }
@@ -54,7 +54,7 @@ fn json_lines(bytes: &[u8]) -> Vec<Value> {
     text(bytes).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// Asserts that it fails with this code, that its last line on stderr holds these words, and that stdout is empty.
+/// Asserts this exit code, an empty stdout, and that the last line on stderr contains these words.
 fn assert_fails(output: &Output, code: i32, words: &[&str]) {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(code), "{output:?}");
@@ -66,7 +66,7 @@ fn assert_fails(output: &Output, code: i32, words: &[&str]) {
     }
 }
 
-/// A proxy as a process, its upstream and its folder.
+/// A running proxy, its upstream and its folder.
 struct ProxyProcess {
     upstream: Simulator,
     folder: TempDir,
@@ -89,7 +89,7 @@ impl ProxyProcess {
         self.folder.path()
     }
 
-    /// Lets the proxy store this text for this token.
+    /// Makes the proxy store this record for this token.
     async fn store(&self, token: &str, id: &str, text: &str) {
         self.upstream.put_raw("producer", token, id, text.to_owned());
         let reply = self.http.retrieve(token, id).await.expect("a response");
@@ -177,8 +177,8 @@ async fn closed_stdout_ends_the_command_silently() {
             stdout.read_line(&mut String::new()).expect("a line");
         }
         drop(stdout);
-        let mut told = String::new();
-        child.stderr.take().expect("piped").read_to_string(&mut told).expect("text");
-        assert_eq!((child.wait().expect("it ends").code(), told.as_str()), (Some(0), ""), "{arguments:?}");
+        let mut stderr = String::new();
+        child.stderr.take().expect("piped").read_to_string(&mut stderr).expect("text");
+        assert_eq!((child.wait().expect("it ends").code(), stderr.as_str()), (Some(0), ""), "{arguments:?}");
     }
 }

@@ -24,10 +24,10 @@ async fn app() -> TestApp {
     app
 }
 
-/// After the fault nothing is stored, and the first sound answer is.
+/// Asserts that nothing was stored during the fault, and that the first sound response is.
 async fn assert_recovers(app: &TestApp) {
     app.upstream.clear_rules();
-    eventually("the upstream is asked again", async || {
+    eventually("the upstream receives calls again", async || {
         app.retrieve("t", "probe").await.status == StatusCode::OK
     })
     .await;
@@ -165,7 +165,7 @@ async fn record_of_another_id_is_relayed_and_stored_for_no_token() {
     let reply = app.retrieve("t", "id").await;
     assert_eq!((reply.status, reply.body), (StatusCode::OK, final_record("foreign", "x").into()));
     app.upstream.clear_rules();
-    assert_eq!(app.retrieve("t", "foreign").await.body, "{}", "neither stored nor a right to it");
+    assert_eq!(app.retrieve("t", "foreign").await.body, "{}", "neither a record nor a grant is stored");
     assert_recovers(&app).await;
 }
 
@@ -240,7 +240,7 @@ async fn oversized_response_is_a_502_compressed_or_not() {
     for fault in faults {
         let app = TestApp::spawn_with(|config| {
             strict(config);
-            // Packing the bomb takes the upstream a while.
+            // The upstream needs some time to compress the body.
             config.upstream.request_timeout = Duration::from_secs(20);
         })
         .await;
@@ -266,7 +266,7 @@ async fn bytes_after_the_declared_length_are_ignored() {
     );
     app.upstream.script(Rule::look_ups().raw(raw).times(1));
     assert_eq!(app.retrieve("t", "id").await.body, text);
-    // What was glued on is nobody's answer.
+    // The appended bytes answer no other request.
     assert_eq!(app.retrieve("t", "other").await.body, final_record("other", "x"));
     app.assert_stored("t", "id").await;
 }
@@ -302,7 +302,7 @@ async fn error_with_any_retry_after_is_relayed_and_never_stored() {
             if status == 429 {
                 assert!(!reply.header("retry-after").is_empty(), "{form}: {reply:?}");
             }
-            // One token's trouble is not another's.
+            // The error delays only its own token.
             app.upstream.share("id", "u");
             assert_eq!(app.retrieve("u", "id").await.status, StatusCode::OK, "{form}");
             assert!(start.elapsed() < Duration::from_secs(5), "{form}: {:?}", start.elapsed());

@@ -35,7 +35,7 @@ async fn failure_before_the_headers_is_a_502_and_is_not_retried() {
     assert_eq!((response.status, response.code().as_str()), (502, "api_error"));
     app.upstream.resume().await.expect("the port is free again");
     let (response, _) = forwarded(&app, &request(PAID, &[BEARER], r#"{"async":true}"#)).await;
-    assert_eq!(response.status, 200, "it heals at once: {response:?}");
+    assert_eq!(response.status, 200, "it recovers at once: {response:?}");
 }
 
 #[tokio::test]
@@ -69,7 +69,7 @@ async fn paid_request_on_a_stale_connection_is_never_sent_twice() {
         assert!(matches!(response.status, 200 | 502), "{response:?}");
         assert!(app.upstream.paid_starts() <= sent, "one request, one call");
     }
-    // Closed by force in the middle of the second request of a connection.
+    // The upstream resets the connection during its second request.
     app.upstream.clear_rules();
     app.upstream.clear_calls();
     app.upstream.script(Rule::any().body("application/json", "{}").times(1));

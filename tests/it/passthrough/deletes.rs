@@ -66,7 +66,7 @@ async fn unconfirmed_delete_removes_nothing() {
         assert_eq!((response.status, response.text()), (status, body), "relayed as it is");
         app.assert_stored("t", &id).await;
     }
-    // Cut off, it is no confirmation either.
+    // A truncated confirmation does not count.
     app.upstream.script(
         rule().body("application/json", format!(r#"{{"id":"{id}","deleted":true}}    "#)).cut_after(60),
     );
@@ -82,7 +82,7 @@ async fn delete_by_a_token_without_a_grant_removes_nothing() {
     app.retrieve("t", &id).await;
     let confirmed = format!(r#"{{"id":"{id}","deleted":true}}"#);
     app.upstream.script(Rule::any().action("delete").body("application/json", confirmed.clone()));
-    assert_eq!(send_delete(&app, "stranger", &id).await.text(), confirmed);
+    assert_eq!(send_delete(&app, "other", &id).await.text(), confirmed);
     app.assert_stored("t", &id).await;
     send_delete(&app, "t", &id).await;
     app.assert_not_stored("t", &id).await;

@@ -40,7 +40,7 @@ async fn abandoned_stream_ends_upstream_within_a_second() {
     }
     drop(wire);
     let left = Instant::now();
-    app.upstream.wait_until("the call was given up", |upstream| upstream.aborted() == 1).await;
+    app.upstream.wait_until("the call was aborted", |upstream| upstream.aborted() == 1).await;
     assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
 }
 
@@ -53,10 +53,10 @@ async fn abandoned_request_ends_upstream_within_a_second() {
     app.upstream.wait_for_calls(1).await;
     drop(wire);
     let left = Instant::now();
-    app.upstream.wait_until("the call was given up", |upstream| upstream.aborted() == 1).await;
+    app.upstream.wait_until("the call was aborted", |upstream| upstream.aborted() == 1).await;
     assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
 
-    // In the middle of its own upload.
+    // The client leaves in the middle of its upload.
     app.upstream.clear_rules();
     let mut wire = Wire::connect(app.address).await;
     let bytes = request(PAID, &[BEARER], vec![b'x'; 500_000]);
@@ -64,7 +64,7 @@ async fn abandoned_request_ends_upstream_within_a_second() {
     app.upstream.wait_until("the upload began", |upstream| upstream.open_connections() >= 1).await;
     drop(wire);
     let left = Instant::now();
-    app.upstream.wait_until("the upload was given up", |upstream| upstream.open_connections() == 0).await;
+    app.upstream.wait_until("the upload was aborted", |upstream| upstream.open_connections() == 0).await;
     assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
     assert_eq!(
         app.upstream.call_count(),
@@ -122,7 +122,7 @@ async fn early_response_leaves_no_bytes_for_the_next_request() {
         wire.write(first).await;
         let response = wire.response().await;
         assert_eq!(response.status, 413);
-        // The connection may be closed by now, which is as good.
+        // The connection may be closed by now, which is correct too.
         use tokio::io::AsyncWriteExt;
         let _ = wire.stream.write_all(rest).await;
         let mut next = Wire::connect(app.address).await;
@@ -132,7 +132,7 @@ async fn early_response_leaves_no_bytes_for_the_next_request() {
     assert!(app.upstream.calls().iter().all(|call| call.path() != "/inner"));
 }
 
-/// An upstream that reads a body without keeping it, and answers with its length.
+/// An upstream that discards one request body and responds with its length.
 fn sink() -> (std::net::SocketAddr, std::thread::JoinHandle<()>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound");
@@ -156,7 +156,7 @@ fn sink() -> (std::net::SocketAddr, std::thread::JoinHandle<()>) {
     (address, thread)
 }
 
-/// The most memory that a process ever had, in bytes.
+/// Peak resident memory of a process in bytes.
 fn peak_memory(id: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("a running process");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");

@@ -1,4 +1,4 @@
-//! The app in this process, on port 0, with a store of its own and a simulator as upstream.
+//! The app in this process, on free ports, with its own store and a simulator as upstream.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use tokio_util::sync::CancellationToken;
 use super::TIMEOUT;
 use super::wire::{RawResponse, Wire};
 
-/// A simulator without a rate limit of its own.
+/// Starts a simulator without a rate limit.
 pub async fn simulator() -> Simulator {
     let config = SimulatorConfig { requests_per_second: None, ..SimulatorConfig::default() };
     Simulator::start(config).await.expect("a simulator")
 }
 
-/// The defaults on free ports, with a rate that does not slow tests down.
+/// The default configuration on free ports, with a rate that does not delay tests.
 pub fn config(upstream: &str, folder: &std::path::Path) -> Config {
     let mut config = Config::default();
     config.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -45,7 +45,7 @@ pub struct TestApp {
     running: JoinHandle<anyhow::Result<()>>,
 }
 
-/// A whole answer.
+/// A complete response.
 #[derive(Clone, Debug)]
 pub struct Reply {
     pub status: StatusCode,
@@ -54,7 +54,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// A header field's value; empty where it is absent.
+    /// Value of a header, empty if it is absent.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().expect("visible ASCII"))
     }
@@ -74,17 +74,17 @@ impl Reply {
 }
 
 impl TestApp {
-    /// The app on its defaults.
+    /// Starts the app with the default configuration.
     pub async fn spawn() -> Self {
         Self::spawn_with(|_| {}).await
     }
 
-    /// The app with a configuration of one's own.
+    /// Starts the app with a changed configuration.
     pub async fn spawn_with(change: impl FnOnce(&mut Config)) -> Self {
         Self::spawn_at(simulator().await, tempfile::tempdir().expect("a folder"), change).await
     }
 
-    /// The app in front of a given upstream, on a given folder.
+    /// Starts the app in front of this upstream, with its store in this folder.
     pub async fn spawn_at(upstream: Simulator, folder: TempDir, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = config(&upstream.base_url(), folder.path());
         change(&mut config);
@@ -92,7 +92,7 @@ impl TestApp {
         let (address, admin) = (app.client_address(), app.admin_address().expect("the admin port is on"));
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(app.run(shutdown.clone()));
-        // The test client's own; the program brings its own set-up along. An error says that it is there already.
+        // For the test client. An error means that a provider is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
             .retry(reqwest::retry::never())
@@ -108,18 +108,18 @@ impl TestApp {
         format!("http://{}{path}", self.address)
     }
 
-    /// A `retrieve`, as a client sends it.
+    /// Sends a `retrieve`.
     pub async fn retrieve(&self, token: &str, id: &str) -> Reply {
         self.look_up(token, &serde_json::json!({"action": "retrieve", "id": id}), &[]).await
     }
 
-    /// A `retrieve_batch`, as a client sends it.
+    /// Sends a `retrieve_batch`.
     pub async fn batch<S: AsRef<str>>(&self, token: &str, ids: &[S]) -> Reply {
         let ids: Vec<&str> = ids.iter().map(AsRef::as_ref).collect();
         self.look_up(token, &serde_json::json!({"action": "retrieve_batch", "ids": ids}), &[]).await
     }
 
-    /// A look-up with header fields of one's own.
+    /// Sends a lookup with more headers.
     pub async fn look_up(&self, token: &str, body: &serde_json::Value, headers: &[(&str, &str)]) -> Reply {
         let mut request = self
             .http
@@ -139,17 +139,17 @@ impl TestApp {
         Reply { status, headers, body: response.bytes().await.expect("a whole body") }
     }
 
-    /// `GET` on the admin port.
+    /// Sends a `GET` to the admin port.
     pub async fn admin(&self, path: &str) -> Reply {
         self.send(self.http.get(format!("http://{}{path}", self.admin))).await
     }
 
-    /// Look-up calls that the upstream saw.
+    /// Number of lookups that the upstream received.
     pub fn calls(&self) -> usize {
         self.upstream.look_up_calls().len()
     }
 
-    /// Shuts down and waits for the end; what is left to start again with.
+    /// Shuts down and waits for the end. Returns what another start needs.
     pub async fn stop(self) -> (Simulator, TempDir) {
         self.shutdown.cancel();
         tokio::time::timeout(TIMEOUT, self.running)
@@ -165,20 +165,20 @@ impl TestApp {
         self.restart_with(|_| {}).await
     }
 
-    /// Shuts down and starts again on the same store, with a configuration of one's own.
+    /// Shuts down and starts again on the same store, with a changed configuration.
     pub async fn restart_with(self, change: impl FnOnce(&mut Config)) -> Self {
         let (upstream, folder) = self.stop().await;
         Self::spawn_at(upstream, folder, change).await
     }
 
-    /// A request of exactly these bytes on a connection of its own.
+    /// Sends exactly these bytes on a new connection.
     pub async fn raw(&self, request: impl AsRef<[u8]>) -> RawResponse {
         let mut wire = Wire::connect(self.address).await;
         wire.write(request).await;
         wire.response().await
     }
 
-    /// Asserts that the task is not stored for this token: asking for it causes a call, and keeps it this time.
+    /// Asserts that the task is not stored for this token: its lookup causes a call. Afterwards it is stored.
     pub async fn assert_not_stored(&self, token: &str, id: &str) {
         let before = self.calls();
         let reply = self.retrieve(token, id).await;
@@ -186,12 +186,12 @@ impl TestApp {
         assert_eq!(self.calls(), before + 1);
     }
 
-    /// Asserts that the task is stored for this token: no call is made for it.
+    /// Asserts that the task is stored for this token: its lookup causes no call.
     pub async fn assert_stored(&self, token: &str, id: &str) -> Reply {
         let before = self.upstream.call_count();
         let reply = self.retrieve(token, id).await;
         assert_eq!((reply.status, reply.x_cache()), (StatusCode::OK, "HIT"), "{reply:?}");
-        assert_eq!(self.upstream.call_count(), before, "a hit makes no call");
+        assert_eq!(self.upstream.call_count(), before, "a hit causes no call");
         reply
     }
 }

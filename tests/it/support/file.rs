@@ -1,11 +1,11 @@
-//! The store's file seen from outside, as another program beside the proxy sees it.
+//! The store's file as another program sees it.
 
 use std::path::Path;
 
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 
-/// A connection of one's own to a store's file.
+/// A separate connection to a store's file.
 pub struct StoreFile {
     pub connection: SqliteConnection,
 }
@@ -20,12 +20,12 @@ impl StoreFile {
         Self { connection: options.connect().await.expect("the file opens") }
     }
 
-    /// What SQLite thinks of the file; `ok` if it is sound.
+    /// Result of SQLite's integrity check, `ok` for a sound file.
     pub async fn integrity(&mut self) -> String {
         sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut self.connection).await.expect("readable")
     }
 
-    /// Runs one statement; how many rows it changed.
+    /// Runs one statement. Returns the number of changed rows.
     pub async fn run(&mut self, sql: &'static str) -> u64 {
         sqlx::query(sql).execute(&mut self.connection).await.expect("it runs").rows_affected()
     }

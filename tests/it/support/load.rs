@@ -1,19 +1,19 @@
-//! Many clients at once: a client for any address whose calls may fail, and task texts that tell whose they are.
+//! Many clients at once, and records that name their token.
 
 use std::net::SocketAddr;
 
 use super::Reply;
 
-/// A client of a proxy that may be killed under its hands: every call gives a result.
+/// A client of a proxy that may be killed: every request returns a `Result`.
 #[derive(Clone)]
 pub struct Client {
     pub address: SocketAddr,
     pub http: reqwest::Client,
 }
 
-/// A client with connections of its own.
+/// Builds a client with its own connections.
 pub fn client(address: SocketAddr) -> Client {
-    // The test client's own; the program brings its own set-up along. An error says that it is there already.
+    // An error means that a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let http = reqwest::Client::builder()
         .retry(reqwest::retry::never())
@@ -26,18 +26,18 @@ pub fn client(address: SocketAddr) -> Client {
 }
 
 impl Client {
-    /// A `retrieve`; an answer that did not come whole is an error.
+    /// Sends a `retrieve`. An incomplete response is an error.
     pub async fn retrieve(&self, token: &str, id: &str) -> reqwest::Result<Reply> {
         self.look_up(token, serde_json::json!({"action": "retrieve", "id": id}).to_string(), &[]).await
     }
 
-    /// A `retrieve_batch`.
+    /// Sends a `retrieve_batch`.
     pub async fn batch(&self, token: &str, ids: &[String]) -> reqwest::Result<Reply> {
         self.look_up(token, serde_json::json!({"action": "retrieve_batch", "ids": ids}).to_string(), &[])
             .await
     }
 
-    /// Any body, with header fields of one's own.
+    /// Sends any body with more headers.
     pub async fn look_up(
         &self,
         token: &str,
@@ -59,7 +59,7 @@ impl Client {
     }
 }
 
-/// A finished task whose text names its id and the token it is for, about `length` bytes long.
+/// A final record that names its id and its token, about `length` bytes long.
 pub fn token_record(id: &str, token: &str, length: usize) -> String {
     let id = serde_json::Value::from(id);
     format!(
@@ -69,18 +69,18 @@ pub fn token_record(id: &str, token: &str, length: usize) -> String {
     )
 }
 
-/// Runs the work of `places` at the same time, at most `at_once` of them, and gives what came of it in order.
+/// Runs `work` for each of `places`, at most `at_once` at the same time. Returns the results in order.
 pub async fn in_parallel<T, F>(places: usize, at_once: usize, work: impl Fn(usize) -> F) -> Vec<T>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
-    let room = std::sync::Arc::new(tokio::sync::Semaphore::new(at_once));
+    let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(at_once));
     let tasks: Vec<_> = (0..places)
         .map(|place| {
-            let (room, work) = (std::sync::Arc::clone(&room), work(place));
+            let (permits, work) = (std::sync::Arc::clone(&permits), work(place));
             tokio::spawn(async move {
-                let _place = room.acquire_owned().await.expect("never closed");
+                let _permit = permits.acquire_owned().await.expect("never closed");
                 work.await
             })
         })

@@ -1,4 +1,4 @@
-//! The program as a process of its own: for signals, exit codes, and what is left after kill -9.
+//! The program as a separate process, for signals, exit codes and `kill -9`.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,21 +17,21 @@ pub struct Program {
 }
 
 impl Program {
-    /// The binary under test, with none of this environment's variables.
+    /// The binary under test, with an empty environment.
     pub fn command() -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_refrain"));
         command.env_clear().stdin(Stdio::null());
         command
     }
 
-    /// Starts `serve` on free ports and waits until it says where it listens.
+    /// Starts `serve` on free ports and waits until it logs their addresses.
     pub fn serve(upstream: &str, folder: &Path, environment: &[(&str, &str)]) -> Self {
         let mut command = Self::command();
         command.arg("serve");
         Self::start(command, upstream, folder, environment)
     }
 
-    /// The same for a command that ends up as `serve`.
+    /// Starts a command that executes `serve`.
     pub fn start(mut command: Command, upstream: &str, folder: &Path, environment: &[(&str, &str)]) -> Self {
         command
             .current_dir(folder)
@@ -62,7 +62,7 @@ impl Program {
         program
     }
 
-    /// Everything it has logged so far.
+    /// The log so far.
     pub fn log(&self) -> String {
         self.log.lock().expect("no panic").clone()
     }
@@ -71,14 +71,14 @@ impl Program {
         self.child.id()
     }
 
-    /// Sends a signal by its name, for example `TERM`.
+    /// Sends a signal, for example `TERM`.
     pub fn signal(&self, name: &str) {
         let status =
             Command::new("kill").args(["-s", name, &self.id().to_string()]).status().expect("kill runs");
         assert!(status.success());
     }
 
-    /// Waits for the end.
+    /// Waits for the process to end.
     pub fn wait(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {

@@ -1,4 +1,4 @@
-//! A client that writes bytes: for what no HTTP library would send.
+//! A client that writes raw bytes, for requests that no HTTP library would send.
 
 use std::net::SocketAddr;
 
@@ -21,7 +21,7 @@ impl Wire {
         self.stream.write_all(bytes.as_ref()).await.expect("written");
     }
 
-    /// Reads until the peer closes; `Err` holds what came before a reset.
+    /// Reads until the peer closes. `Err` holds the bytes before a reset.
     pub async fn read_to_end(&mut self) -> Result<Vec<u8>, Vec<u8>> {
         let mut read = Vec::new();
         match tokio::time::timeout(TIMEOUT, self.stream.read_to_end(&mut read)).await {
@@ -31,7 +31,7 @@ impl Wire {
         }
     }
 
-    /// Reads until `end` was seen.
+    /// Reads up to and including `end`.
     pub async fn read_until(&mut self, end: &str) -> Vec<u8> {
         let mut read = Vec::new();
         let reading = async {
@@ -45,7 +45,7 @@ impl Wire {
         read
     }
 
-    /// Sends one request and reads the answer to the connection's end.
+    /// Sends one request on a new connection and reads until it is closed.
     pub async fn exchange(address: SocketAddr, request: impl AsRef<[u8]>) -> String {
         let mut wire = Self::connect(address).await;
         wire.write(request).await;
@@ -54,7 +54,7 @@ impl Wire {
     }
 }
 
-/// A request as bytes: `line` is method and target, `host` and `content-length` are added.
+/// The bytes of a request. `line` is method and target; `host` and `content-length` are added.
 pub fn request(line: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Vec<u8> {
     let body = body.as_ref();
     let mut head = format!("{line} HTTP/1.1\r\nhost: proxy.test\r\ncontent-length: {}\r\n", body.len());
@@ -65,27 +65,27 @@ pub fn request(line: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> 
     [head.as_bytes(), body].concat()
 }
 
-/// Sends a `GET` on a connection of its own.
+/// Sends a `GET` on a new connection.
 pub async fn get(address: SocketAddr, path: &str) -> RawResponse {
     let mut wire = Wire::connect(address).await;
     wire.write(format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n")).await;
     wire.response().await
 }
 
-/// An answer as it came over the wire.
+/// A response as it came over the wire.
 #[derive(Clone, Debug)]
 pub struct RawResponse {
     pub status: u16,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
-    /// Without its framing.
+    /// Without the framing of chunks.
     pub body: Vec<u8>,
-    /// Whether the body came to its declared end.
+    /// Whether the body reached its declared end.
     pub complete: bool,
 }
 
 impl RawResponse {
-    /// A header's first value; empty where it is absent.
+    /// First value of a header, empty if it is absent.
     pub fn header(&self, name: &str) -> &str {
         self.headers.iter().find(|(found, _)| found == name).map_or("", |(_, value)| value)
     }
@@ -102,7 +102,7 @@ impl RawResponse {
 }
 
 impl Wire {
-    /// Reads a head: its status and headers.
+    /// Reads status and headers of a response.
     pub async fn head(&mut self) -> (u16, Vec<(String, String)>) {
         let head = self.read_until("\r\n\r\n").await;
         let head = String::from_utf8(head).expect("text");
@@ -113,12 +113,12 @@ impl Wire {
         (status.unwrap_or_else(|| panic!("no status line: {head}")), headers.collect())
     }
 
-    /// Reads one final answer to the end of its body.
+    /// Reads one final response to the end of its body.
     pub async fn response(&mut self) -> RawResponse {
         self.response_to("POST").await
     }
 
-    /// Reads one final answer to a request of this method.
+    /// Reads one final response to a request with this method.
     pub async fn response_to(&mut self, method: &str) -> RawResponse {
         let (mut status, mut headers) = self.head().await;
         while (100..200).contains(&status) {
@@ -141,7 +141,7 @@ impl Wire {
         response
     }
 
-    /// One chunk of a chunked body; `None` if it is the last or the connection ends.
+    /// Reads one chunk of a body: empty for the last one, `None` if the connection ends.
     pub async fn chunk(&mut self) -> Option<Vec<u8>> {
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {

@@ -50,8 +50,8 @@ async fn backup_during_writes_is_complete_and_can_be_served() {
     .expect("no panic");
     done.store(true, Ordering::Relaxed);
     assert!(writing.await.expect("no panic") > 0, "it was written meanwhile");
-    let told = &json_lines(&out)[0];
-    assert!(told["tasks"].as_u64() >= Some(20), "{told}");
+    let summary = &json_lines(&out)[0];
+    assert!(summary["tasks"].as_u64() >= Some(20), "{summary}");
     let names: Vec<String> = std::fs::read_dir(proxy.path())
         .expect("readable")
         .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
@@ -63,7 +63,7 @@ async fn backup_during_writes_is_complete_and_can_be_served() {
     std::fs::copy(proxy.path().join("copy.db"), served.path().join("refrain.db")).expect("copied");
     assert_eq!(StoreFile::open(served.path()).await.integrity().await, "ok");
     let stats = &json_lines(&tasks(served.path(), &["stats", "--json"]))[0];
-    assert_eq!(stats["tasks"], told["tasks"]);
+    assert_eq!(stats["tasks"], summary["tasks"]);
     let (upstream, _first) = proxy.stop();
     upstream.clear_calls();
     let program = Program::serve(&upstream.base_url(), served.path(), &SETTINGS);
@@ -71,7 +71,7 @@ async fn backup_during_writes_is_complete_and_can_be_served() {
     let reply = http.batch("t", &ids).await.expect("a response");
     assert_eq!((reply.x_cache(), &reply.json()["count"]), ("HIT", &json!(20)));
     let reply = http.batch("other", &ids).await.expect("a response");
-    assert_eq!(reply.json()["count"], 0, "rights are in the copy, and nobody else's");
+    assert_eq!(reply.json()["count"], 0, "the copy has the same grants and no others");
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn interrupted_backup_leaves_nothing_behind() {
     command.current_dir(folder.path()).args(["tasks", "backup", "copy.db"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
     let start = Instant::now();
-    // The copy's own file: the store's log appears sooner, before the command heeds signals.
+    // Waits for the copy's file: the store's log appears earlier, before the command handles signals.
     while !names().iter().any(|name| !name.starts_with("refrain.db")) {
         assert!(start.elapsed() < Duration::from_secs(20), "it begins");
     }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{ProxyProcess, SETTINGS, assert_fails, json_lines, succeeds, tasks, tasks_with, text};
 use crate::support::{Program, client, final_record, simulator};
 
-/// Finished tasks whose bytes are easy to lose.
+/// Final records whose bytes are easily changed by a parser.
 fn fragile_records() -> Vec<(String, String)> {
     let plain = (0..12).map(|n| (format!("plain-{n}"), final_record(&format!("plain-{n}"), "x")));
     let spaced =
@@ -57,14 +57,14 @@ async fn imported_records_are_hits_for_the_new_token() {
         assert!(text(&out).starts_with("imported 15 tasks for reader "), "{}", text(&out));
         let both = [b"canary-new\r\n", &exported[..]].concat();
         let again = tasks_with(folder.path(), &["import", "-", "--token-stdin", "--json"], &[], &both);
-        let told = &json_lines(&succeeds(again))[0];
-        assert_eq!((&told["imported"], &told["known"]), (&json!(0), &json!(15)));
+        let output = &json_lines(&succeeds(again))[0];
+        assert_eq!((&output["imported"], &output["known"]), (&json!(0), &json!(15)));
         assert_eq!(tasks(folder.path(), &["export"]), exported, "dates and order are kept too");
         for (id, stored) in &delicate {
             assert_eq!(text(&tasks(folder.path(), &["show", id])), stored);
         }
 
-        // The new token is known upstream, but was never shown these tasks.
+        // The upstream knows the new token, but never returned these tasks to it.
         upstream.clear_calls();
         if gone {
             upstream.stop().await;
@@ -82,8 +82,8 @@ async fn imported_records_are_hits_for_the_new_token() {
         }
         assert_eq!(upstream.look_up_calls().len(), usize::from(!gone), "one recheck before the first hit");
         if !gone {
-            let stranger = http.batch("stranger", &ids).await.expect("a response");
-            assert_eq!(stranger.json()["count"], 0, "only the named token may read them");
+            let other = http.batch("other", &ids).await.expect("a response");
+            assert_eq!(other.json()["count"], 0, "only the named token may read them");
         }
         drop(program);
         for entry in std::fs::read_dir(folder.path()).expect("readable").flatten() {
@@ -142,10 +142,10 @@ fn import_stops_at_the_first_invalid_line() {
     let output = import(&format!("{all}{}{}", line("pending", r#"{"id":"pending"}"#), good(1100)));
     assert_fails(&output, 1, &["line 1101: ", "1000 tasks were imported"]);
     assert_eq!(json_lines(&tasks(folder.path(), &["stats", "--json"]))[0]["tasks"], 1000);
-    // Once it is mended the rest comes along; blank lines are nothing.
-    let told = succeeds(import(&format!("{all}\n{}\n", good(1100))));
-    assert!(text(&told).starts_with("imported 101 tasks for reader "), "{}", text(&told));
-    assert!(text(&told).contains("1000 tasks were readable for it before"), "{}", text(&told));
+    // A corrected file imports the rest. Blank lines are ignored.
+    let output = succeeds(import(&format!("{all}\n{}\n", good(1100))));
+    assert!(text(&output).starts_with("imported 101 tasks for reader "), "{}", text(&output));
+    assert!(text(&output).contains("1000 tasks were readable for it before"), "{}", text(&output));
     assert_eq!(json_lines(&tasks(folder.path(), &["list", "--limit", "2000", "--json"])).len(), 1101);
 }
 
@@ -158,8 +158,8 @@ async fn import_in_shared_mode_grants_the_team() {
         ("REFRAIN_ACCESS__CLIENTS", "[{name = \"one\", key = \"key-1\"}, {name = \"two\", key = \"key-2\"}]"),
     ];
     let line = json!({"service": "producer", "id": "x", "stored_at": 1, "text": final_record("x", "a")});
-    let told = tasks_with(folder.path(), &["import", "-"], &shared, line.to_string().as_bytes());
-    assert_eq!(text(&succeeds(told)), "imported 1 task for the team\n");
+    let output = tasks_with(folder.path(), &["import", "-"], &shared, line.to_string().as_bytes());
+    assert_eq!(text(&succeeds(output)), "imported 1 task for the team\n");
     let program = Program::serve(&upstream.base_url(), folder.path(), &shared);
     for key in ["key-1", "key-2"] {
         let reply = client(program.address).retrieve(key, "x").await.expect("a response");

@@ -14,7 +14,7 @@ async fn list_show_and_stats_work_beside_a_proxy_and_without() {
     proxy.store("t", "first", &final_record("first", "x")).await;
     proxy.store("t", "titled", titled).await;
     proxy.store("t", "nasty\n\u{1b}[2J", &final_record("nasty\n\u{1b}[2J", "x")).await;
-    // The same text for another token: one row, two readers.
+    // The same record for another token: one row, two readers.
     proxy.store("u", "first", &final_record("first", "x")).await;
 
     let check = |folder: &Path| {
@@ -36,7 +36,6 @@ async fn list_show_and_stats_work_beside_a_proxy_and_without() {
         let words = ["ID", "READERS", "nasty\\u{a}\\u{1b}[2J", "Z  "];
         assert!(words.iter().all(|word| text(&table).contains(word)), "{}", text(&table));
 
-        // Page by page.
         let first = tasks_with(folder, &["list", "--limit", "1"], &[], b"");
         assert!(text(&first.stderr).contains(&format!("--after {}", listed[0]["cursor"])), "{first:?}");
         let cursor = listed[1]["cursor"].to_string();
