@@ -62,7 +62,7 @@ async fn kill_repeatedly(rounds: usize) {
         }
         let mut program = Program::serve(&upstream.base_url(), folder.path(), &[]);
         let mut new = kill_during_lookups(&mut program, tasks, round).await;
-        eprintln!("round {round}: {} answers before the kill", new.len());
+        eprintln!("round {round}: {} responses before the kill", new.len());
         assert!(!new.is_empty());
 
         upstream.stop().await;

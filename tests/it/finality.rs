@@ -66,7 +66,7 @@ async fn record_that_only_looks_final_is_never_stored() {
             let before = app.calls();
             let reply = app.retrieve("t", "id").await;
             assert_eq!((reply.x_cache(), &reply.body[..]), ("MISS", text.as_bytes()));
-            assert_eq!(app.calls(), before + 1, "asked again each time: {text}");
+            assert_eq!(app.calls(), before + 1, "requested again each time: {text}");
         }
     }
     app.upstream.put_raw("producer", "t", "id", final_record("id", "x"));

@@ -130,11 +130,11 @@ async fn only_configured_services_are_stored_each_with_its_own_ids() {
     let app = TestApp::spawn().await;
     app.upstream.put_raw("suno", "t", "abc", final_record("abc", "suno"));
     let body = json!({"action": "retrieve", "id": "abc"}).to_string();
-    let ask = |app: &TestApp, service: &str| {
+    let send = |app: &TestApp, service: &str| {
         app.http.post(app.url(&format!("/{service}/tasks"))).bearer_auth("t").body(body.clone())
     };
     for _ in 0..2 {
-        let reply = app.send(ask(&app, "suno")).await;
+        let reply = app.send(send(&app, "suno")).await;
         assert_eq!(reply.header("cache-status"), "refrain; fwd=bypass");
     }
     assert_eq!(app.upstream.call_count(), 2);
@@ -143,7 +143,7 @@ async fn only_configured_services_are_stored_each_with_its_own_ids() {
     app.upstream.put_raw("producer", "t", "abc", final_record("abc", "producer"));
     for expected in ["MISS", "HIT"] {
         for service in ["suno", "producer"] {
-            let reply = app.send(ask(&app, service)).await;
+            let reply = app.send(send(&app, service)).await;
             assert_eq!(
                 (reply.x_cache(), &reply.body[..]),
                 (expected, final_record("abc", service).as_bytes())
@@ -293,7 +293,7 @@ async fn records_of_a_failed_batch_are_stored_for_the_next_request() {
     app.upstream.script(Rule::look_ups().containing("b").status(403, "forbidden"));
     let reply = app.batch("t", &["a", "b", "c"]).await;
     assert_error(&reply, 403, "forbidden");
-    app.upstream.wait_until("all three were asked for", |upstream| upstream.look_up_calls().len() >= 3).await;
+    app.upstream.wait_until("all three were requested", |upstream| upstream.look_up_calls().len() >= 3).await;
     app.upstream.clear_rules();
     assert_eq!(app.batch("t", &["a", "b", "c"]).await.json()["count"], 3);
     let requested: Vec<String> =

@@ -83,8 +83,7 @@ async fn refused_token_has_no_hits_until_a_lookup_succeeds() {
         assert_error(&reply, 502, "api_error");
         app.upstream.resume().await.expect("the port is free again");
         app.upstream.accept_token("t");
-        eventually("a look-up succeeds", async || app.retrieve("t", &id).await.status == StatusCode::OK)
-            .await;
+        eventually("a lookup succeeds", async || app.retrieve("t", &id).await.status == StatusCode::OK).await;
         app.assert_stored("t", &id).await;
     }
 }
@@ -177,9 +176,9 @@ async fn hits_wait_only_for_the_first_response_of_the_recheck() {
     let hung_up = tokio::time::timeout(Duration::from_millis(100), app.retrieve("t", &id)).await;
     assert!(hung_up.is_err());
     hold.wait_for_held(1).await;
-    let (answers, ()) =
+    let (replies, ()) =
         tokio::join!(join_all((0..10).map(|_| app.retrieve("t", &id))), async { hold.release() });
-    assert!(answers.iter().all(|response| response.x_cache() == "HIT"));
+    assert!(replies.iter().all(|reply| reply.x_cache() == "HIT"));
     assert_eq!(app.calls(), 2, "the miss and one recheck");
 }
 

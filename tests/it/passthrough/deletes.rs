@@ -48,7 +48,7 @@ async fn unconfirmed_delete_removes_nothing() {
     app.retrieve("t", &id).await;
     let padding = "x".repeat(64 << 10);
     let rule = || Rule::any().action("delete");
-    let answers = [
+    let responses = [
         (200, format!(r#"{{"id":"{id}","deleted":false}}"#)),
         (200, r#"{"id":"other","deleted":true}"#.to_owned()),
         (200, r#"{"deleted":true}"#.to_owned()),
@@ -59,7 +59,7 @@ async fn unconfirmed_delete_removes_nothing() {
         (500, format!(r#"{{"id":"{id}","deleted":true}}"#)),
         (200, format!(r#"{{"id":"{id}","deleted":true,"more":"{padding}"}}"#)),
     ];
-    for (status, body) in answers {
+    for (status, body) in responses {
         app.upstream.script(rule().status_body(status, "application/json", body.clone()).times(1));
         let response = send_delete(&app, "t", &id).await;
         assert!(response.complete);
