@@ -54,7 +54,7 @@ impl App {
         };
         let metrics = Arc::new(Metrics::new(config.tasks.services.names()));
         let (upstream, passthrough) =
-            upstream::connect(&config.upstream).context("set up the upstream client")?;
+            upstream::build_clients(&config.upstream).context("set up the upstream client")?;
         let store = Store::open(&config.store, Arc::clone(&metrics)).await?;
         let shutdown = Shutdown::new();
         let auth =
@@ -120,7 +120,7 @@ impl App {
             let counters =
                 ServerCounters { panics: self.counters.panics.clone(), ..ServerCounters::default() };
             let router = admin::router(self.admin_port);
-            let limits = ServerLimits::of_admin_port();
+            let limits = ServerLimits::for_admin_port();
             supervisor.spawn(
                 "admin port",
                 server::serve(listener, router, limits, counters, admin_shutdown.clone()),

@@ -158,9 +158,9 @@ impl ClientPort {
 
 impl Handler for ClientPort {
     type Body = ResponseBody;
-    type Kept = CallerCache;
+    type ConnectionState = CallerCache;
 
-    async fn answer(&self, last: &CallerCache, request: Request<RequestBody>) -> Response<ResponseBody> {
+    async fn respond(&self, last: &CallerCache, request: Request<RequestBody>) -> Response<ResponseBody> {
         match &self.cors {
             None => self.handle(last, request).await,
             Some(cors) => Box::pin(self.handle_with_cors(cors, last, request)).await,

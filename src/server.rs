@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-pub use body::{ClientBodyError, RequestBody};
+pub use body::{RequestBody, RequestBodyError};
 
 use crate::lifecycle::Shutdown;
 
@@ -41,17 +41,17 @@ pub struct ServerLimits {
     /// Request line and fields together, in bytes; at least 8192.
     pub max_head_bytes: usize,
     /// Fields of one request.
-    pub max_header_fields: usize,
+    pub max_headers: usize,
     /// Longest time without a byte of a request body that somebody waits for.
-    pub body_idle: Duration,
+    pub body_idle_timeout: Duration,
     /// Longest time in which a client takes nothing of an answer that is there for it.
-    pub write_idle: Duration,
+    pub write_idle_timeout: Duration,
     /// Connections at once; further ones wait in the listener's backlog.
     pub max_connections: usize,
     /// Once fewer places than this are free, a connection is closed after its answer, so that others get their turn.
-    pub spare_places: usize,
+    pub keep_alive_min_free: usize,
     /// While draining: how long a connection without a request may stay.
-    pub drain_idle: Duration,
+    pub drain_idle_timeout: Duration,
 }
 
 impl Default for ServerLimits {
@@ -60,12 +60,12 @@ impl Default for ServerLimits {
         Self {
             header_timeout: Duration::from_secs(75),
             max_head_bytes: 64 * 1024,
-            max_header_fields: 100,
-            body_idle: Duration::from_secs(30),
-            write_idle: Duration::from_secs(60),
+            max_headers: 100,
+            body_idle_timeout: Duration::from_secs(30),
+            write_idle_timeout: Duration::from_secs(60),
             max_connections: connections_for(descriptor_limit()),
-            spare_places: 0,
-            drain_idle: Duration::from_secs(1),
+            keep_alive_min_free: 0,
+            drain_idle_timeout: Duration::from_secs(1),
         }
     }
 }
@@ -73,10 +73,10 @@ impl Default for ServerLimits {
 impl ServerLimits {
     /// For a port that few ask, and that must answer them however many keep their connections: 16 to 64 places by the
     /// descriptor limit, of which half are kept at most.
-    pub fn of_admin_port() -> Self {
+    pub fn for_admin_port() -> Self {
         let limits = Self::default();
         let places = (limits.max_connections / 8).clamp(16, 64);
-        Self { max_connections: places, spare_places: places / 2, ..limits }
+        Self { max_connections: places, keep_alive_min_free: places / 2, ..limits }
     }
 }
 
@@ -117,12 +117,12 @@ fn connections_for(descriptors: u64) -> usize {
 }
 
 /// An answer's body as the edge takes it; its own few answers are made from any [`Body`].
-pub trait ClientBody:
+pub trait HandlerBody:
     http_body::Body<Data: Send, Error = axum::Error> + From<Body> + Send + Unpin + 'static
 {
 }
 
-impl<B> ClientBody for B where
+impl<B> HandlerBody for B where
     B: http_body::Body<Data: Send, Error = axum::Error> + From<Body> + Send + Unpin + 'static
 {
 }
@@ -130,23 +130,23 @@ impl<B> ClientBody for B where
 /// What answers the requests of a listener.
 pub trait Handler: Send + Sync + 'static {
     /// The body of its answers.
-    type Body: ClientBody;
+    type Body: HandlerBody;
     /// What it keeps from one request of a connection to the next.
-    type Kept: Default + Send + Sync;
+    type ConnectionState: Default + Send + Sync;
 
     /// Answers a request. The future is dropped when its client leaves; a panic of it is answered with 500 and counted.
-    fn answer(
+    fn respond(
         &self,
-        kept: &Self::Kept,
+        state: &Self::ConnectionState,
         request: Request<RequestBody>,
     ) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
 impl Handler for Router {
     type Body = Body;
-    type Kept = ();
+    type ConnectionState = ();
 
-    async fn answer(&self, (): &(), request: Request<RequestBody>) -> Response {
+    async fn respond(&self, (): &(), request: Request<RequestBody>) -> Response {
         self.clone().oneshot(request.map(Body::new)).await.unwrap_or_else(|never| match never {})
     }
 }
@@ -154,7 +154,7 @@ impl Handler for Router {
 /// Serves `handler` on `listener` until `shutdown` starts. Returns when every connection is closed.
 ///
 /// Draining accepts the connections that wait in the backlog, closes the listener, and lets every connection finish
-/// its request. Connections without a request are closed after [`ServerLimits::drain_idle`]. An abort closes all
+/// its request. Connections without a request are closed after [`ServerLimits::drain_idle_timeout`]. An abort closes all
 /// connections at once, as does dropping this future.
 pub async fn serve<H: Handler>(
     listener: TcpListener,

@@ -348,7 +348,7 @@ impl Store {
         if tasks.is_empty() || epoch.at.elapsed() > EPOCH_AGE || self.shared.health.get() != Health::Good {
             return refused;
         }
-        let bytes: usize = tasks.iter().map(|task| task.text.len()).sum();
+        let bytes: usize = tasks.iter().map(|task| task.json.len()).sum();
         let room = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(QUEUE_KIB);
         let kept = tokio::time::timeout(KEEP_TIMEOUT, async {
             let room = Arc::clone(&self.room).acquire_many_owned(room).await.ok()?;

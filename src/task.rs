@@ -9,10 +9,10 @@ mod lookup_ids;
 mod summary;
 
 pub use body::TaskRequest;
-pub use finality::{Inspection, Standing, inspect};
+pub use finality::{Inspection, TaskState, inspect};
 pub use id::{Service, TaskId};
 pub use lookup_ids::LookupIds;
-pub use summary::{LONGEST_SUMMARIZED, Link, LinkKind, Summary};
+pub use summary::{Link, LinkKind, MAX_SUMMARIZED_BYTES, TaskSummary};
 
 use bytes::Bytes;
 
@@ -22,5 +22,5 @@ pub struct FinalRecord {
     /// The id that was asked for, equal to the `id` inside `text`.
     pub id: TaskId,
     /// The task's JSON text exactly as it came, in a batch without the white space around the item.
-    pub text: Bytes,
+    pub json: Bytes,
 }

@@ -14,7 +14,7 @@ mod tests;
 
 use http::{HeaderMap, Uri, header};
 
-pub use content_coding::unpack;
+pub use content_coding::decode_body;
 pub use error::{Unreachable, UpstreamError};
 pub use lookup::{Credentials, UpstreamClient, UpstreamResponse};
 pub use passthrough::Passthrough;
@@ -24,7 +24,7 @@ use connect::OutgoingProxy;
 
 /// Why the clients could not be made at start.
 #[derive(Debug, thiserror::Error)]
-pub enum SetupError {
+pub enum UpstreamSetupError {
     /// `upstream.base_url` is not scheme and authority.
     #[error("upstream.base_url must be http:// or https:// and a host")]
     BaseUrl,
@@ -40,10 +40,10 @@ pub enum SetupError {
 }
 
 /// The clients for one upstream.
-pub fn connect(config: &UpstreamConfig) -> Result<(UpstreamClient, Passthrough), SetupError> {
+pub fn build_clients(config: &UpstreamConfig) -> Result<(UpstreamClient, Passthrough), UpstreamSetupError> {
     let upstream = &config.base_url;
     if !matches!(upstream.scheme_str(), Some("http" | "https")) || upstream.authority().is_none() {
-        return Err(SetupError::BaseUrl);
+        return Err(UpstreamSetupError::BaseUrl);
     }
     let proxy = OutgoingProxy::of_system(upstream)?;
     build(config, connect::tls(connect::trusted())?, proxy)
@@ -53,7 +53,7 @@ fn build(
     config: &UpstreamConfig,
     tls: rustls::ClientConfig,
     proxy: Option<OutgoingProxy>,
-) -> Result<(UpstreamClient, Passthrough), SetupError> {
+) -> Result<(UpstreamClient, Passthrough), UpstreamSetupError> {
     let passthrough = Passthrough::new(config, &tls, proxy.as_ref());
     let look_ups = UpstreamClient::new(config, tls, proxy)?;
     Ok((look_ups, passthrough))

@@ -86,7 +86,7 @@ impl Side {
         scenario: &Arc<Scenario>,
         arguments: &Arguments,
     ) -> anyhow::Result<Self> {
-        let config = SimulatorConfig { leeway: arguments.leeway, ..SimulatorConfig::default() };
+        let config = SimulatorConfig { rate_tolerance: arguments.leeway, ..SimulatorConfig::default() };
         let simulator = Simulator::start(config).await.context("start the simulator")?;
         let ids =
             scenario.tasks.iter().map(|task| simulator.create_pending(SERVICE, &token(task.token))).collect();
@@ -175,7 +175,7 @@ impl Side {
         Row {
             kind: self.kind,
             upstream_calls: self.simulator.call_count(),
-            too_many_requests_sent: self.simulator.too_many_requests_sent(),
+            too_many_requests_sent: self.simulator.rate_limited_calls(),
             never_known: watched - seen.known.len(),
             tokens: tokens.into_values().collect(),
             seen,

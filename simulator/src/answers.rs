@@ -15,11 +15,11 @@ use crate::clock;
 
 /// One item of a batch answer: the id it answers and its exact text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Item {
+pub struct BatchItem {
     /// The id that was asked for; empty for an item that nobody asked for.
     pub id: String,
     /// The item's text in the answer.
-    pub text: Bytes,
+    pub record: Bytes,
 }
 
 /// An answer before it is sent.
@@ -34,7 +34,7 @@ pub(super) enum Content {
     Bytes(Bytes),
     /// A batch, not yet put together; `count` is given where it is not the number of items.
     Items {
-        items: Vec<Item>,
+        items: Vec<BatchItem>,
         count: Option<usize>,
     },
 }
@@ -59,7 +59,7 @@ impl Answer {
         Self::new(status, "application/json", body.to_string())
     }
 
-    pub(super) fn items(items: Vec<Item>, count: Option<usize>) -> Self {
+    pub(super) fn items(items: Vec<BatchItem>, count: Option<usize>) -> Self {
         let mut answer = Self::json("");
         answer.body = Content::Items { items, count };
         answer
@@ -123,7 +123,7 @@ impl Content {
                     if index > 0 {
                         body.push(b',');
                     }
-                    body.extend_from_slice(&item.text);
+                    body.extend_from_slice(&item.record);
                 }
                 body.extend_from_slice(format!(r#"],"count":{count}}}"#).as_bytes());
                 body.into()
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn items_are_joined_byte_for_byte() {
-        let item = |text: &'static str| Item { id: String::new(), text: text.into() };
+        let item = |text: &'static str| BatchItem { id: String::new(), record: text.into() };
         let mut answer = Answer::items(vec![item("{ \"a\" : 1.0 }"), item("x")], None);
         assert_eq!(answer.finish(None), r#"{"items":[{ "a" : 1.0 },x],"count":2}"#);
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::answers::{Answer, Item};
+use super::answers::{Answer, BatchItem};
 use super::record::RecordedCall;
 use super::server::State;
 use super::tasks::{Filter, Start, Task, Tasks};
@@ -143,7 +143,7 @@ fn tasks(state: &State, call: &RecordedCall, service: &str, token: &str) -> Answ
                     tasks.find(service, token, id, now)
                 };
                 let task = task?.sequence();
-                Some(Item { id: id.to_owned(), text: tasks.text_of(task, now) })
+                Some(BatchItem { id: id.to_owned(), record: tasks.text_of(task, now) })
             });
             Answer::items(found.collect(), None)
         }

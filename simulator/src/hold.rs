@@ -19,7 +19,7 @@ impl Hold {
     }
 
     /// How many calls came to the gate so far.
-    pub fn held(&self) -> usize {
+    pub fn held_calls(&self) -> usize {
         *self.gate.arrived.borrow()
     }
 
@@ -30,7 +30,11 @@ impl Hold {
     pub async fn wait_for_held(&self, at_least: usize) {
         let mut arrived = self.gate.arrived.subscribe();
         let reached = timeout(Duration::from_secs(10), arrived.wait_for(|count| *count >= at_least)).await;
-        assert!(reached.is_ok(), "the simulator held {} calls within 10 s, not {at_least}", self.held());
+        assert!(
+            reached.is_ok(),
+            "the simulator held {} calls within 10 s, not {at_least}",
+            self.held_calls()
+        );
     }
 }
 

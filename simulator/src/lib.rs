@@ -33,7 +33,7 @@ use bytes::Bytes;
 use server::{Listening, State};
 use tasks::Start;
 
-pub use answers::Item;
+pub use answers::BatchItem;
 pub use hold::Hold;
 pub use record::{MAX_RECORDED_BODY, RecordedCall};
 pub use rules::Rule;
@@ -51,7 +51,7 @@ pub struct SimulatorConfig {
     /// How many calls a token's bucket holds.
     pub burst: u32,
     /// How much too early a call may come because the one before it was late; the mean rate stays the same.
-    pub leeway: Duration,
+    pub rate_tolerance: Duration,
     /// Whether a 429 says when to come again.
     pub retry_after_on_429: bool,
     /// After this time a task is forgotten.
@@ -59,15 +59,15 @@ pub struct SimulatorConfig {
     /// How long a task takes.
     pub task_duration: Duration,
     /// The share of tasks that fail, from 0 to 1.
-    pub failures: f64,
+    pub failure_rate: f64,
     /// The only good tokens; `None` for any that is not refused.
-    pub tokens: Option<Vec<String>>,
+    pub accepted_tokens: Option<Vec<String>>,
     /// A batch of more ids is a bad request; `None` for no limit.
     pub max_batch: Option<usize>,
     /// How many tasks are kept; the oldest leave first.
     pub max_tasks: usize,
     /// How much memory the record of calls takes; the oldest leave first.
-    pub record_bytes: usize,
+    pub max_recorded_bytes: usize,
     /// Decides ids, songs and failures.
     pub seed: u64,
 }
@@ -78,15 +78,15 @@ impl Default for SimulatorConfig {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             requests_per_second: Some(1.0),
             burst: 1,
-            leeway: Duration::from_millis(100),
+            rate_tolerance: Duration::from_millis(100),
             retry_after_on_429: false,
             retention: Duration::from_secs(7 * 24 * 3600),
             task_duration: Duration::from_secs(40),
-            failures: 0.0,
-            tokens: None,
+            failure_rate: 0.0,
+            accepted_tokens: None,
             max_batch: None,
             max_tasks: 100_000,
-            record_bytes: 128 * 1024 * 1024,
+            max_recorded_bytes: 128 * 1024 * 1024,
             seed: 1,
         }
     }
@@ -181,8 +181,8 @@ impl Simulator {
 
     /// Exactly these bytes as what `retrieve` answers this token for the id, and as an item of its batches. Other
     /// tokens may have other bytes under the same id.
-    pub fn put_raw(&self, service: &str, token: &str, id: &str, text: impl Into<Bytes>) {
-        locked(&self.inner.state.tasks).put_raw(service, token, id, text.into(), Instant::now());
+    pub fn put_record(&self, service: &str, token: &str, id: &str, text: impl Into<Bytes>) {
+        locked(&self.inner.state.tasks).put_record(service, token, id, text.into(), Instant::now());
         self.inner.state.task_changed();
     }
 
@@ -198,7 +198,7 @@ impl Simulator {
     }
 
     /// What `retrieve` would answer the task's owner now.
-    pub fn task_text(&self, id: &str) -> Option<Bytes> {
+    pub fn task_record(&self, id: &str) -> Option<Bytes> {
         let now = Instant::now();
         let mut tasks = locked(&self.inner.state.tasks);
         let task = tasks.find_any(id, now)?.sequence();
@@ -209,7 +209,7 @@ impl Simulator {
 /// How it answers.
 impl Simulator {
     /// Adds a rule; of all that match a call the one added first decides.
-    pub fn script(&self, rule: Rule) {
+    pub fn add_rule(&self, rule: Rule) {
         locked(&self.inner.state.rules).add(rule);
     }
 
@@ -252,23 +252,23 @@ impl Simulator {
     }
 
     /// The calls that retrieve tasks, alone or in batches.
-    pub fn look_up_calls(&self) -> Vec<RecordedCall> {
-        self.calls().into_iter().filter(RecordedCall::is_look_up).collect()
+    pub fn lookup_calls(&self) -> Vec<RecordedCall> {
+        self.calls().into_iter().filter(RecordedCall::is_lookup).collect()
     }
 
     /// How many calls were answered 429, by the token's bucket or by a rule.
-    pub fn too_many_requests_sent(&self) -> u64 {
+    pub fn rate_limited_calls(&self) -> u64 {
         self.inner.state.too_many_requests()
     }
 
     /// How many calls to start paid work were let in, whatever became of their answers.
-    pub fn paid_starts(&self) -> u64 {
-        self.inner.state.paid_starts()
+    pub fn paid_calls(&self) -> u64 {
+        self.inner.state.paid_calls()
     }
 
     /// How many clients hung up before they had sent their call, or before it was answered whole.
-    pub fn aborted(&self) -> u64 {
-        self.inner.state.record.aborted()
+    pub fn aborted_calls(&self) -> u64 {
+        self.inner.state.record.aborted_calls()
     }
 
     /// How many connections are open.

@@ -115,7 +115,7 @@ impl RecordedCall {
     }
 
     /// Whether this is a `retrieve` or `retrieve_batch` on `POST /{service}/tasks`.
-    pub fn is_look_up(&self) -> bool {
+    pub fn is_lookup(&self) -> bool {
         self.method == "POST"
             && self.route().is_some_and(|(_, kind)| kind == "tasks")
             && matches!(self.action(), Some("retrieve" | "retrieve_batch"))
@@ -242,7 +242,7 @@ impl Record {
         locked(&self.inner).count
     }
 
-    pub(super) fn aborted(&self) -> u64 {
+    pub(super) fn aborted_calls(&self) -> u64 {
         locked(&self.inner).aborted
     }
 

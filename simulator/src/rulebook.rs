@@ -46,7 +46,7 @@ impl Matcher {
 
     fn matches(&self, call: &RecordedCall) -> bool {
         self.matches_head(call)
-            && (!self.look_ups || call.is_look_up())
+            && (!self.look_ups || call.is_lookup())
             && self.action.as_deref().is_none_or(|action| call.action() == Some(action))
             && self.id.as_ref().is_none_or(|id| call.ids().contains(id))
             && self.more_ids_than.is_none_or(|count| call.ids().len() > count)

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::answers::Item;
+use super::answers::BatchItem;
 use super::hold::{Gate, Hold};
 use super::record::RecordedCall;
 use super::rulebook::Matcher;
@@ -95,7 +95,7 @@ pub(super) enum Delivery {
     },
 }
 
-type ItemsEdit = Box<dyn Fn(Vec<Item>) -> Vec<Item> + Send + Sync>;
+type ItemsEdit = Box<dyn Fn(Vec<BatchItem>) -> Vec<BatchItem> + Send + Sync>;
 type BodyEdit = Box<dyn Fn(Bytes) -> Bytes + Send + Sync>;
 
 /// A change to the usual answer.
@@ -112,7 +112,7 @@ impl Rule {
     }
 
     /// Matches `retrieve` and `retrieve_batch` on `POST /{service}/tasks`.
-    pub fn look_ups() -> Self {
+    pub fn lookups() -> Self {
         let mut rule = Self::default();
         rule.matcher.look_ups = true;
         rule
@@ -142,7 +142,7 @@ impl Rule {
     }
 
     /// Only if this id is among those asked for.
-    pub fn containing(mut self, id: &str) -> Self {
+    pub fn containing_id(mut self, id: &str) -> Self {
         self.matcher.id = Some(id.to_owned());
         self
     }
@@ -213,17 +213,17 @@ impl Rule {
     }
 
     /// An error in the documented shape.
-    pub fn status(self, status: u16, code: &str) -> Self {
+    pub fn error(self, status: u16, code: &str) -> Self {
         self.reply(Reply::Error { status, code: code.to_owned() })
     }
 
     /// Status 200 with this body.
     pub fn body(self, content_type: &str, body: impl Into<Bytes>) -> Self {
-        self.status_body(200, content_type, body)
+        self.respond_with(200, content_type, body)
     }
 
     /// Any status with this body.
-    pub fn status_body(self, status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
+    pub fn respond_with(self, status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
         self.reply(Reply::Body { status, content_type: content_type.to_owned(), body: body.into() })
     }
 
@@ -234,7 +234,7 @@ impl Rule {
 
     /// A 302 to this place.
     pub fn redirect(self, location: &str) -> Self {
-        self.status_body(302, "text/plain", "").header("location", location)
+        self.respond_with(302, "text/plain", "").header("location", location)
     }
 
     /// Exactly these bytes on the socket, which is then closed.
@@ -248,12 +248,12 @@ impl Rule {
     }
 
     /// A reset (RST) instead of an answer.
-    pub fn reset_before_headers(self) -> Self {
+    pub fn reset_before_response(self) -> Self {
         self.reply(Reply::Reset)
     }
 
     /// The connection is closed in order, without an answer.
-    pub fn close_without_answer(self) -> Self {
+    pub fn close_without_response(self) -> Self {
         self.reply(Reply::Close)
     }
 
@@ -325,7 +325,7 @@ impl Rule {
     }
 
     /// Changes the items of a usual batch answer.
-    pub fn items(mut self, edit: impl Fn(Vec<Item>) -> Vec<Item> + Send + Sync + 'static) -> Self {
+    pub fn items(mut self, edit: impl Fn(Vec<BatchItem>) -> Vec<BatchItem> + Send + Sync + 'static) -> Self {
         self.edits.push(Edit::Items(Box::new(edit)));
         self
     }
@@ -343,7 +343,7 @@ impl Rule {
     pub fn add_item(self, text: impl Into<Bytes>) -> Self {
         let text = text.into();
         self.items(move |mut items| {
-            items.push(Item { id: String::new(), text: text.clone() });
+            items.push(BatchItem { id: String::new(), record: text.clone() });
             items
         })
     }

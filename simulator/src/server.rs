@@ -45,15 +45,20 @@ impl State {
             seed: config.seed,
             duration: config.task_duration,
             retention: config.retention,
-            failures: config.failures,
+            failure_rate: config.failure_rate,
             max_tasks: config.max_tasks,
         };
         let rate = config.requests_per_second;
         Self {
             tasks: Mutex::new(Tasks::new(habits, Instant::now(), clock::unix_now())),
-            tokens: Mutex::new(Tokens::new(config.tokens.clone(), rate, config.burst, config.leeway)),
+            tokens: Mutex::new(Tokens::new(
+                config.accepted_tokens.clone(),
+                rate,
+                config.burst,
+                config.rate_tolerance,
+            )),
             rules: Mutex::default(),
-            record: Record::new(config.record_bytes),
+            record: Record::new(config.max_recorded_bytes),
             task_changes: watch::Sender::new(()),
             errors: AtomicU64::new(0),
             too_many_requests: AtomicU64::new(0),
@@ -83,7 +88,7 @@ impl State {
         self.paid_starts.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn paid_starts(&self) -> u64 {
+    pub(super) fn paid_calls(&self) -> u64 {
         self.paid_starts.load(Ordering::Relaxed)
     }
 

@@ -11,7 +11,7 @@ use fastrand::Rng;
 use serde_json::value::RawValue;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::answers::Item;
+use super::answers::BatchItem;
 use super::text::{self, Account, Facts, Phase};
 
 /// The share of a task's duration that it stands in the queue.
@@ -52,7 +52,7 @@ pub(super) struct Habits {
     pub(super) duration: Duration,
     pub(super) retention: Duration,
     /// The share of timed tasks that fail, from 0 to 1.
-    pub(super) failures: f64,
+    pub(super) failure_rate: f64,
     pub(super) max_tasks: usize,
 }
 
@@ -111,7 +111,7 @@ impl Tasks {
         let duration = self.habits.duration.as_secs_f64();
         let (created, request, course) = match start {
             Start::Timed(request) => {
-                (now, request, Course::Timed { duration, fails: fails < self.habits.failures })
+                (now, request, Course::Timed { duration, fails: fails < self.habits.failure_rate })
             }
             Start::Pending => (now, None, Course::Pending),
             Start::Finished => (now - duration, None, Course::Settled { at: now, failed: false }),
@@ -133,7 +133,7 @@ impl Tasks {
     }
 
     /// Puts exact bytes in place of whatever this token had under this id.
-    pub(super) fn put_raw(&mut self, service: &str, token: &str, id: &str, text: Bytes, now: Instant) {
+    pub(super) fn put_record(&mut self, service: &str, token: &str, id: &str, text: Bytes, now: Instant) {
         let known = self
             .by_id
             .get(id)
@@ -230,7 +230,7 @@ impl Tasks {
         token: &str,
         filter: &Filter<'_>,
         now: Instant,
-    ) -> (Vec<Item>, usize) {
+    ) -> (Vec<BatchItem>, usize) {
         self.forget_old(now);
         let account = Account::of(token, self.habits.seed);
         let is = |wanted: Option<&str>, found: &str| wanted.is_none_or(|wanted| wanted == found);
@@ -246,7 +246,7 @@ impl Tasks {
         let matching: Vec<&Task> = self.tasks.values().rev().filter(passes).collect();
         let count = matching.len();
         let page = matching.into_iter().skip(filter.offset).take(filter.limit);
-        (page.map(|task| Item { id: task.id.clone(), text: self.text(task, now) }).collect(), count)
+        (page.map(|task| BatchItem { id: task.id.clone(), record: self.text(task, now) }).collect(), count)
     }
 
     /// What `retrieve` answers for the task of this number; nothing if it left meanwhile.
@@ -388,7 +388,7 @@ mod tests {
             seed: 7,
             duration: Duration::from_secs(40),
             retention: Duration::from_secs(100),
-            failures: 0.0,
+            failure_rate: 0.0,
             max_tasks: 10,
         };
         (Tasks::new(habits, now, 1_767_119_745), now)

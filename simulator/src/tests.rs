@@ -90,7 +90,7 @@ async fn a_finished_task_has_every_documented_field() {
     assert_eq!(task["response"]["data"].as_array().unwrap().len(), 2);
     assert_eq!(task["elapsed"], 40.0);
     assert!(task["finished_at"].is_f64());
-    let length = bench.simulator.task_text(&id).unwrap().len();
+    let length = bench.simulator.task_record(&id).unwrap().len();
     assert!((2500..4500).contains(&length), "{length}");
 }
 
@@ -115,8 +115,8 @@ async fn a_task_exists_for_its_owners_and_its_service_alone() {
     assert_eq!(body, "{}");
     bench.simulator.share(&id, "b");
     assert_eq!(bench.retrieve("b", &id).await, bench.retrieve("a", &id).await);
-    bench.simulator.put_raw("producer", "a", "same", r#"{"id":"same","for":"a"}"#);
-    bench.simulator.put_raw("producer", "b", "same", r#"{"id":"same","for":"b"}"#);
+    bench.simulator.put_record("producer", "a", "same", r#"{"id":"same","for":"a"}"#);
+    bench.simulator.put_record("producer", "b", "same", r#"{"id":"same","for":"b"}"#);
     assert_eq!(bench.retrieve("a", "same").await["for"], "a");
     assert_eq!(bench.retrieve("b", "same").await["for"], "b");
 }
@@ -163,7 +163,7 @@ async fn each_token_has_its_rate() {
     assert_eq!(parts.status, 429);
     assert_eq!(parts.headers["retry-after"], "1");
     assert_eq!(bench.tasks("b", body.clone()).await.0, 200);
-    assert_eq!(bench.simulator.too_many_requests_sent(), 1);
+    assert_eq!(bench.simulator.rate_limited_calls(), 1);
     bench.simulator.set_rate(None);
     assert_eq!(bench.tasks("a", body).await.0, 200);
 }
@@ -193,7 +193,7 @@ async fn paid_work_is_started_once_a_call_and_awaited_or_streamed() {
     let started: Value = serde_json::from_slice(&started).unwrap();
     let id = started["task_id"].as_str().unwrap();
     assert_eq!(bench.retrieve("a", id).await["trace_id"], started["trace_id"]);
-    let text = bench.simulator.task_text(id).unwrap();
+    let text = bench.simulator.task_record(id).unwrap();
     assert!(String::from_utf8_lossy(&text).contains(r#""request":{"async":true,"n":1.0}"#));
 
     let (_, done) = bench.send(bench.post("/producer/audios", "a"), "{}").await;
@@ -207,14 +207,14 @@ async fn paid_work_is_started_once_a_call_and_awaited_or_streamed() {
         lines.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
     assert!(lines.len() >= 2);
     assert_eq!(lines.last().unwrap()["data"][0]["progress"], "100%");
-    assert_eq!(bench.simulator.paid_starts(), 3);
+    assert_eq!(bench.simulator.paid_calls(), 3);
 }
 
 #[tokio::test]
 async fn a_held_call_goes_on_when_released_and_counts_as_aborted_when_left() {
     let bench = Bench::new().await;
-    let (rule, hold) = Rule::look_ups().containing("x").hold();
-    bench.simulator.script(rule);
+    let (rule, hold) = Rule::lookups().containing_id("x").hold();
+    bench.simulator.add_rule(rule);
     let held = bench.retrieve("a", "x");
     let release = async {
         hold.wait_for_held(1).await;
@@ -225,20 +225,20 @@ async fn a_held_call_goes_on_when_released_and_counts_as_aborted_when_left() {
 
     let (rule, hold) = Rule::any().hold();
     bench.simulator.clear_rules();
-    bench.simulator.script(rule);
+    bench.simulator.add_rule(rule);
     tokio::select! {
         _ = bench.retrieve("a", "y") => panic!("answered while held"),
         () = hold.wait_for_held(1) => {}
     }
-    bench.simulator.wait_until("the abort is seen", |simulator| simulator.aborted() == 1).await;
+    bench.simulator.wait_until("the abort is seen", |simulator| simulator.aborted_calls() == 1).await;
     assert!(bench.simulator.calls()[1].aborted);
 }
 
 #[tokio::test]
 async fn rules_apply_in_order_and_run_out() {
     let bench = Bench::new().await;
-    bench.simulator.script(Rule::look_ups().nth(2).status(503, "api_error").retry_after("soon"));
-    bench.simulator.script(Rule::look_ups().token("b").html());
+    bench.simulator.add_rule(Rule::lookups().nth(2).error(503, "api_error").retry_after("soon"));
+    bench.simulator.add_rule(Rule::lookups().token("b").html());
     let mut answers = Vec::new();
     for token in ["a", "a", "a", "b"] {
         let body = json!({"action": "retrieve", "id": "x"}).to_string();
@@ -253,7 +253,7 @@ async fn rules_apply_in_order_and_run_out() {
 async fn batch_items_can_be_changed() {
     let bench = Bench::new().await;
     for id in ["x", "y"] {
-        bench.simulator.put_raw("producer", "a", id, format!(r#"{{"id":"{id}"}}"#));
+        bench.simulator.put_record("producer", "a", id, format!(r#"{{"id":"{id}"}}"#));
     }
     for (rule, expected) in [
         (Rule::any().omit_ids(["x"]), vec!["y"]),
@@ -263,7 +263,7 @@ async fn batch_items_can_be_changed() {
     ] {
         bench.simulator.clear_rules();
         let gzip = rule.gzip;
-        bench.simulator.script(rule.chunked());
+        bench.simulator.add_rule(rule.chunked());
         let body = json!({"action": "retrieve_batch", "ids": ["x", "y"]}).to_string();
         let (_, mut body) = bench.send(bench.post("/producer/tasks", "a"), body).await;
         if gzip {
@@ -279,13 +279,13 @@ async fn batch_items_can_be_changed() {
 async fn malformed_answers_are_byte_for_byte() {
     let bench = Bench::new().await;
     let simulator = &bench.simulator;
-    simulator.script(Rule::any().times(1).raw("HTTP/1.1 200 OK\r\nCL: \r\r\n"));
+    simulator.add_rule(Rule::any().times(1).raw("HTTP/1.1 200 OK\r\nCL: \r\r\n"));
     assert_eq!(bench.raw(ANY).await.unwrap(), b"HTTP/1.1 200 OK\r\nCL: \r\r\n");
     simulator.clear_rules();
-    simulator.script(Rule::any().times(1).close_without_answer());
+    simulator.add_rule(Rule::any().times(1).close_without_response());
     assert_eq!(bench.raw(ANY).await.unwrap(), b"");
     simulator.clear_rules();
-    simulator.script(Rule::any().times(1).reset_before_headers());
+    simulator.add_rule(Rule::any().times(1).reset_before_response());
     assert_eq!(bench.raw(ANY).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     for (rule, length, end) in [
         (Rule::any().cut_after(3), "content-length: 10\r\n", "\r\n\r\n012"),
@@ -295,22 +295,22 @@ async fn malformed_answers_are_byte_for_byte() {
         (Rule::any().drip(Duration::from_millis(1)), "content-length: 10\r\n", "\r\n\r\n0123456789"),
     ] {
         simulator.clear_rules();
-        simulator.script(rule.body("text/plain", "0123456789"));
+        simulator.add_rule(rule.body("text/plain", "0123456789"));
         let answer = String::from_utf8(bench.raw(ANY).await.unwrap()).unwrap();
         assert!(answer.contains(length) && answer.ends_with(end), "{answer}");
     }
-    assert_eq!(simulator.aborted(), 0);
+    assert_eq!(simulator.aborted_calls(), 0);
 }
 
 #[tokio::test]
 async fn streams_mirrors_and_echoes_pass_bodies_on() {
     let bench = Bench::new().await;
     let simulator = &bench.simulator;
-    simulator.script(Rule::path("/lines").ndjson(["1", "2"], Duration::from_millis(1)));
-    simulator.script(Rule::path("/mirror").mirror());
-    simulator.script(Rule::path("/echo").method("POST").echo());
-    simulator.script(Rule::path("/early").before_body().status(413, "bad_request"));
-    simulator.script(Rule::path("/large").large(300_001));
+    simulator.add_rule(Rule::path("/lines").ndjson(["1", "2"], Duration::from_millis(1)));
+    simulator.add_rule(Rule::path("/mirror").mirror());
+    simulator.add_rule(Rule::path("/echo").method("POST").echo());
+    simulator.add_rule(Rule::path("/early").before_body().error(413, "bad_request"));
+    simulator.add_rule(Rule::path("/large").large(300_001));
     assert_eq!(bench.send(bench.post("/lines", "a"), "").await.1, "1\n2\n");
     let big = vec![7; 3 * MAX_RECORDED_BODY];
     assert_eq!(bench.send(bench.post("/mirror?x", "a"), big.clone()).await.1, big);
@@ -333,7 +333,7 @@ async fn a_chunked_upload_is_decoded_and_its_head_kept_as_it_came() {
     let body = "1b\r\n{\"action\":\"retrieve\",\"id\":\"\r\n3;x=y\r\nx\"}\r\n0\r\nT: 1\r\n\r\n";
     let answer = String::from_utf8(bench.raw(&format!("{head}{body}")).await.unwrap()).unwrap();
     assert!(answer.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n"), "{answer}");
-    let call = &bench.simulator.look_up_calls()[0];
+    let call = &bench.simulator.lookup_calls()[0];
     assert_eq!(call.raw_head, head);
     assert_eq!((call.ids(), call.status), (vec!["x".to_owned()], Some(200)));
 }

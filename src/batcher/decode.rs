@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::clock;
-use crate::task::{Standing, TaskId, inspect};
+use crate::task::{TaskId, TaskState, inspect};
 use crate::upstream::UpstreamResponse;
 
 /// The longest `retry-after` that is obeyed; an absurd one is cut to this.
@@ -73,12 +73,12 @@ pub(super) fn read(answer: &UpstreamResponse, ids: &[TaskId]) -> DecodedResponse
 
 fn read_single(body: &Bytes, id: &TaskId) -> DecodedResponse {
     let Some(inspection) = inspect(body) else { return DecodedResponse::Strange };
-    let found = match inspection.standing(id) {
-        Standing::Final => Found::Finished(body.clone()),
-        Standing::Pending => Found::Pending(body.clone(), age(inspection.created_at)),
-        Standing::Empty if body.len() > MAX_EMPTY => return DecodedResponse::Strange,
-        Standing::Empty => return DecodedResponse::Empty,
-        Standing::Foreign => return DecodedResponse::Strange,
+    let found = match inspection.state_of(id) {
+        TaskState::Final => Found::Finished(body.clone()),
+        TaskState::Pending => Found::Pending(body.clone(), age(inspection.created_at)),
+        TaskState::Unknown if body.len() > MAX_EMPTY => return DecodedResponse::Strange,
+        TaskState::Unknown => return DecodedResponse::Empty,
+        TaskState::Mismatch => return DecodedResponse::Strange,
     };
     DecodedResponse::Tasks { found: vec![(id.clone(), found)], left_out: Vec::new() }
 }
@@ -126,8 +126,8 @@ fn read_batch(body: &Bytes, ids: &[TaskId]) -> DecodedResponse {
 }
 
 fn found(inspection: &crate::task::Inspection, id: &TaskId, text: Bytes) -> Found {
-    match inspection.standing(id) {
-        Standing::Final => Found::Finished(text),
+    match inspection.state_of(id) {
+        TaskState::Final => Found::Finished(text),
         _ => Found::Pending(text, age(inspection.created_at)),
     }
 }
@@ -169,7 +169,7 @@ mod tests {
             content_type: None,
             retry_after: None,
             body: Bytes::copy_from_slice(body.as_bytes()),
-            connecting: Duration::ZERO,
+            connect_time: Duration::ZERO,
         }
     }
 

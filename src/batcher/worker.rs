@@ -163,8 +163,8 @@ impl<O: Backend> CallGuard<O> {
         match result {
             Ok(answer) => {
                 shared.breaker.record_success(now);
-                if !answer.connecting.is_zero() {
-                    self.queue.limiter.add_connect_delay(now, answer.connecting);
+                if !answer.connect_time.is_zero() {
+                    self.queue.limiter.add_connect_delay(now, answer.connect_time);
                 }
                 shared.backend.report_response(&self.queue.key, &answer);
                 self.use_answer(began, epoch, answer).await;
@@ -249,7 +249,7 @@ impl<O: Backend> CallGuard<O> {
         let finished: Vec<FinalRecord> = found
             .iter()
             .filter_map(|(id, found)| match found {
-                Found::Finished(text) => Some(FinalRecord { id: id.clone(), text: text.clone() }),
+                Found::Finished(text) => Some(FinalRecord { id: id.clone(), json: text.clone() }),
                 _ => None,
             })
             .collect();

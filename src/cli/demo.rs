@@ -49,7 +49,7 @@ pub(super) async fn demo(mut loaded: LoadedConfig) -> Result<(), CliError> {
         // So that lines pasted one after the other do not run into the limit: what passes through is not held back.
         burst: 5,
         task_duration: TASK_DURATION,
-        record_bytes: 1 << 20,
+        max_recorded_bytes: 1 << 20,
         ..SimulatorConfig::default()
     })
     .await

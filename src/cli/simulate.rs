@@ -26,7 +26,7 @@ fn own(key: &'static str, value: &str) -> Flag {
 
 pub(super) async fn simulate(listen: SocketAddr) -> Result<(), CliError> {
     let shutdown = signals::shutdown_token()?;
-    let config = SimulatorConfig { listen, record_bytes: RECORD_BYTES, ..SimulatorConfig::default() };
+    let config = SimulatorConfig { listen, max_recorded_bytes: RECORD_BYTES, ..SimulatorConfig::default() };
     let simulator = Simulator::start(config).await.with_context(|| format!("listen on {listen}"))?;
     print(&format!("simulated upstream on {}\n", simulator.base_url()));
     shutdown.cancelled().await;

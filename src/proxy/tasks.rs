@@ -24,7 +24,7 @@ use super::{ClientPort, ResponseBody, X_REQUEST_ID, refuse};
 use crate::api_error::ApiError;
 use crate::auth::Caller;
 use crate::lookup::{LookupRequest, LookupResponse, ResponseContent};
-use crate::server::{ClientBodyError, RequestBody};
+use crate::server::{RequestBody, RequestBodyError};
 use crate::task::{LookupIds, Service, TaskId, TaskRequest};
 use crate::upstream;
 
@@ -169,7 +169,7 @@ async fn forget(port: &ClientPort, caller: &Caller, service: Service, id: TaskId
 /// `{"id":…,"deleted":true}` of that very id; other members do not matter, repeated ones leave doubt. An answer to the
 /// client in a coding that is not understood here counts as a yes: in doubt a task that may be deleted is not served.
 fn confirms(headers: &HeaderMap, body: &[u8], id: &TaskId) -> bool {
-    let Ok(body) = upstream::unpack(headers, body, MAX_DELETE_ANSWER) else { return true };
+    let Ok(body) = upstream::decode_body(headers, body, MAX_DELETE_ANSWER) else { return true };
     if body.trim_ascii_start().first() != Some(&b'{') {
         return false;
     }
@@ -188,7 +188,7 @@ enum Read {
 }
 
 /// Reads a body of at most `limit` bytes.
-async fn read(mut body: RequestBody, limit: usize) -> Result<Read, ClientBodyError> {
+async fn read(mut body: RequestBody, limit: usize) -> Result<Read, RequestBodyError> {
     if body.size_hint().lower() > limit as u64 {
         return Ok(Read::PassOn(Body::new(body)));
     }

@@ -18,8 +18,8 @@ use crate::api_error::ApiError;
 
 /// Why a request's body could not be read. Its text is safe to show: no library's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ClientBodyError {
-    /// No byte for [`ServerLimits::body_idle`](super::ServerLimits::body_idle).
+pub enum RequestBodyError {
+    /// No byte for [`ServerLimits::body_idle_timeout`](super::ServerLimits::body_idle_timeout).
     #[error("the request's body stopped coming")]
     Idle,
     /// A broken chunk, or the client left.
@@ -27,7 +27,7 @@ pub enum ClientBodyError {
     Broken,
 }
 
-impl ClientBodyError {
+impl RequestBodyError {
     /// The reason behind an error of a request's body, found through the wrappers that other layers put around it.
     pub fn of(error: &(dyn std::error::Error + 'static)) -> Self {
         let mut cause = Some(error);
@@ -42,13 +42,13 @@ impl ClientBodyError {
 }
 
 /// A client that did not send the body it announced; what follows on its connection cannot be told from it.
-impl From<ClientBodyError> for ApiError {
-    fn from(error: ClientBodyError) -> Self {
+impl From<RequestBodyError> for ApiError {
+    fn from(error: RequestBodyError) -> Self {
         match error {
-            ClientBodyError::Idle => {
+            RequestBodyError::Idle => {
                 Self::refused(StatusCode::REQUEST_TIMEOUT, "The request's body stopped coming.").close()
             }
-            ClientBodyError::Broken => Self::bad_request("The request's body is broken.").close(),
+            RequestBodyError::Broken => Self::bad_request("The request's body is broken.").close(),
         }
     }
 }
@@ -83,12 +83,12 @@ impl Drop for RequestBody {
 
 impl http_body::Body for RequestBody {
     type Data = Bytes;
-    type Error = ClientBodyError;
+    type Error = RequestBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, ClientBodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let this = &mut *self;
         if this.failed {
             return Poll::Ready(None);
@@ -99,7 +99,7 @@ impl http_body::Body for RequestBody {
                 frame.map_err(|error| {
                     this.failed = true;
                     tracing::debug!(%error, "request body broke");
-                    ClientBodyError::Broken
+                    RequestBodyError::Broken
                 })
             }));
         }
@@ -114,7 +114,7 @@ impl http_body::Body for RequestBody {
         match silence.as_mut().poll(cx) {
             Poll::Ready(()) => {
                 this.failed = true;
-                Poll::Ready(Some(Err(ClientBodyError::Idle)))
+                Poll::Ready(Some(Err(RequestBodyError::Idle)))
             }
             Poll::Pending => Poll::Pending,
         }

@@ -69,8 +69,8 @@ impl<H> Shared<H> {
             // What passes through keeps the letter case of its field names.
             .preserve_header_case(true);
         // hyper keeps its default of 100 on the stack, any other number on the heap.
-        if limits.max_header_fields != 100 {
-            http.max_headers(limits.max_header_fields);
+        if limits.max_headers != 100 {
+            http.max_headers(limits.max_headers);
         }
         Self { handler, http, limits, slots, panics, shutdown, is_draining: AtomicBool::new(false) }
     }
@@ -84,7 +84,7 @@ impl<H> Shared<H> {
 /// A connection, as far as its requests, the drain and its end must know.
 struct Connection<H: Handler> {
     shared: Arc<Shared<H>>,
-    kept: H::Kept,
+    kept: H::ConnectionState,
     /// Requests whose answer's last byte was not yet handed to hyper.
     in_hand: AtomicUsize,
     activity: Arc<Activity>,
@@ -96,7 +96,7 @@ impl<H: Handler> Connection<H> {
     fn new(shared: Arc<Shared<H>>, activity: Arc<Activity>) -> Self {
         Self {
             shared,
-            kept: H::Kept::default(),
+            kept: H::ConnectionState::default(),
             in_hand: AtomicUsize::new(0),
             activity,
             ends_by_close: AtomicBool::new(false),
@@ -154,7 +154,7 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, shared: Arc<Shared<H>>) {
     let _ = SockRef::from(&stream)
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE));
     let activity = Arc::new(Activity::new());
-    let io = ClientIo::new(stream, Arc::clone(&activity), shared.limits.write_idle);
+    let io = ClientIo::new(stream, Arc::clone(&activity), shared.limits.write_idle_timeout);
     let state = Arc::new(Connection::new(Arc::clone(&shared), activity));
     let requests = service_fn(|request| answer(InHand::new(&state), request));
     let mut connection = shared.http.serve_connection(io, requests);
@@ -210,7 +210,7 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, shared: Arc<Shared<H>>) {
         }
         Ok(()) | Err(_) => {
             let is_draining = shared.is_draining.load(Ordering::Relaxed);
-            let limit = if is_draining { shared.limits.drain_idle.min(LINGER) } else { LINGER };
+            let limit = if is_draining { shared.limits.drain_idle_timeout.min(LINGER) } else { LINGER };
             tokio::select! {
                 () = shared.shutdown.aborted() => {}
                 _ = tokio::time::timeout(limit, linger(stream)) => {}
@@ -219,11 +219,11 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, shared: Arc<Shared<H>>) {
     }
 }
 
-/// Ends [`ServerLimits::drain_idle`] after the drain began; again and again, when asked again. In that time a request
+/// Ends [`ServerLimits::drain_idle_timeout`] after the drain began; again and again, when asked again. In that time a request
 /// that is still in the kernel, or on its way on a connection kept alive, is served and its connection then closed.
 async fn drain<H>(shared: &Shared<H>) {
     shared.shutdown.draining().await;
-    tokio::time::sleep(shared.limits.drain_idle).await;
+    tokio::time::sleep(shared.limits.drain_idle_timeout).await;
 }
 
 /// Reads and forgets until the client has closed too.
@@ -240,10 +240,10 @@ async fn answer<H: Handler>(
 ) -> Result<Response<HeldBody<H::Body, InHand<H>>>, Infallible> {
     let Connection { shared, kept, activity, ends_by_close, .. } = &*in_hand.0;
     ends_by_close.store(request.version() < Version::HTTP_11, Ordering::Relaxed);
-    let limit = shared.limits.body_idle;
+    let limit = shared.limits.body_idle_timeout;
     let request = request.map(|body| RequestBody::new(body, limit, Arc::clone(activity)));
     let caught = {
-        let mut answering = pin!(shared.handler.answer(kept, request));
+        let mut answering = pin!(shared.handler.respond(kept, request));
         poll_fn(|cx| {
             // The future is not polled again after a panic, so whatever it left half-done is not seen.
             match catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx))) {
@@ -259,7 +259,7 @@ async fn answer<H: Handler>(
         shared.panics.inc();
         ApiError::internal().close().into_response().map(H::Body::from)
     });
-    let is_scarce = || shared.slots.available_permits() + 1 < shared.limits.spare_places;
+    let is_scarce = || shared.slots.available_permits() + 1 < shared.limits.keep_alive_min_free;
     if shared.is_draining.load(Ordering::Relaxed) || is_scarce() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

@@ -61,17 +61,17 @@ impl Activity {
 pub(super) struct ClientIo {
     inner: TokioIo<TcpStream>,
     activity: Arc<Activity>,
-    write_idle: Duration,
+    write_idle_timeout: Duration,
     /// Runs while the client takes nothing of what is to be written.
     stalled: Option<Pin<Box<Sleep>>>,
     given_up: bool,
 }
 
 impl ClientIo {
-    /// Wraps `stream`; `activity` is blocked while the client does not take what was written, and after `write_idle`
+    /// Wraps `stream`; `activity` is blocked while the client does not take what was written, and after `write_idle_timeout`
     /// of that the write fails.
-    pub(super) fn new(stream: TcpStream, activity: Arc<Activity>, write_idle: Duration) -> Self {
-        Self { inner: TokioIo::new(stream), activity, write_idle, stalled: None, given_up: false }
+    pub(super) fn new(stream: TcpStream, activity: Arc<Activity>, write_idle_timeout: Duration) -> Self {
+        Self { inner: TokioIo::new(stream), activity, write_idle_timeout, stalled: None, given_up: false }
     }
 
     /// The socket again, and whether its client was given up while bytes were still to be sent.
@@ -87,8 +87,8 @@ impl ClientIo {
             }
             return poll;
         }
-        let write_idle = self.write_idle;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_idle)));
+        let write_idle_timeout = self.write_idle_timeout;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_idle_timeout)));
         ready!(stalled.as_mut().poll(cx));
         self.given_up = true;
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))

@@ -15,7 +15,11 @@ use crate::api_error::ApiError;
 const GET: &str = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 
 fn limits() -> ServerLimits {
-    ServerLimits { drain_idle: Duration::from_millis(100), max_connections: 64, ..ServerLimits::default() }
+    ServerLimits {
+        drain_idle_timeout: Duration::from_millis(100),
+        max_connections: 64,
+        ..ServerLimits::default()
+    }
 }
 
 /// A running edge.
@@ -66,9 +70,9 @@ where
     R: Future<Output = Response> + Send + 'static,
 {
     type Body = Body;
-    type Kept = ();
+    type ConnectionState = ();
 
-    async fn answer(&self, (): &(), request: Request<RequestBody>) -> Response {
+    async fn respond(&self, (): &(), request: Request<RequestBody>) -> Response {
         (self.0)(request.map(Body::new)).await
     }
 }
@@ -123,7 +127,7 @@ async fn a_client_that_took_its_time_over_an_answer_may_ask_again() {
 
 #[tokio::test]
 async fn where_places_are_scarce_nobody_keeps_one() {
-    let limits = ServerLimits { max_connections: 4, spare_places: 2, ..limits() };
+    let limits = ServerLimits { max_connections: 4, keep_alive_min_free: 2, ..limits() };
     let edge = Edge::spawn(limits, hello).await;
     let mut kept = Vec::new();
     for n in 0..10 {
@@ -173,11 +177,11 @@ async fn a_panic_is_a_500_in_our_shape() {
 
 #[tokio::test]
 async fn a_silent_body_is_a_408_and_the_connection_ends() {
-    let limits = ServerLimits { body_idle: Duration::from_millis(100), ..limits() };
+    let limits = ServerLimits { body_idle_timeout: Duration::from_millis(100), ..limits() };
     let edge = Edge::spawn(limits, |request: Request<Body>| async {
         match request.into_body().collect().await {
             Ok(_) => "hello".into_response(),
-            Err(error) => ApiError::from(ClientBodyError::of(&error)).into_response(),
+            Err(error) => ApiError::from(RequestBodyError::of(&error)).into_response(),
         }
     })
     .await;
@@ -191,7 +195,7 @@ async fn a_silent_body_is_a_408_and_the_connection_ends() {
 
 #[tokio::test]
 async fn a_reader_that_takes_its_time_is_not_the_clients_silence() {
-    let limits = ServerLimits { body_idle: Duration::from_millis(50), ..limits() };
+    let limits = ServerLimits { body_idle_timeout: Duration::from_millis(50), ..limits() };
     let edge = Edge::spawn(limits, |request: Request<Body>| async {
         let mut body = request.into_body();
         let mut read = 0;
@@ -404,7 +408,7 @@ async fn a_cut_ends_everything_now() {
 #[tokio::test]
 async fn a_reader_that_stands_still_is_let_go() {
     const LENGTH: usize = 64 << 20;
-    let limits = ServerLimits { write_idle: Duration::from_millis(100), ..limits() };
+    let limits = ServerLimits { write_idle_timeout: Duration::from_millis(100), ..limits() };
     let edge = Edge::spawn(limits, |_| async { vec![b'x'; LENGTH].into_response() }).await;
     let mut client = Peer::connect(edge.address).await;
     client.write("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;

@@ -14,7 +14,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, SqliteConnection};
 
 use super::tasks::{checksum, number_array};
-use crate::task::{LONGEST_SUMMARIZED, Service, Summary, TaskId};
+use crate::task::{MAX_SUMMARIZED_BYTES, Service, TaskId, TaskSummary};
 use crate::token::Digest;
 
 /// Rows that one page looks at; fewer where titles are looked at, which means reading texts.
@@ -248,7 +248,7 @@ pub(super) async fn page(
 }
 
 fn has_title(seen: &ListedTask, lower_case: &str) -> bool {
-    let title = seen.record.as_ref().and_then(|text| Summary::of(text).title);
+    let title = seen.record.as_ref().and_then(|text| TaskSummary::parse(text).title);
     title.is_some_and(|title| title.to_lowercase().contains(lower_case))
 }
 
@@ -427,7 +427,7 @@ async fn details(conn: &mut SqliteConnection, rows: &[i64]) -> Result<Vec<Listed
     let found = sqlx::query(DETAILS)
         .bind(number_array(rows))
         .bind(MOST_READERS)
-        .bind(i64::try_from(LONGEST_SUMMARIZED).unwrap_or(i64::MAX))
+        .bind(i64::try_from(MAX_SUMMARIZED_BYTES).unwrap_or(i64::MAX))
         .fetch_all(conn)
         .await?;
     let mut found: Vec<ListedTask> = found.iter().filter_map(seen).collect();

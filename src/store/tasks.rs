@@ -131,8 +131,8 @@ pub(super) async fn keep_dated(
             kept.push(Kept::Already);
             continue;
         }
-        let sum = checksum(service, &task.id, &task.text);
-        let size = i64::try_from(task.text.len()).unwrap_or(i64::MAX);
+        let sum = checksum(service, &task.id, &task.json);
+        let size = i64::try_from(task.json.len()).unwrap_or(i64::MAX);
         let mut home = None;
         for row in known[index].iter().filter(|row| row.checksum == sum && row.size == size) {
             // A checksum is no proof: law 1 asks for the bytes.
@@ -140,7 +140,7 @@ pub(super) async fn keep_dated(
                 .bind(row.row)
                 .fetch_optional(&mut *conn)
                 .await?;
-            if body.as_deref() == Some(&task.text[..]) {
+            if body.as_deref() == Some(&task.json[..]) {
                 home = Some((row.row, row.stored_at));
                 break;
             }
@@ -238,7 +238,7 @@ async fn insert(
     .bind(new.size)
     .bind(new.stored_at)
     .bind(new.used_hour)
-    .bind(&task.text[..])
+    .bind(&task.json[..])
     .execute(conn)
     .await?;
     Ok(inserted.last_insert_rowid())

@@ -87,7 +87,7 @@ fn id(id: &str) -> TaskId {
 }
 
 fn task(id: &str, text: &str) -> FinalRecord {
-    FinalRecord { id: self::id(id), text: Bytes::copy_from_slice(text.as_bytes()) }
+    FinalRecord { id: self::id(id), json: Bytes::copy_from_slice(text.as_bytes()) }
 }
 
 async fn keep(store: &Store, by: [u8; 32], name: &str, text: &str) -> bool {
@@ -115,7 +115,7 @@ async fn what_is_too_long_together_is_not_read() {
         let store = disk.open().await;
         let ids: Vec<TaskId> = (0..10).map(|n| id(&n.to_string())).collect();
         let tasks =
-            ids.iter().map(|id| FinalRecord { id: id.clone(), text: vec![b'x'; 100].into() }).collect();
+            ids.iter().map(|id| FinalRecord { id: id.clone(), json: vec![b'x'; 100].into() }).collect();
         assert!(store.insert(&reader(A), &service(), store.epoch(), tasks).await.iter().all(|kept| *kept));
         assert_eq!(store.get(&reader(A), &service(), &ids, 999).await, Err(ResultTooLarge));
         assert!(store.get(&reader(A), &service(), &ids, 1000).await.unwrap().iter().all(Option::is_some));

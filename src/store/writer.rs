@@ -212,7 +212,7 @@ impl Writer {
                                 service: &service,
                                 id: &task.id,
                                 row,
-                                text: Bytes::copy_from_slice(&task.text),
+                                text: Bytes::copy_from_slice(&task.json),
                                 stored_at,
                                 used_hour: hour,
                             };
@@ -440,7 +440,7 @@ impl Writer {
 impl Job {
     fn bytes(&self) -> usize {
         match self {
-            Self::Keep { tasks, .. } => tasks.iter().map(|task| task.text.len()).sum(),
+            Self::Keep { tasks, .. } => tasks.iter().map(|task| task.json.len()).sum(),
             Self::Delete { .. } => 0,
         }
     }

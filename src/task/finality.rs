@@ -31,15 +31,15 @@ const TERMINAL_WORDS: [(&str, bool); 12] = [
 
 /// What an object that the upstream sent is to the id that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Standing {
+pub enum TaskState {
     /// That task, finished: it may be kept.
     Final,
     /// That task, not finished yet or in doubt.
     Pending,
     /// `{}`: the upstream's answer for an id it does not know.
-    Empty,
+    Unknown,
     /// Something else: another id, or none.
-    Foreign,
+    Mismatch,
 }
 
 /// What a decision needs of one JSON object of the upstream.
@@ -55,12 +55,12 @@ pub struct Inspection {
 
 impl Inspection {
     /// What the object is to the id that was asked for.
-    pub fn standing(&self, asked: &TaskId) -> Standing {
+    pub fn state_of(&self, asked: &TaskId) -> TaskState {
         match &self.id {
-            _ if self.empty => Standing::Empty,
-            Some(id) if id == asked.as_str() && self.settled => Standing::Final,
-            Some(id) if id == asked.as_str() => Standing::Pending,
-            _ => Standing::Foreign,
+            _ if self.empty => TaskState::Unknown,
+            Some(id) if id == asked.as_str() && self.settled => TaskState::Final,
+            Some(id) if id == asked.as_str() => TaskState::Pending,
+            _ => TaskState::Mismatch,
         }
     }
 }
@@ -262,8 +262,8 @@ fn unescaped(json: &str) -> Option<Cow<'_, str>> {
 mod tests {
     use super::*;
 
-    fn standing(text: &str) -> Option<Standing> {
-        inspect(text.as_bytes()).map(|inspection| inspection.standing(&TaskId::parse("t1").unwrap()))
+    fn state_of(text: &str) -> Option<TaskState> {
+        inspect(text.as_bytes()).map(|inspection| inspection.state_of(&TaskId::parse("t1").unwrap()))
     }
 
     #[test]
@@ -272,8 +272,8 @@ mod tests {
             let (open, close) = (r#"{"a":["#.repeat(levels), "]}".repeat(levels));
             format!(r#"{{"id":"t1","finished_at":1,"response":{open}{{"state":"{word}"}}{close}}}"#)
         };
-        use Standing::{Empty, Final, Foreign, Pending};
-        let table: &[(&str, Option<Standing>)] = &[
+        use TaskState::{Final, Mismatch, Pending, Unknown};
+        let table: &[(&str, Option<TaskState>)] = &[
             // finished
             (r#"{"id":"t1","finished_at":1767119785.589}"#, Some(Final)),
             (r#"{"id":"t1","finished_at":1767119785}"#, Some(Final)),
@@ -331,16 +331,16 @@ mod tests {
                 Some(Pending),
             ),
             (r#"{"id":"t2","id":"t1","finished_at":1}"#, Some(Pending)),
-            (r#"{"id":"t1","id":"t2","finished_at":1}"#, Some(Foreign)),
+            (r#"{"id":"t1","id":"t2","finished_at":1}"#, Some(Mismatch)),
             // not this task
-            ("{}", Some(Empty)),
-            (" { } ", Some(Empty)),
-            (r#"{"finished_at":1}"#, Some(Foreign)),
-            (r#"{"id":"T1","finished_at":1}"#, Some(Foreign)),
-            (r#"{"id":"t1 ","finished_at":1}"#, Some(Foreign)),
-            (r#"{"id":1,"finished_at":1}"#, Some(Foreign)),
-            (r#"{"_id":"t1","task_id":"t1","finished_at":1}"#, Some(Foreign)),
-            (r#"{"success":false,"error":{"code":"api_error"}}"#, Some(Foreign)),
+            ("{}", Some(Unknown)),
+            (" { } ", Some(Unknown)),
+            (r#"{"finished_at":1}"#, Some(Mismatch)),
+            (r#"{"id":"T1","finished_at":1}"#, Some(Mismatch)),
+            (r#"{"id":"t1 ","finished_at":1}"#, Some(Mismatch)),
+            (r#"{"id":1,"finished_at":1}"#, Some(Mismatch)),
+            (r#"{"_id":"t1","task_id":"t1","finished_at":1}"#, Some(Mismatch)),
+            (r#"{"success":false,"error":{"code":"api_error"}}"#, Some(Mismatch)),
             // no object
             ("", None),
             ("null", None),
@@ -364,7 +364,7 @@ mod tests {
             (r#"{"id":"t1","finished_at":1,"response":{"\ud83d":"x","state":"running"}}"#, Some(Pending)),
             (r#"{"id":"t1","finished_at":1,"response":{"state":"\ud83d"}}"#, Some(Pending)),
             (r#"{"id":"t1","finished_at":1e999}"#, Some(Pending)),
-            (r#"{"id":"\ud83d","finished_at":1}"#, Some(Foreign)),
+            (r#"{"id":"\ud83d","finished_at":1}"#, Some(Mismatch)),
             // strings that hold what looks like JSON
             (
                 r#"{"id":"t1","finished_at":1,"response":{"lyric":"\"state\":\"pending\"","a":"\\"}}"#,
@@ -375,7 +375,7 @@ mod tests {
             (r#"{"id":"t1","finished_at":1,"response":{"status":[["x"]]}}"#, Some(Pending)),
         ];
         for (text, expected) in table {
-            assert_eq!(standing(text), *expected, "{}", &text[..text.len().min(200)]);
+            assert_eq!(state_of(text), *expected, "{}", &text[..text.len().min(200)]);
         }
     }
 
@@ -384,7 +384,7 @@ mod tests {
         for (word, _) in TERMINAL_WORDS {
             for word in [word.to_owned(), word.to_uppercase()] {
                 let text = format!(r#"{{"id":"t1","finished_at":1,"response":{{"state":"{word}"}}}}"#);
-                assert_eq!(standing(&text), Some(Standing::Final), "{word}");
+                assert_eq!(state_of(&text), Some(TaskState::Final), "{word}");
             }
         }
     }
@@ -394,7 +394,7 @@ mod tests {
         let text = include_bytes!("../../tests/fixtures/retrieve.json");
         let inspection = inspect(text).unwrap();
         let id = TaskId::parse("1a6ac2ad-10f2-4e2b-b500-66ec27fe82ad").unwrap();
-        assert_eq!(inspection.standing(&id), Standing::Final);
+        assert_eq!(inspection.state_of(&id), TaskState::Final);
         assert_eq!(inspection.created_at, Some(1_767_119_745.524));
     }
 

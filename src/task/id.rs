@@ -25,7 +25,7 @@ impl TaskId {
     }
 
     /// Whether the id may share an upstream call with others: `[A-Za-z0-9_-]{1,128}`.
-    pub fn is_foldable(&self) -> bool {
+    pub fn is_batchable(&self) -> bool {
         self.0.len() <= MAX_FOLDABLE_ID_BYTES && self.0.bytes().all(is_word_byte)
     }
 }
@@ -85,7 +85,7 @@ mod tests {
             (&"x".repeat(128), true),
             (&"x".repeat(129), false),
         ] {
-            assert_eq!(TaskId::parse(id).unwrap().is_foldable(), foldable, "{id:?}");
+            assert_eq!(TaskId::parse(id).unwrap().is_batchable(), foldable, "{id:?}");
         }
     }
 

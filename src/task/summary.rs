@@ -10,7 +10,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use super::finality;
 
 /// Longer texts, in bytes, are not read for a summary.
-pub const LONGEST_SUMMARIZED: usize = 64 << 10;
+pub const MAX_SUMMARIZED_BYTES: usize = 64 << 10;
 
 /// Most links of one task.
 const MAX_LINKS: usize = 8;
@@ -23,7 +23,7 @@ const LONGEST_WORDS: usize = 300;
 
 /// What a task's text tells at a glance.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Summary {
+pub struct TaskSummary {
     /// `type`: what was made, `audios` for example.
     pub kind: Option<String>,
     /// The first title in `response`.
@@ -89,12 +89,12 @@ impl LinkKind {
     }
 }
 
-impl Summary {
-    /// Reads a task's text. A text that is longer than [`LONGEST_SUMMARIZED`] or no JSON object gives an empty summary;
+impl TaskSummary {
+    /// Reads a task's text. A text that is longer than [`MAX_SUMMARIZED_BYTES`] or no JSON object gives an empty summary;
     /// one that turns out unsound on the way gives what was read until then.
-    pub fn of(text: &[u8]) -> Self {
+    pub fn parse(text: &[u8]) -> Self {
         let mut found = Found::default();
-        if text.len() <= LONGEST_SUMMARIZED {
+        if text.len() <= MAX_SUMMARIZED_BYTES {
             let mut parser = serde_json::Deserializer::from_slice(text);
             // What was read before a fault is worth showing. The parser bounds the depth.
             let _ = Walk { found: &mut found, place: Place::Task, member: "" }.deserialize(&mut parser);
@@ -124,7 +124,7 @@ enum Place {
 
 #[derive(Default)]
 struct Found {
-    summary: Summary,
+    summary: TaskSummary,
     title_of_response: Option<String>,
     success: Option<bool>,
     words: Words,
@@ -139,7 +139,7 @@ struct Words {
 }
 
 impl Found {
-    fn summary(self) -> Summary {
+    fn summary(self) -> TaskSummary {
         let Self { mut summary, title_of_response, success, words } = self;
         summary.title = summary.title.or(title_of_response);
         let said = (words.any && !words.any_open).then_some(!words.any_failed);
@@ -322,13 +322,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn of(response: &str) -> Summary {
-        Summary::of(format!(r#"{{"id":"t","response":{response}}}"#).as_bytes())
+    fn of(response: &str) -> TaskSummary {
+        TaskSummary::parse(format!(r#"{{"id":"t","response":{response}}}"#).as_bytes())
     }
 
     #[test]
     fn the_documented_task_is_summed_up() {
-        let summary = Summary::of(include_bytes!("../../tests/fixtures/retrieve.json"));
+        let summary = TaskSummary::parse(include_bytes!("../../tests/fixtures/retrieve.json"));
         assert_eq!(summary.kind.as_deref(), Some("audios"));
         assert_eq!(summary.title.as_deref(), Some("Woke up with the sun in my eyes"));
         assert_eq!(summary.succeeded, Some(true));
@@ -443,23 +443,23 @@ mod tests {
     #[test]
     fn odd_texts_give_what_can_be_read() {
         let deep = format!(r#"{{"type":"audios","response":{}1{}}}"#, "[".repeat(500), "]".repeat(500));
-        let cut = Summary { kind: Some("audios".to_owned()), ..Summary::default() };
-        assert_eq!(Summary::of(deep.as_bytes()), cut);
-        assert_eq!(Summary::of(br#"{"type":"audios","x":1e999}"#), cut);
-        assert_eq!(Summary::of(br#"{"type":"audios","response":{"#), cut);
-        let long = format!(r#"{{"type":"audios","x":"{}"}}"#, "x".repeat(LONGEST_SUMMARIZED));
+        let cut = TaskSummary { kind: Some("audios".to_owned()), ..TaskSummary::default() };
+        assert_eq!(TaskSummary::parse(deep.as_bytes()), cut);
+        assert_eq!(TaskSummary::parse(br#"{"type":"audios","x":1e999}"#), cut);
+        assert_eq!(TaskSummary::parse(br#"{"type":"audios","response":{"#), cut);
+        let long = format!(r#"{{"type":"audios","x":"{}"}}"#, "x".repeat(MAX_SUMMARIZED_BYTES));
         for nothing in [&long, "", "null", "[]", "7", r#""type""#, r#"[{"type":"audios"}]"#, "<html>", "{}"] {
-            assert_eq!(Summary::of(nothing.as_bytes()), Summary::default(), "{nothing:.60}");
+            assert_eq!(TaskSummary::parse(nothing.as_bytes()), TaskSummary::default(), "{nothing:.60}");
         }
         let elsewhere = r#"{"type":{"type":"x"},"created_at":"1","finished_at":[1],"data":{"title":"x"}}"#;
-        assert_eq!(Summary::of(elsewhere.as_bytes()), Summary::default());
+        assert_eq!(TaskSummary::parse(elsewhere.as_bytes()), TaskSummary::default());
     }
 
     proptest! {
         #[test]
         fn no_text_makes_it_panic(text in ".{0,200}", bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            Summary::of(text.as_bytes());
-            Summary::of(&bytes);
+            TaskSummary::parse(text.as_bytes());
+            TaskSummary::parse(&bytes);
             of(&text);
         }
     }

@@ -20,7 +20,7 @@ use rustls::crypto::ring;
 use rustls::{ClientConfig, RootCertStore};
 use tower::Service;
 
-use super::SetupError;
+use super::UpstreamSetupError;
 use super::error::{Unreachable, unreachable};
 
 /// A peer that is gone without a word is noticed after 30 s of silence and three probes.
@@ -55,10 +55,10 @@ pub(super) fn trusted() -> RootCertStore {
 }
 
 /// TLS as both clients speak it. Which protocols to offer inside is left to each.
-pub(super) fn tls(trusted: RootCertStore) -> Result<ClientConfig, SetupError> {
+pub(super) fn tls(trusted: RootCertStore) -> Result<ClientConfig, UpstreamSetupError> {
     Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|_| SetupError::Tls)?
+        .map_err(|_| UpstreamSetupError::Tls)?
         .with_root_certificates(trusted)
         .with_no_client_auth())
 }
@@ -75,16 +75,16 @@ pub(super) struct OutgoingProxy {
 
 impl OutgoingProxy {
     /// The system's proxy for `upstream`, if there is one.
-    pub(super) fn of_system(upstream: &Uri) -> Result<Option<Self>, SetupError> {
+    pub(super) fn of_system(upstream: &Uri) -> Result<Option<Self>, UpstreamSetupError> {
         Matcher::from_system().intercept(upstream).map(|found| Self::new(&found)).transpose()
     }
 
-    fn new(found: &Intercept) -> Result<Self, SetupError> {
+    fn new(found: &Intercept) -> Result<Self, UpstreamSetupError> {
         match found.uri().scheme_str() {
             Some("http" | "https") => {
                 Ok(Self { uri: found.uri().clone(), authorization: found.basic_auth().cloned() })
             }
-            _ => Err(SetupError::Proxy),
+            _ => Err(UpstreamSetupError::Proxy),
         }
     }
 }

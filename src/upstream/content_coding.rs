@@ -15,7 +15,7 @@ const STEP: usize = 4096;
 ///
 /// # Errors
 /// If it is packed in a way that is not understood here, or broken, or longer than the limit.
-pub fn unpack(headers: &HeaderMap, body: &[u8], limit: usize) -> Result<Bytes, UpstreamError> {
+pub fn decode_body(headers: &HeaderMap, body: &[u8], limit: usize) -> Result<Bytes, UpstreamError> {
     let mut unpacked = Unpacked::new(headers, limit as u64)?;
     unpacked.push_step(body)?;
     unpacked.finish()

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::connect::{KEEPALIVE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES, OutgoingProxy, Resolver};
 use super::connect_time::{self, NoteConnected};
 use super::content_coding::Unpacked;
-use super::{SetupError, UpstreamError, is_framing_sound, origin};
+use super::{UpstreamError, UpstreamSetupError, is_framing_sound, origin};
 use crate::config::UpstreamConfig;
 use crate::task::{Service, TaskId};
 use crate::token::Token;
@@ -49,7 +49,7 @@ pub struct UpstreamResponse {
     /// The whole body, decompressed.
     pub body: Bytes,
     /// How long the call waited for a connection of its own; zero on a pooled one.
-    pub connecting: Duration,
+    pub connect_time: Duration,
 }
 
 #[derive(Serialize)]
@@ -76,7 +76,7 @@ struct Setup {
 }
 
 impl Setup {
-    fn client(&self) -> Result<Client, SetupError> {
+    fn client(&self) -> Result<Client, UpstreamSetupError> {
         let mut tls = self.tls.clone();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let mut builder = Client::builder()
@@ -101,13 +101,13 @@ impl Setup {
             .no_proxy()
             .connector_layer(NoteConnected);
         if let Some(found) = &self.proxy {
-            let mut proxy = Proxy::all(found.uri.to_string()).map_err(SetupError::Client)?;
+            let mut proxy = Proxy::all(found.uri.to_string()).map_err(UpstreamSetupError::Client)?;
             if let Some(authorization) = &found.authorization {
                 proxy = proxy.custom_http_auth(authorization.clone());
             }
             builder = builder.proxy(proxy);
         }
-        builder.build().map_err(SetupError::Client)
+        builder.build().map_err(UpstreamSetupError::Client)
     }
 }
 
@@ -116,7 +116,7 @@ impl UpstreamClient {
         config: &UpstreamConfig,
         tls: ClientConfig,
         proxy: Option<OutgoingProxy>,
-    ) -> Result<Self, SetupError> {
+    ) -> Result<Self, UpstreamSetupError> {
         let setup = Setup {
             tls,
             proxy,
@@ -151,9 +151,9 @@ impl UpstreamClient {
             .headers(fields(credentials))
             .body(body)
             .send();
-        let (result, connecting) = connect_time::timed(call).await;
+        let (result, connect_time) = connect_time::timed(call).await;
         let answer = match result {
-            Ok(response) => self.read(response, connecting).await,
+            Ok(response) => self.read(response, connect_time).await,
             Err(error) => Err(UpstreamError::of_look_up(&error)),
         };
         if let Err(UpstreamError::BadMessage) = answer {
@@ -165,7 +165,7 @@ impl UpstreamClient {
     async fn read(
         &self,
         mut response: Response,
-        connecting: Duration,
+        connect_time: Duration,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let headers = response.headers();
         if response.status().is_informational() || !is_framing_sound(headers) {
@@ -181,7 +181,7 @@ impl UpstreamClient {
         while let Some(chunk) = response.chunk().await.map_err(|error| UpstreamError::of_look_up(&error))? {
             body.push(&chunk).await?;
         }
-        Ok(UpstreamResponse { status, content_type, retry_after, body: body.finish()?, connecting })
+        Ok(UpstreamResponse { status, content_type, retry_after, body: body.finish()?, connect_time })
     }
 
     /// A connection with a malformed answer on it is not used again. reqwest cannot drop a single one, so its whole

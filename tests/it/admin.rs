@@ -49,7 +49,7 @@ async fn with_a_token_everything_but_health_asks_for_it() {
 #[tokio::test]
 async fn without_a_token_only_this_machine_asks_and_no_page_of_another_site() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", "a", final_record("a", ""));
+    app.upstream.put_record("producer", "t", "a", final_record("a", ""));
     app.retrieve("t", "a").await;
     let own = format!("http://{}", app.admin);
     let others = [

@@ -67,7 +67,7 @@ fn text(id: &str, title: &str) -> String {
 
 /// Has the proxy store a task, as a client's look-up does.
 async fn store(app: &TestApp, service: &str, token: &str, id: &str, text: &str) {
-    app.upstream.put_raw(service, token, id, text.to_owned());
+    app.upstream.put_record(service, token, id, text.to_owned());
     assert_eq!(look_up(app, service, token, id).await.x_cache(), "MISS", "{id:?}");
 }
 
@@ -143,7 +143,7 @@ async fn every_documented_endpoint_answers_with_what_its_example_has() {
 
     let app =
         TestApp::spawn_with(|config| config.tasks.pending_max_age = std::time::Duration::from_secs(60)).await;
-    app.upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    app.upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     for expected in ["MISS", "HIT"] {
         assert_eq!(app.retrieve("t", DOCUMENTED_ID).await.x_cache(), expected);
     }
@@ -199,7 +199,7 @@ async fn stored_tasks_are_listed_by_service_id_title_and_time() {
         (task["service"].as_str(), task["readers"].as_u64(), task["type"].as_str(), task["title"].as_str()),
         (Some("suno"), Some(1), Some("audios"), Some("ÄRGER"))
     );
-    assert_eq!(task["record_bytes"], text("On3", "ÄRGER").len());
+    assert_eq!(task["max_recorded_bytes"], text("On3", "ÄRGER").len());
     assert_eq!(task["links"], json!([{"kind": "audio", "url": "https://cdn.example/a.mp3"}]));
     assert_eq!((&task["created_at"], &task["finished_at"]), (&json!(1767119745.5), &json!(1767119785.25)));
     assert!(task["record"].is_null(), "a listing is short: {task}");
@@ -211,7 +211,7 @@ async fn one_task_is_shown_with_every_text_that_was_told_of_it() {
     let told = |title: &str| text("t1", title);
     store(&app, "producer", "a", "t1", &told("for a")).await;
     store(&app, "producer", "b", "t1", &told("for b")).await;
-    app.upstream.put_raw("producer", "c", "t1", told("for b"));
+    app.upstream.put_record("producer", "c", "t1", told("for b"));
     assert_eq!(app.retrieve("c", "t1").await.x_cache(), "MISS");
     let task = get(&app, "/api/tasks/producer/t1").await;
     let texts = task["records"].as_array().expect("a list");
@@ -421,7 +421,7 @@ async fn lanes_and_pending_tasks_are_told() {
     assert_eq!(get(&app, "/api/pending").await, json!({"pending": [], "pending_omitted": 0}));
     let unfinished = json!({"id": "p1", "type": "audios", "created_at": 1767119745.5, "response":
         {"data": [{"title": "</script>", "state": "processing", "progress": "40%"}]}});
-    app.upstream.put_raw("producer", "t", "p1", unfinished.to_string());
+    app.upstream.put_record("producer", "t", "p1", unfinished.to_string());
     app.retrieve("t", "p1").await;
 
     let pending = get(&app, "/api/pending").await;

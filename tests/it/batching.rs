@@ -17,9 +17,9 @@ use crate::support::{
 async fn five_hundred_clients_of_one_new_id_share_one_call() {
     let app = TestApp::spawn().await;
     let text = token_record("new", "t", 300);
-    app.upstream.put_raw("producer", "t", "new", text.clone());
-    let (rule, hold) = Rule::look_ups().hold();
-    app.upstream.script(rule);
+    app.upstream.put_record("producer", "t", "new", text.clone());
+    let (rule, hold) = Rule::lookups().hold();
+    app.upstream.add_rule(rule);
     let http = client(app.address);
     let replies = tokio::spawn(async move {
         in_parallel(500, 500, |_| {
@@ -48,7 +48,7 @@ async fn upstream_call_holds_at_most_max_batch_distinct_ids() {
     let repeated: Vec<&String> = ids.iter().chain(&ids).chain(ids.iter().rev()).collect();
     let reply = app.batch("t", &repeated).await;
     assert_eq!(reply.json()["count"], 24);
-    let calls = app.upstream.look_up_calls();
+    let calls = app.upstream.lookup_calls();
     assert_eq!(calls.len(), 3, "8 ids in calls of 3");
     let requested: Vec<String> = calls.iter().flat_map(refrain_simulator::RecordedCall::ids).collect();
     assert!(calls.iter().all(|call| call.ids().len() <= 3));
@@ -60,8 +60,8 @@ async fn upstream_call_holds_at_most_max_batch_distinct_ids() {
 async fn lookups_with_different_forwarded_headers_share_no_call() {
     let app = TestApp::spawn().await;
     let id = app.upstream.create_finished("producer", "t");
-    let (rule, hold) = Rule::look_ups().hold();
-    app.upstream.script(rule);
+    let (rule, hold) = Rule::lookups().hold();
+    app.upstream.add_rule(rule);
     let body = json!({"action": "retrieve", "id": id});
     let (plain, exempt, other, ()) = tokio::join!(
         app.look_up("t", &body, &[]),
@@ -84,8 +84,8 @@ async fn lookups_with_different_forwarded_headers_share_no_call() {
 async fn cancelled_lookup_does_not_fail_those_that_joined_its_call() {
     let app = TestApp::spawn().await;
     let id = app.upstream.create_finished("producer", "t");
-    let (rule, hold) = Rule::look_ups().containing(&id).hold();
-    app.upstream.script(rule);
+    let (rule, hold) = Rule::lookups().containing_id(&id).hold();
+    app.upstream.add_rule(rule);
     {
         let mut leader = Wire::connect(app.address).await;
         let headers = [("authorization", "Bearer t"), ("content-type", "application/json")];
@@ -102,16 +102,16 @@ async fn cancelled_lookup_does_not_fail_those_that_joined_its_call() {
     }));
     let (replies, ()) = tokio::join!(joining, async {
         let requested = |upstream: &refrain_simulator::Simulator| -> HashSet<String> {
-            upstream.look_up_calls().iter().flat_map(refrain_simulator::RecordedCall::ids).collect()
+            upstream.lookup_calls().iter().flat_map(refrain_simulator::RecordedCall::ids).collect()
         };
         app.upstream.wait_until("all lookups have joined", |upstream| requested(upstream).len() == 50).await;
         hold.release();
     });
-    let expected = envelope(&[String::from_utf8_lossy(&app.upstream.task_text(&id).expect("known"))]);
+    let expected = envelope(&[String::from_utf8_lossy(&app.upstream.task_record(&id).expect("known"))]);
     for reply in replies {
         assert_eq!((reply.status, &reply.body[..]), (StatusCode::OK, expected.as_bytes()));
     }
-    let for_it = app.upstream.look_up_calls().iter().filter(|call| call.ids().contains(&id)).count();
+    let for_it = app.upstream.lookup_calls().iter().filter(|call| call.ids().contains(&id)).count();
     assert_eq!(for_it, 1, "the call outlived the client that caused it");
 }
 
@@ -125,18 +125,18 @@ async fn refused_batch_fails_only_the_id_that_caused_it() {
     })
     .await;
     let ids: Vec<String> = (0..5).map(|_| app.upstream.create_finished("producer", "t")).collect();
-    app.upstream.script(Rule::look_ups().containing("culprit").status(422, "bad_request"));
+    app.upstream.add_rule(Rule::lookups().containing_id("culprit").error(422, "bad_request"));
     app.retrieve("t", "first").await;
     let (others, culprit) =
         tokio::join!(join_all(ids.iter().map(|id| app.retrieve("t", id))), app.retrieve("t", "culprit"));
     for (reply, id) in others.iter().zip(&ids) {
         assert_eq!(
             (reply.status, &reply.body),
-            (StatusCode::OK, &app.upstream.task_text(id).expect("known"))
+            (StatusCode::OK, &app.upstream.task_record(id).expect("known"))
         );
     }
     assert_eq!(culprit.status.as_u16(), 422, "{culprit:?}");
-    assert!(app.upstream.look_up_calls().iter().any(|call| call.ids().len() > 1), "no ids were batched");
+    assert!(app.upstream.lookup_calls().iter().any(|call| call.ids().len() > 1), "no ids were batched");
 }
 
 #[tokio::test]
@@ -148,14 +148,14 @@ async fn id_left_out_of_a_batch_is_requested_again_alone() {
     })
     .await;
     let [one, two] = [(); 2].map(|()| app.upstream.create_finished("producer", "t"));
-    app.upstream.script(Rule::look_ups().action("retrieve_batch").omit_ids([one.clone()]));
+    app.upstream.add_rule(Rule::lookups().action("retrieve_batch").omit_ids([one.clone()]));
     app.retrieve("t", "first").await;
     let (left_out, there, unknown) =
         tokio::join!(app.retrieve("t", &one), app.retrieve("t", &two), app.retrieve("t", "unknown"));
-    assert_eq!(left_out.body, app.upstream.task_text(&one).expect("known"));
-    assert_eq!(there.body, app.upstream.task_text(&two).expect("known"));
+    assert_eq!(left_out.body, app.upstream.task_record(&one).expect("known"));
+    assert_eq!(there.body, app.upstream.task_record(&two).expect("known"));
     assert_eq!(unknown.body, "{}");
-    let calls = app.upstream.look_up_calls();
+    let calls = app.upstream.lookup_calls();
     assert!(calls.iter().any(|call| call.ids().len() > 1), "no ids were batched");
     let alone = |id: &str| calls.iter().filter(|call| call.ids() == [id]).count();
     assert_eq!((alone(&one), alone("unknown"), alone(&two)), (1, 1, 0));
@@ -169,7 +169,7 @@ async fn busy_token_does_not_delay_other_tokens() {
     let program = Program::serve(&upstream.base_url(), folder.path(), &environment);
     for n in 0..20 {
         let (token, id) = (format!("quiet-{n}"), format!("task-{n}"));
-        upstream.put_raw("producer", &token, &id, token_record(&id, &token, 40));
+        upstream.put_record("producer", &token, &id, token_record(&id, &token, 40));
     }
     let http = client(program.address);
     let start = Instant::now();
@@ -189,7 +189,7 @@ async fn busy_token_does_not_delay_other_tokens() {
     });
     upstream.wait_for_calls(1).await;
     let noisy_calls =
-        || upstream.look_up_calls().iter().filter(|call| call.token.as_deref() == Some("noisy")).count();
+        || upstream.lookup_calls().iter().filter(|call| call.token.as_deref() == Some("noisy")).count();
     for n in 0..20 {
         let (token, id) = (format!("quiet-{n}"), format!("task-{n}"));
         let before = noisy_calls();
@@ -212,7 +212,7 @@ async fn process_resumed_after_a_pause_makes_no_burst() {
     let folder = tempfile::tempdir().unwrap();
     let environment = [("REFRAIN_UPSTREAM__REQUESTS_PER_SECOND", "2"), ("REFRAIN_UPSTREAM__BURST", "1")];
     let program = Program::serve(&upstream.base_url(), folder.path(), &environment);
-    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     let http = client(program.address);
     http.retrieve("t", DOCUMENTED_ID).await.unwrap();
     let pending: Vec<String> = (0..10).map(|_| upstream.create_pending("producer", "t")).collect();
@@ -240,7 +240,7 @@ async fn process_resumed_after_a_pause_makes_no_burst() {
     };
     tokio::join!(polls, go_on);
     // Two seconds at two per second, one of the burst, one at the boundary.
-    let calls = upstream.look_up_calls();
+    let calls = upstream.lookup_calls();
     eprintln!("{} calls in the two seconds after the stop", calls.len());
     assert!(calls.len() <= 6, "{}", calls.len());
     assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");

@@ -58,7 +58,7 @@ async fn kill_repeatedly(rounds: usize) {
             })
             .collect();
         for task in &tasks {
-            upstream.put_raw("producer", &task.token, &task.id, task.record());
+            upstream.put_record("producer", &task.token, &task.id, task.record());
         }
         let mut program = Program::serve(&upstream.base_url(), folder.path(), &[]);
         let mut new = kill_during_lookups(&mut program, tasks, round).await;

@@ -104,7 +104,7 @@ fn record_bytes_are_unchanged_on_every_path() {
         runtime.block_on(async {
             for app in [&hot, &cold] {
                 for (id, text) in [&by_retrieve, &by_batch].into_iter().zip(&texts) {
-                    app.upstream.put_raw("producer", "t", id, text.clone());
+                    app.upstream.put_record("producer", "t", id, text.clone());
                 }
                 let miss = app.retrieve("t", &by_retrieve).await;
                 prop_assert_eq!((miss.x_cache(), miss.body.as_ref()), ("MISS", texts[0].as_bytes()));
@@ -177,8 +177,8 @@ async fn any_valid_json_record_is_relayed_alone_and_in_a_batch() {
     for (number, value) in values.into_iter().enumerate() {
         let id = format!("id{number}");
         let text = format!(r#"{{"id":"{id}","response":{{"n":{value}}},"finished_at":1}}"#);
-        app.upstream.put_raw("producer", "alone", &id, text.clone());
-        app.upstream.put_raw("producer", "batched", &id, text.clone());
+        app.upstream.put_record("producer", "alone", &id, text.clone());
+        app.upstream.put_record("producer", "batched", &id, text.clone());
         assert_eq!(app.retrieve("alone", &id).await.body, text);
         if app.batch("batched", &[&id, "unknown"]).await.body != envelope(&[&text]) {
             lost.push(value);
@@ -210,13 +210,13 @@ fn split_and_merged_batch_equals_the_upstream_response() {
                     let id = format!("{}{round}-{number}", if *kind == 5 { "odd é," } else { "id" });
                     let text = crate::support::final_record(&id, "x");
                     match kind {
-                        2 => app.upstream.put_raw("producer", "t", &id, format!(r#"{{"id":"{id}"}}"#)),
+                        2 => app.upstream.put_record("producer", "t", &id, format!(r#"{{"id":"{id}"}}"#)),
                         3 => {}
                         4 => {
-                            app.upstream.put_raw("producer", "other", &id, text);
+                            app.upstream.put_record("producer", "other", &id, text);
                             warm.push(("other", id.clone()));
                         }
-                        _ => app.upstream.put_raw("producer", "t", &id, text),
+                        _ => app.upstream.put_record("producer", "t", &id, text),
                     }
                     if *kind == 0 {
                         warm.push(("t", id.clone()));
@@ -254,7 +254,7 @@ fn split_and_merged_batch_equals_the_upstream_response() {
                 String::from_utf8_lossy(&response.body).into_owned(),
                 String::from_utf8_lossy(&direct.body).into_owned()
             );
-            for call in app.upstream.look_up_calls() {
+            for call in app.upstream.lookup_calls() {
                 for id in call.ids() {
                     let number = ids.iter().position(|known| *known == id).expect("a requested id");
                     prop_assert!(kinds[number] != 0, "a stored record is not requested again");

@@ -15,7 +15,7 @@ async fn unknown_id_is_relayed_verbatim_and_never_stored() {
         assert!(!reply.header("cache-status").contains("stored"), "{reply:?}");
         assert_eq!(app.calls(), calls);
     }
-    app.upstream.put_raw("producer", "t", "missing", final_record("missing", "x"));
+    app.upstream.put_record("producer", "t", "missing", final_record("missing", "x"));
     app.assert_not_stored("t", "missing").await;
     app.assert_stored("t", "missing").await;
 }
@@ -38,7 +38,7 @@ async fn pending_record_is_never_stored_and_a_final_one_is() {
     for id in [&good, &bad] {
         app.assert_not_stored("t", id).await;
         let stored = app.assert_stored("t", id).await;
-        assert_eq!(stored.body, app.upstream.task_text(id).expect("known"));
+        assert_eq!(stored.body, app.upstream.task_record(id).expect("known"));
     }
     assert_eq!(app.retrieve("t", &bad).await.json()["response"]["success"], false);
 }
@@ -61,7 +61,7 @@ async fn record_that_only_looks_final_is_never_stored() {
         r#"{"id":5,"finished_at":1.5}"#.to_owned(),
     ];
     for text in texts {
-        app.upstream.put_raw("producer", "t", "id", text.clone());
+        app.upstream.put_record("producer", "t", "id", text.clone());
         for _ in 0..2 {
             let before = app.calls();
             let reply = app.retrieve("t", "id").await;
@@ -69,7 +69,7 @@ async fn record_that_only_looks_final_is_never_stored() {
             assert_eq!(app.calls(), before + 1, "requested again each time: {text}");
         }
     }
-    app.upstream.put_raw("producer", "t", "id", final_record("id", "x"));
+    app.upstream.put_record("producer", "t", "id", final_record("id", "x"));
     app.assert_not_stored("t", "id").await;
     app.assert_stored("t", "id").await;
 }

@@ -53,7 +53,7 @@ async fn similar_ids_are_distinct_and_reach_the_upstream_unchanged() {
     let ids = similar_ids();
     let record = |number: usize| final_record(&ids[number], &number.to_string());
     for (number, id) in ids.iter().enumerate() {
-        app.upstream.put_raw("producer", "t", id, record(number));
+        app.upstream.put_record("producer", "t", id, record(number));
     }
     for expected in ["MISS", "HIT"] {
         for (number, id) in ids.iter().enumerate() {
@@ -62,7 +62,7 @@ async fn similar_ids_are_distinct_and_reach_the_upstream_unchanged() {
         }
     }
     let requested: Vec<String> =
-        app.upstream.look_up_calls().iter().flat_map(refrain_simulator::RecordedCall::ids).collect();
+        app.upstream.lookup_calls().iter().flat_map(refrain_simulator::RecordedCall::ids).collect();
     assert_eq!(requested, ids, "each once, byte for byte");
 
     let number_of = |id: &str| ids.iter().position(|known| known == id).expect("one of the ids");
@@ -85,7 +85,7 @@ async fn empty_and_very_long_ids_get_their_own_records() {
     let huge = "y".repeat(200_000);
     let ids = [String::new(), format!("{huge}1"), format!("{huge}2")];
     for (number, id) in ids.iter().enumerate() {
-        app.upstream.put_raw("producer", "t", id, final_record(id, &number.to_string()));
+        app.upstream.put_record("producer", "t", id, final_record(id, &number.to_string()));
     }
     for _ in 0..2 {
         for (number, id) in ids.iter().enumerate() {
@@ -100,11 +100,11 @@ async fn id_with_special_characters_is_never_batched() {
     let app = TestApp::spawn().await;
     let ids = ["plain-1", "sp ace", "plain_2", "a,b", "caf\u{e9}"];
     for id in ids {
-        app.upstream.put_raw("producer", "t", id, final_record(id, "x"));
+        app.upstream.put_record("producer", "t", id, final_record(id, "x"));
     }
     let reply = app.batch("t", &ids).await;
     assert_eq!(reply.body, envelope(&ids.map(|id| final_record(id, "x"))));
-    for call in app.upstream.look_up_calls() {
+    for call in app.upstream.lookup_calls() {
         let ids = call.ids();
         let plain = |id: &String| id.starts_with("plain");
         assert!(ids.len() == 1 || ids.iter().all(plain), "{ids:?} in one call");
@@ -116,7 +116,7 @@ async fn id_with_special_characters_is_never_batched() {
 async fn id_over_one_kibibyte_is_passed_through() {
     let app = TestApp::spawn().await;
     let id = "x".repeat(1025);
-    app.upstream.put_raw("producer", "t", &id, final_record(&id, "x"));
+    app.upstream.put_record("producer", "t", &id, final_record(&id, "x"));
     for calls in 1..=2 {
         let reply = app.retrieve("t", &id).await;
         assert_eq!(reply.header("cache-status"), "refrain; fwd=bypass");
@@ -131,7 +131,7 @@ async fn id_over_one_kibibyte_is_passed_through() {
 #[tokio::test]
 async fn ids_are_compared_after_json_unescaping() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", "abc", final_record("abc", "x"));
+    app.upstream.put_record("producer", "t", "abc", final_record("abc", "x"));
     let bodies = [
         r#"{"action":"retrieve","id":"abc"}"#,
         r#" { "id" : "\u0061bc" ,"action":"retrie\u0076e" } "#,

@@ -19,7 +19,7 @@ async fn assert_requested_upstream(app: &TestApp, token: &str, id: &str, expecte
     let before = app.calls();
     let reply = app.retrieve(token, id).await;
     assert_eq!((reply.x_cache(), &reply.body[..]), ("MISS", expected.as_bytes()), "{token} {id}");
-    let calls = app.upstream.look_up_calls();
+    let calls = app.upstream.lookup_calls();
     assert_eq!(calls.len(), before + 1);
     assert_eq!(calls[before].token.as_deref(), Some(token));
 }
@@ -70,7 +70,7 @@ async fn record_stored_for_another_token_is_requested_upstream() {
 
         // Once the upstream returns it to the other token, it is stored for that token too.
         app.upstream.share(&id, "b");
-        let text = app.upstream.task_text(&id).expect("known");
+        let text = app.upstream.task_record(&id).expect("known");
         assert_requested_upstream(&app, "b", &id, &String::from_utf8_lossy(&text)).await;
         assert_eq!(app.assert_stored("b", &id).await.body, text);
         assert_requested_upstream(&app, "c", &id, "{}").await;
@@ -81,14 +81,14 @@ async fn record_stored_for_another_token_is_requested_upstream() {
 async fn lookup_never_joins_a_call_of_another_token() {
     let app = TestApp::spawn_with(without_pending_cache).await;
     let id = app.upstream.create_finished("producer", "a");
-    let (rule, hold) = Rule::look_ups().token("a").hold();
-    app.upstream.script(rule);
+    let (rule, hold) = Rule::lookups().token("a").hold();
+    app.upstream.add_rule(rule);
     let (own, ()) = tokio::join!(app.retrieve("a", &id), async {
         hold.wait_for_held(1).await;
         assert_requested_upstream(&app, "b", &id, "{}").await;
         hold.release();
     });
-    assert_eq!(own.body, app.upstream.task_text(&id).expect("known"));
+    assert_eq!(own.body, app.upstream.task_record(&id).expect("known"));
     assert_requested_upstream(&app, "b", &id, "{}").await;
 }
 
@@ -96,7 +96,7 @@ async fn lookup_never_joins_a_call_of_another_token() {
 async fn batch_takes_only_records_of_its_own_token_from_the_store() {
     let app = TestApp::spawn_with(without_pending_cache).await;
     for id in ["one", "both", "two"] {
-        app.upstream.put_raw("producer", "a", id, final_record(id, "x"));
+        app.upstream.put_record("producer", "a", id, final_record(id, "x"));
     }
     app.upstream.share("both", "b");
     app.batch("a", &["one", "both", "two"]).await;
@@ -117,7 +117,7 @@ async fn batch_takes_only_records_of_its_own_token_from_the_store() {
 async fn concurrent_lookups_of_one_id_get_the_records_of_their_tokens() {
     let app = TestApp::spawn_with(without_pending_cache).await;
     let id = app.upstream.create_finished("producer", "a");
-    let text = app.upstream.task_text(&id).expect("known");
+    let text = app.upstream.task_record(&id).expect("known");
     for _ in 0..10 {
         let replies = join_all((0..40).map(|number| {
             let token = if number % 2 == 0 { "a" } else { "b" };
@@ -135,7 +135,7 @@ async fn concurrent_lookups_of_one_id_get_the_records_of_their_tokens() {
     for n in 0..100 {
         for token in ["a", "b"] {
             let id = format!("same-{n}");
-            app.upstream.put_raw("producer", token, &id, token_record(&id, token, 30));
+            app.upstream.put_record("producer", token, &id, token_record(&id, token, 30));
         }
     }
     let http = client(app.address);
@@ -155,7 +155,7 @@ async fn different_records_of_one_id_stay_with_their_tokens() {
     for memory_bytes in [0, 1 << 20] {
         let app = TestApp::spawn_with(|config| config.store.memory_bytes = memory_bytes).await;
         for token in ["a", "b"] {
-            app.upstream.put_raw("producer", token, "id", final_record("id", token));
+            app.upstream.put_record("producer", token, "id", final_record("id", token));
         }
         for token in ["a", "b", "a", "b", "b", "a"] {
             let reply = app.retrieve(token, "id").await;
@@ -199,18 +199,18 @@ async fn storm(requests: usize) {
     for n in 0..tasks {
         for token in 0..TOKENS {
             let token = format!("token-{token}");
-            app.upstream.put_raw("producer", &token, &format!("storm-{n}"), storm_text(n, &token));
+            app.upstream.put_record("producer", &token, &format!("storm-{n}"), storm_text(n, &token));
         }
     }
     // Tasks that only their owner may read.
     for n in 0..PRIVATE {
         for token in 0..TOKENS {
             let (token, id) = (format!("token-{token}"), private_id(n, token));
-            app.upstream.put_raw("producer", &token, &id, token_record(&id, &token, 30));
+            app.upstream.put_record("producer", &token, &id, token_record(&id, &token, 30));
         }
     }
     // Calls take long enough to be cancelled while they run.
-    app.upstream.script(Rule::any().delay(Duration::from_millis(3)));
+    app.upstream.add_rule(Rule::any().delay(Duration::from_millis(3)));
     let http = client(app.address);
     let start = Instant::now();
     let answered = in_parallel(requests, 200, |place| {
@@ -232,7 +232,7 @@ async fn storm(requests: usize) {
     let whole = answered.iter().filter(|whole| **whole).count();
     eprintln!("{whole} responses, {} cancelled, in {:?}", requests - whole, start.elapsed());
     assert!(whole > requests / 2 && whole < requests, "{whole}");
-    for call in app.upstream.look_up_calls() {
+    for call in app.upstream.lookup_calls() {
         assert!(call.token.is_some_and(|token| token.starts_with("token-")));
     }
 }
@@ -315,10 +315,10 @@ async fn ambiguous_requests_do_not_poison_the_cache() {
         let id = format!("victim{n}");
         let body = body.replace("victim", &id);
         for token in ["t", "other"] {
-            app.upstream.put_raw("producer", token, &id, of(&id));
+            app.upstream.put_record("producer", token, &id, of(&id));
         }
         app.upstream.clear_rules();
-        app.upstream.script(Rule::any().matching(odd).body("application/json", poison(&id)));
+        app.upstream.add_rule(Rule::any().matching(odd).body("application/json", poison(&id)));
         let mut request = http.http.post(app.url("/producer/tasks")).bearer_auth("t").body(body.clone());
         if !matches!(field, Some(("content-type", _))) {
             request = request.header("content-type", "application/json");
@@ -337,8 +337,8 @@ async fn ambiguous_requests_do_not_poison_the_cache() {
 #[tokio::test]
 async fn get_with_a_body_stores_nothing_and_leaves_no_bytes_behind() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", "victim", token_record("victim", "t", 40));
-    app.upstream.script(Rule::any().method("GET").body("application/json", poison("victim")));
+    app.upstream.put_record("producer", "t", "victim", token_record("victim", "t", 40));
+    app.upstream.add_rule(Rule::any().method("GET").body("application/json", poison("victim")));
     let body = r#"{"action":"retrieve","id":"victim"}"#;
     let mut wire = Wire::connect(app.address).await;
     let head = |method: &str| {

@@ -10,7 +10,7 @@ use crate::support::{DOCUMENTED, DOCUMENTED_ID, Program, TIMEOUT, Wire, client, 
 #[tokio::test]
 async fn idle_connections_do_not_exhaust_64_descriptors_for_good() {
     let upstream = simulator().await;
-    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new("sh");
     let binary = Program::command().get_program().to_owned();
@@ -32,7 +32,7 @@ async fn idle_connections_do_not_exhaust_64_descriptors_for_good() {
     }
     // A client that was connected before is served meanwhile.
     assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");
-    upstream.put_raw("producer", "t", "new", token_record("new", "t", 10));
+    upstream.put_record("producer", "t", "new", token_record("new", "t", 10));
     assert_eq!(http.retrieve("t", "new").await.unwrap().x_cache(), "MISS");
 
     drop(idle);
@@ -44,7 +44,7 @@ async fn idle_connections_do_not_exhaust_64_descriptors_for_good() {
 #[tokio::test]
 async fn idle_and_half_sent_requests_leave_others_unaffected() {
     let upstream = simulator().await;
-    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     let folder = tempfile::tempdir().unwrap();
     let program = Program::serve(&upstream.base_url(), folder.path(), &[]);
     let http = client(program.address);

@@ -10,7 +10,7 @@ use crate::support::{DOCUMENTED, DOCUMENTED_ID, TestApp, assert_error, envelope,
 #[tokio::test]
 async fn documented_record_is_identical_on_every_path() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    app.upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
 
     let miss = app.retrieve("t", DOCUMENTED_ID).await;
     assert_eq!((miss.x_cache(), &miss.body[..]), ("MISS", DOCUMENTED));
@@ -36,7 +36,7 @@ async fn documented_record_is_identical_on_every_path() {
 async fn batch_fetches_only_missing_ids_and_keeps_request_order() {
     let app = TestApp::spawn().await;
     for id in ["a", "b", "c"] {
-        app.upstream.put_raw("producer", "t", id, final_record(id, "x"));
+        app.upstream.put_record("producer", "t", id, final_record(id, "x"));
     }
     for id in ["a", "c"] {
         assert_eq!(app.retrieve("t", id).await.x_cache(), "MISS");
@@ -61,7 +61,7 @@ async fn batch_fetches_only_missing_ids_and_keeps_request_order() {
 async fn batch_of_stored_ids_is_a_hit_without_an_upstream_call() {
     let app = TestApp::spawn().await;
     for id in ["a", "b"] {
-        app.upstream.put_raw("producer", "t", id, final_record(id, "x"));
+        app.upstream.put_record("producer", "t", id, final_record(id, "x"));
     }
     assert_eq!(app.batch("t", &["a", "b"]).await.x_cache(), "MISS");
     let reply = app.batch("t", &["b", "a", "b"]).await;
@@ -97,7 +97,7 @@ async fn batch_over_max_ids_is_refused_without_an_upstream_call() {
 #[tokio::test]
 async fn batch_response_over_max_response_bytes_is_refused() {
     let app = TestApp::spawn_with(|config| config.upstream.max_response_bytes = 64 << 10).await;
-    app.upstream.put_raw("producer", "t", "big", final_record("big", &"x".repeat(30 << 10)));
+    app.upstream.put_record("producer", "t", "big", final_record("big", &"x".repeat(30 << 10)));
     assert_eq!(app.batch("t", &["big", "big"]).await.json()["count"], 2);
     let reply = app.batch("t", &["big", "big", "big"]).await;
     assert_error(&reply, 400, "bad_request");
@@ -107,7 +107,7 @@ async fn batch_response_over_max_response_bytes_is_refused() {
 #[tokio::test]
 async fn lookup_accepts_any_scheme_case_and_no_content_type() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", "abc", final_record("abc", "x"));
+    app.upstream.put_record("producer", "t", "abc", final_record("abc", "x"));
     let body = r#"{"action":"retrieve","id":"abc"}"#;
     assert_eq!(app.retrieve("t", "abc").await.x_cache(), "MISS");
     for headers in [
@@ -128,7 +128,7 @@ async fn lookup_accepts_any_scheme_case_and_no_content_type() {
 #[tokio::test]
 async fn only_configured_services_are_stored_each_with_its_own_ids() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("suno", "t", "abc", final_record("abc", "suno"));
+    app.upstream.put_record("suno", "t", "abc", final_record("abc", "suno"));
     let body = json!({"action": "retrieve", "id": "abc"}).to_string();
     let send = |app: &TestApp, service: &str| {
         app.http.post(app.url(&format!("/{service}/tasks"))).bearer_auth("t").body(body.clone())
@@ -140,7 +140,7 @@ async fn only_configured_services_are_stored_each_with_its_own_ids() {
     assert_eq!(app.upstream.call_count(), 2);
 
     let app = app.restart_with(|config| config.tasks.services = Services::All).await;
-    app.upstream.put_raw("producer", "t", "abc", final_record("abc", "producer"));
+    app.upstream.put_record("producer", "t", "abc", final_record("abc", "producer"));
     for expected in ["MISS", "HIT"] {
         for service in ["suno", "producer"] {
             let reply = app.send(send(&app, service)).await;
@@ -171,7 +171,7 @@ async fn lookup_response_names_its_source_and_request_id() {
     assert!(!one.header("x-request-id").is_empty());
     assert_ne!(one.header("x-request-id"), two.header("x-request-id"), "a new one each time");
 
-    app.upstream.script(Rule::look_ups().status(403, "used_up"));
+    app.upstream.add_rule(Rule::lookups().error(403, "used_up"));
     let error =
         app.look_up("t", &json!({"action": "retrieve", "id": "other"}), &[("x-request-id", "g2")]).await;
     assert_eq!((error.status.as_u16(), error.header("x-request-id")), (403, "g2"));
@@ -193,8 +193,8 @@ async fn batch_response_counts_hits_and_misses() {
 async fn content_type_is_the_only_upstream_header_relayed() {
     let app = TestApp::spawn().await;
     let id = app.upstream.create_finished("producer", "t");
-    app.upstream.script(
-        Rule::look_ups()
+    app.upstream.add_rule(
+        Rule::lookups()
             .header("set-cookie", "session=1")
             .header("x-upstream", "1")
             .header("cache-control", "no-store")
@@ -216,15 +216,15 @@ async fn upstream_error_is_relayed_with_body_and_retry_after() {
     let app = TestApp::spawn_with(|config| config.upstream.max_retries = 0).await;
     let body =
         r#"{"success":false,"error":{"code":"too_many_requests","message":"Slowly."},"trace_id":"t-1"}"#;
-    let rule = |status| Rule::look_ups().status_body(status, "application/json; charset=utf-8", body);
-    app.upstream.script(rule(429).retry_after("7").header("set-cookie", "a=1").times(1));
+    let rule = |status| Rule::lookups().respond_with(status, "application/json; charset=utf-8", body);
+    app.upstream.add_rule(rule(429).retry_after("7").header("set-cookie", "a=1").times(1));
     let reply = app.retrieve("t", "id").await;
     assert_eq!((reply.status.as_u16(), &reply.body[..]), (429, body.as_bytes()));
     assert_eq!(reply.header("retry-after"), "7");
     assert_eq!(reply.header("content-type"), "application/json; charset=utf-8");
     assert!(!reply.headers.contains_key("set-cookie"));
 
-    app.upstream.script(rule(403).times(1));
+    app.upstream.add_rule(rule(403).times(1));
     let other = app.retrieve("u", "id").await;
     assert_eq!((other.status.as_u16(), &other.body[..]), (403, body.as_bytes()));
 }
@@ -232,7 +232,7 @@ async fn upstream_error_is_relayed_with_body_and_retry_after() {
 #[tokio::test]
 async fn upstream_429_without_retry_after_receives_one() {
     let app = TestApp::spawn_with(|config| config.upstream.max_retries = 0).await;
-    app.upstream.script(Rule::look_ups().status(429, "too_many_requests").times(1));
+    app.upstream.add_rule(Rule::lookups().error(429, "too_many_requests").times(1));
     let reply = app.retrieve("t", "id").await;
     assert_error(&reply, 429, "too_many_requests");
     assert!(reply.header("retry-after").parse::<u64>().expect("seconds") > 0);
@@ -288,16 +288,16 @@ async fn records_of_a_failed_batch_are_stored_for_the_next_request() {
     })
     .await;
     for id in ["a", "b", "c"] {
-        app.upstream.put_raw("producer", "t", id, final_record(id, "x"));
+        app.upstream.put_record("producer", "t", id, final_record(id, "x"));
     }
-    app.upstream.script(Rule::look_ups().containing("b").status(403, "forbidden"));
+    app.upstream.add_rule(Rule::lookups().containing_id("b").error(403, "forbidden"));
     let reply = app.batch("t", &["a", "b", "c"]).await;
     assert_error(&reply, 403, "forbidden");
-    app.upstream.wait_until("all three were requested", |upstream| upstream.look_up_calls().len() >= 3).await;
+    app.upstream.wait_until("all three were requested", |upstream| upstream.lookup_calls().len() >= 3).await;
     app.upstream.clear_rules();
     assert_eq!(app.batch("t", &["a", "b", "c"]).await.json()["count"], 3);
     let requested: Vec<String> =
-        app.upstream.look_up_calls().iter().flat_map(refrain_simulator::RecordedCall::ids).collect();
+        app.upstream.lookup_calls().iter().flat_map(refrain_simulator::RecordedCall::ids).collect();
     let times = |wanted: &str| requested.iter().filter(|id| *id == wanted).count();
     assert_eq!((times("a"), times("c")), (1, 1), "{requested:?}");
 }

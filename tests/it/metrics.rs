@@ -60,7 +60,7 @@ async fn start() -> (Simulator, tempfile::TempDir, Program, Client) {
 /// One of each kind: a miss, hits, a pending answer, a batch, a 429 absorbed, one passed on, a refusal, something that
 /// passes through, a look-up held for three seconds.
 async fn traffic(upstream: &Simulator, http: &Client) {
-    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     for expected in ["MISS", "HIT", "HIT"] {
         assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.expect("a response").x_cache(), expected);
     }
@@ -71,10 +71,10 @@ async fn traffic(upstream: &Simulator, http: &Client) {
     let ids: Vec<String> = (0..120).map(|_| DOCUMENTED_ID.to_owned()).collect();
     assert_eq!(http.batch("t", &ids).await.expect("a response").x_cache(), "HIT");
 
-    upstream.script(Rule::look_ups().token("absorbed").times(1).status(429, "too_many_requests"));
+    upstream.add_rule(Rule::lookups().token("absorbed").times(1).error(429, "too_many_requests"));
     let finished = upstream.create_finished("producer", "absorbed");
     assert_eq!(http.retrieve("absorbed", &finished).await.expect("a response").status, 200);
-    upstream.script(Rule::look_ups().token("limited").status(429, "too_many_requests"));
+    upstream.add_rule(Rule::lookups().token("limited").error(429, "too_many_requests"));
     assert_eq!(http.retrieve("limited", "a").await.expect("a response").status, 429);
 
     let only = json!({"action": "retrieve", "id": "never-seen"}).to_string();
@@ -82,7 +82,7 @@ async fn traffic(upstream: &Simulator, http: &Client) {
     assert_eq!(reply.status, 504);
 
     let url = format!("http://{}/producer/audios", http.address);
-    upstream.script(Rule::path("/producer/audios").times(1).status(503, "api_error"));
+    upstream.add_rule(Rule::path("/producer/audios").times(1).error(503, "api_error"));
     for expected in [503, 200] {
         let answer =
             http.http.post(&url).bearer_auth("t").body(r#"{"async":true}"#).send().await.expect("a response");
@@ -129,7 +129,7 @@ async fn what_happened_is_what_is_counted() {
     assert_eq!((found("memory"), found("disk")), (3.0, 0.0), "a batch asks for each id once");
 
     // The simulator has counted the calls itself.
-    let calls = upstream.look_up_calls().len();
+    let calls = upstream.lookup_calls().len();
     assert_eq!(count("refrain_upstream_calls_total", &[]), calls as f64);
     assert_eq!(count("refrain_upstream_call_duration_seconds_count", &[]), calls as f64);
     assert_eq!(count("refrain_upstream_call_ids_sum", &[]), calls as f64, "one id a call");
@@ -203,8 +203,8 @@ async fn contract_metrics_are_exposed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_in_a_lane_shows_while_it_waits() {
     let (upstream, _folder, program, http) = start().await;
-    let (rule, hold) = Rule::look_ups().hold();
-    upstream.script(rule);
+    let (rule, hold) = Rule::lookups().hold();
+    upstream.add_rule(rule);
     let asking = tokio::spawn(async move { http.retrieve("t", "slow").await });
     hold.wait_for_held(1).await;
     let held = page(&program).await;
@@ -243,7 +243,7 @@ async fn the_history_has_a_step_every_ten_seconds() {
     assert_eq!(refusal.status(), 400);
     assert!(refusal.text().await.unwrap().contains("range"));
 
-    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     for _ in 0..3 {
         http.retrieve("t", DOCUMENTED_ID).await.unwrap();
     }

@@ -28,10 +28,10 @@ type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'a [u8]);
 #[tokio::test]
 async fn anything_but_a_lookup_is_forwarded_byte_for_byte() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", "id", final_record("id", "x"));
+    app.upstream.put_record("producer", "t", "id", final_record("id", "x"));
     app.retrieve("t", "id").await;
     let odd = b"an \xff odd\0 answer".to_vec();
-    app.upstream.script(Rule::any().status_body(203, "text/x-odd", odd.clone()).header("x-answer", "1"));
+    app.upstream.add_rule(Rule::any().respond_with(203, "text/x-odd", odd.clone()).header("x-answer", "1"));
 
     let look_up = r#"{"action":"retrieve","id":"id"}"#;
     let tasks = "POST /producer/tasks";
@@ -141,7 +141,7 @@ async fn anything_but_a_lookup_is_forwarded_byte_for_byte() {
 #[tokio::test]
 async fn nothing_is_stored_from_a_bypassed_response() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", "id", final_record("id", "x"));
+    app.upstream.put_record("producer", "t", "id", final_record("id", "x"));
     let bodies = [
         r#"{"action":"retrieve","id":"id","x":1}"#,
         r#"{"action":"retrieve_batch","ids":["id"],"x":1}"#,
@@ -160,7 +160,7 @@ async fn nothing_is_stored_from_a_bypassed_response() {
 #[tokio::test]
 async fn body_over_max_request_bytes_streams_through_whole() {
     let app = TestApp::spawn_with(|config| config.server.max_request_bytes = 1000).await;
-    app.upstream.put_raw("producer", "t", "id", final_record("id", "x"));
+    app.upstream.put_record("producer", "t", "id", final_record("id", "x"));
     let padded = |length: usize| {
         let body = r#"{"action":"retrieve","id":"id"}"#;
         format!("{body}{}", " ".repeat(length - body.len()))
@@ -190,7 +190,7 @@ async fn repeated_headers_keep_their_order_and_their_bytes() {
     let raw =
         b"HTTP/1.1 200 OK\r\nx-a: 1\r\nset-cookie: a=1\r\nx-b: 2\r\nx-a: 3\r\nset-cookie: b=2; Path=/\r\n\
                 x-latin: caf\xe9\r\nvia: 1.0 far\r\ncontent-length: 2\r\n\r\nok";
-    app.upstream.script(Rule::any().raw(raw.to_vec()));
+    app.upstream.add_rule(Rule::any().raw(raw.to_vec()));
     let mut sent =
         b"GET /x?q=%20a+b&q=%c3%a9&e HTTP/1.1\r\nhost: h\r\nx-a: 1\r\nx-b: 2\r\nX-A: 3\r\nx-a: \r\n".to_vec();
     sent.extend(b"x-latin: caf\xe9\r\naccept: a\r\naccept: b\r\ncookie: a=1\r\ncookie: b=2\r\nx-spaces:   in  side  \r\n\r\n");
@@ -227,7 +227,7 @@ async fn hop_by_hop_headers_are_removed_and_via_and_host_are_set() {
     let app = TestApp::spawn().await;
     let raw = "HTTP/1.1 200 OK\r\nconnection: X-Hop, keep-alive\r\nx-hop: 1\r\nkeep-alive: timeout=9\r\n\
                proxy-connection: keep-alive\r\nupgrade: h2c\r\nx-kept: 1\r\nvia: 1.0 far\r\ncontent-length: 2\r\n\r\nok";
-    app.upstream.script(Rule::any().raw(raw));
+    app.upstream.add_rule(Rule::any().raw(raw));
     let headers = [
         BEARER,
         ("connection", "keep-alive, X-Hop"),
@@ -272,7 +272,7 @@ async fn no_form_of_the_target_selects_another_upstream() {
     let app = TestApp::spawn().await;
     let elsewhere = simulator().await;
     let other = elsewhere.address();
-    app.upstream.script(Rule::any().body("text/plain", "here"));
+    app.upstream.add_rule(Rule::any().body("text/plain", "here"));
     let lines = [
         format!("POST http://{other}/producer/audios"),
         format!("POST https://{other}/producer/audios"),
@@ -309,8 +309,8 @@ async fn redirect_is_relayed_and_not_followed() {
     let elsewhere = simulator().await;
     let location = format!("{}/producer/audios", elsewhere.base_url());
     for status in [301, 302, 303, 307, 308] {
-        app.upstream.script(
-            Rule::any().status_body(status, "text/plain", "there").header("location", &location).times(1),
+        app.upstream.add_rule(
+            Rule::any().respond_with(status, "text/plain", "there").header("location", &location).times(1),
         );
         let (response, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
         assert_eq!(
@@ -325,7 +325,7 @@ async fn redirect_is_relayed_and_not_followed() {
 async fn compressed_bodies_pass_unchanged_in_both_directions() {
     let app = TestApp::spawn().await;
     let plain = "the same again ".repeat(100);
-    app.upstream.script(Rule::any().body("application/json", plain.clone()).gzip());
+    app.upstream.add_rule(Rule::any().body("application/json", plain.clone()).gzip());
     let packed = b"\x1f\x8b\x08\x00 no gzip at all".as_slice();
     let headers = [BEARER, ("content-encoding", "gzip"), ("accept-encoding", "gzip, br;q=0.1")];
     let (response, call) = forwarded(&app, &request(PAID, &headers, packed)).await;
@@ -340,9 +340,9 @@ async fn compressed_bodies_pass_unchanged_in_both_directions() {
 #[tokio::test]
 async fn head_options_and_empty_responses_keep_their_framing() {
     let app = TestApp::spawn().await;
-    app.upstream.script(Rule::path("/body").body("text/plain", "0123456789"));
-    app.upstream.script(Rule::path("/204").status_body(204, "text/plain", ""));
-    app.upstream.script(Rule::path("/304").status_body(304, "text/plain", "").header("etag", "\"x\""));
+    app.upstream.add_rule(Rule::path("/body").body("text/plain", "0123456789"));
+    app.upstream.add_rule(Rule::path("/204").respond_with(204, "text/plain", ""));
+    app.upstream.add_rule(Rule::path("/304").respond_with(304, "text/plain", "").header("etag", "\"x\""));
     let mut wire = Wire::connect(app.address).await;
     // All requests use one connection: a missing or extra body would corrupt the next response.
     wire.write(request("HEAD /body", &[BEARER], "")).await;
@@ -366,14 +366,14 @@ async fn head_options_and_empty_responses_keep_their_framing() {
 #[tokio::test]
 async fn interim_responses_are_not_final_responses() {
     let app = TestApp::spawn().await;
-    app.upstream.script(Rule::path("/hints").raw(
+    app.upstream.add_rule(Rule::path("/hints").raw(
         "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n\
          HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
     ));
     let (response, _) = forwarded(&app, &request("POST /hints", &[BEARER], "{}")).await;
     assert_eq!((response.status, response.text().as_str()), (200, "ok"));
 
-    app.upstream.script(Rule::path("/body").body("text/plain", "done"));
+    app.upstream.add_rule(Rule::path("/body").body("text/plain", "done"));
     let bytes = request("POST /body", &[BEARER, ("expect", "100-continue")], "0123456789");
     let (head, body) = bytes.split_at(bytes.len() - 10);
     let mut wire = Wire::connect(app.address).await;

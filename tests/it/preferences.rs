@@ -88,7 +88,7 @@ async fn prefer_wait_returns_as_soon_as_every_record_is_final() {
                 app.upstream.finish(&one);
             } else {
                 app.upstream.wait_for_calls(before + 1).await;
-                app.upstream.put_raw("producer", "t", "gone", final_record("gone", "x"));
+                app.upstream.put_record("producer", "t", "gone", final_record("gone", "x"));
             }
         });
         assert_eq!(reply.status, StatusCode::OK);
@@ -127,7 +127,7 @@ async fn prefer_wait_does_not_delay_final_records_and_errors() {
     for expected in ["MISS", "HIT"] {
         assert_eq!(app.look_up("t", &body, &[("prefer", "wait=30")]).await.x_cache(), expected);
     }
-    app.upstream.script(Rule::look_ups().status(403, "used_up"));
+    app.upstream.add_rule(Rule::lookups().error(403, "used_up"));
     let other = json!({"action": "retrieve", "id": "other"});
     assert_eq!(app.look_up("t", &other, &[("prefer", "wait=30")]).await.code(), "used_up");
     assert!(start.elapsed() < Duration::from_secs(5));
@@ -141,9 +141,9 @@ async fn lenient_batch_returns_known_items_and_lists_missing_ids() {
     })
     .await;
     for id in ["a", "b", "c"] {
-        app.upstream.put_raw("producer", "t", id, final_record(id, "x"));
+        app.upstream.put_record("producer", "t", id, final_record(id, "x"));
     }
-    app.upstream.script(Rule::look_ups().containing("b").status(403, "forbidden"));
+    app.upstream.add_rule(Rule::lookups().containing_id("b").error(403, "forbidden"));
     let body = json!({"action": "retrieve_batch", "ids": ["c", "b", "unknown", "a", "b"]});
     let reply = app.look_up("t", &body, &[("prefer", "handling=lenient")]).await;
     assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
@@ -163,7 +163,7 @@ async fn lenient_batch_returns_known_items_and_lists_missing_ids() {
 #[tokio::test]
 async fn lenient_batch_without_failures_lists_no_missing_ids() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", "a", final_record("a", "x"));
+    app.upstream.put_record("producer", "t", "a", final_record("a", "x"));
     let body = json!({"action": "retrieve_batch", "ids": ["a", "unknown"]});
     let reply = app.look_up("t", &body, &[("prefer", "handling=lenient")]).await;
     assert_eq!(reply.json()["count"], 1);

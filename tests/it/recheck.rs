@@ -34,15 +34,15 @@ async fn due_for_a_recheck() -> (TestApp, String) {
 async fn token_is_rechecked_once_for_all_waiting_hits() {
     let (app, id) = due_for_a_recheck().await;
     let other = app.upstream.create_finished("producer", "u");
-    let (rule, hold) = Rule::look_ups().token("t").hold();
-    app.upstream.script(rule);
+    let (rule, hold) = Rule::lookups().token("t").hold();
+    app.upstream.add_rule(rule);
     let (replies, ()) = tokio::join!(join_all((0..30).map(|_| app.retrieve("t", &id))), async {
         hold.wait_for_held(1).await;
         app.retrieve("u", &other).await;
-        assert_eq!(hold.held(), 1, "one call for the token");
+        assert_eq!(hold.held_calls(), 1, "one call for the token");
         hold.release();
     });
-    let text = app.upstream.task_text(&id).expect("known");
+    let text = app.upstream.task_record(&id).expect("known");
     assert!(replies.iter().all(|reply| reply.status == StatusCode::OK && reply.body == text), "{replies:?}");
     let rechecks = app.upstream.calls().iter().filter(|call| call.token.as_deref() == Some("t")).count();
     assert_eq!(rechecks, 1);
@@ -114,7 +114,7 @@ async fn unrelated_error_keeps_the_hits_and_delays_the_next_recheck() {
         (503, "api_error"),
     ] {
         let (app, id) = due_for_a_recheck().await;
-        app.upstream.script(Rule::look_ups().status(status, code));
+        app.upstream.add_rule(Rule::lookups().error(status, code));
         for _ in 0..5 {
             let reply = app.retrieve("t", &id).await;
             assert_eq!(
@@ -151,7 +151,7 @@ async fn silent_upstream_keeps_the_hits() {
     let accepted = Instant::now();
     eventually("the acceptance is old", async || accepted.elapsed() > RECHECK + Duration::from_millis(50))
         .await;
-    app.upstream.script(Rule::look_ups().black_hole());
+    app.upstream.add_rule(Rule::lookups().black_hole());
     for _ in 0..3 {
         assert_eq!(app.retrieve("t", &id).await.x_cache(), "HIT");
     }
@@ -171,8 +171,8 @@ async fn hits_wait_only_for_the_first_response_of_the_recheck() {
     let accepted = Instant::now();
     eventually("the acceptance is old", async || accepted.elapsed() > RECHECK + Duration::from_millis(50))
         .await;
-    let (rule, hold) = Rule::look_ups().status(500, "api_error").hold();
-    app.upstream.script(rule);
+    let (rule, hold) = Rule::lookups().error(500, "api_error").hold();
+    app.upstream.add_rule(rule);
     let hung_up = tokio::time::timeout(Duration::from_millis(100), app.retrieve("t", &id)).await;
     assert!(hung_up.is_err());
     hold.wait_for_held(1).await;
@@ -221,7 +221,7 @@ async fn any_successful_lookup_renews_the_acceptance() {
 async fn failed_recheck_never_replaces_a_stored_record() {
     let upstream = simulator().await;
     let text = Bytes::from(token_record("kept", "t", 40));
-    upstream.put_raw("producer", "t", "kept", text.clone());
+    upstream.put_record("producer", "t", "kept", text.clone());
     let folder = tempfile::tempdir().unwrap();
     // Every lookup is a recheck, so that the upstream is called although the record is stored.
     let app = TestApp::spawn_at(upstream, folder, |config| {
@@ -232,19 +232,19 @@ async fn failed_recheck_never_replaces_a_stored_record() {
     assert_eq!(app.retrieve("t", "kept").await.body, text);
     let other_text = token_record("kept", "t", 41);
     let rules = [
-        Rule::look_ups().body("application/json", "{}"),
-        Rule::look_ups().body("application/json", "{\"items\":[],\"count\":0}"),
-        Rule::look_ups().body("application/json", "null"),
-        Rule::look_ups().body("application/json", text.replace_first("finished_at", "created_at")),
-        Rule::look_ups().status(500, "api_error"),
-        Rule::look_ups().status(404, "not_found"),
-        Rule::look_ups().status(403, "forbidden"),
-        Rule::look_ups().html(),
-        Rule::look_ups().close_without_answer(),
+        Rule::lookups().body("application/json", "{}"),
+        Rule::lookups().body("application/json", "{\"items\":[],\"count\":0}"),
+        Rule::lookups().body("application/json", "null"),
+        Rule::lookups().body("application/json", text.replace_first("finished_at", "created_at")),
+        Rule::lookups().error(500, "api_error"),
+        Rule::lookups().error(404, "not_found"),
+        Rule::lookups().error(403, "forbidden"),
+        Rule::lookups().html(),
+        Rule::lookups().close_without_response(),
     ];
     for (n, rule) in rules.into_iter().enumerate() {
         app.upstream.clear_rules();
-        app.upstream.script(rule);
+        app.upstream.add_rule(rule);
         for headers in [&[][..], &[("cache-control", "no-cache")]] {
             let reply = app.look_up("t", &json!({"action": "retrieve", "id": "kept"}), headers).await;
             assert_eq!((reply.x_cache(), &reply.body), ("HIT", &text), "rule {n}, {headers:?}");
@@ -254,7 +254,7 @@ async fn failed_recheck_never_replaces_a_stored_record() {
         }
     }
     app.upstream.clear_rules();
-    app.upstream.put_raw("producer", "t", "kept", other_text);
+    app.upstream.put_record("producer", "t", "kept", other_text);
     assert_eq!(app.retrieve("t", "kept").await.body, text);
 }
 

@@ -89,13 +89,13 @@ async fn send_everything(program: &Program, upstream: &Simulator, key: &str, tok
         format!("canary {bearer}\r\n\r\n"),
     ];
     for rule in [
-        Rule::any().reset_before_headers(),
+        Rule::any().reset_before_response(),
         Rule::any().raw("canary no HTTP\r\n\r\n"),
         Rule::any().redirect("https://canary.example/"),
         Rule::any().body("application/json", r#"{"id":"canary"#),
-        Rule::any().status(401, "invalid_token"),
+        Rule::any().error(401, "invalid_token"),
     ] {
-        upstream.script(rule);
+        upstream.add_rule(rule);
         for id in ["a", "b"] {
             send(
                 "POST /producer/tasks",
@@ -106,7 +106,7 @@ async fn send_everything(program: &Program, upstream: &Simulator, key: &str, tok
         }
         upstream.clear_rules();
     }
-    upstream.script(Rule::path("/lost").reset_before_headers());
+    upstream.add_rule(Rule::path("/lost").reset_before_response());
     send("POST /lost?canary", &secrets, "canary-body").await;
     for bytes in malformed {
         bodies.push(Wire::exchange(program.address, bytes).await);

@@ -48,7 +48,7 @@ async fn team_shares_one_view_and_its_token_stays_secret() {
         assert_eq!((started.status, started.header("cache-status")), (StatusCode::OK, "refrain; fwd=bypass"));
         assert_no_team_token(&started);
     }
-    assert_eq!(app.upstream.paid_starts(), 2);
+    assert_eq!(app.upstream.paid_calls(), 2);
     let deleted = app.look_up("key-two", &json!({"action": "delete", "id": id}), &[]).await;
     assert_eq!(deleted.json()["deleted"], true);
     assert_eq!(app.retrieve("key-one", &id).await.body, "{}", "deleted for all");

@@ -28,10 +28,10 @@ async fn first_signal_finishes_running_requests_and_closes_the_store() {
     for signal in ["TERM", "INT"] {
         let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
         let id = upstream.create_finished("producer", "t");
-        let (rule, hold) = Rule::look_ups().hold();
-        upstream.script(rule);
+        let (rule, hold) = Rule::lookups().hold();
+        upstream.add_rule(rule);
         let pieces = ["{\"n\":1}", "{\"n\":2}", "{\"n\":3}", "{\"n\":4}"];
-        upstream.script(Rule::path("/producer/audios").ndjson(pieces, Duration::from_millis(400)));
+        upstream.add_rule(Rule::path("/producer/audios").ndjson(pieces, Duration::from_millis(400)));
         let mut program = Program::serve(&upstream.base_url(), folder.path(), &[]);
 
         let mut stream = Wire::connect(program.address).await;
@@ -56,7 +56,10 @@ async fn first_signal_finishes_running_requests_and_closes_the_store() {
         hold.release();
 
         let response = held.response().await;
-        assert_eq!((response.status, response.body), (200, upstream.task_text(&id).expect("known").to_vec()));
+        assert_eq!(
+            (response.status, response.body),
+            (200, upstream.task_record(&id).expect("known").to_vec())
+        );
         let mut lines = 1;
         while let Some(chunk) = stream.chunk().await {
             if chunk.is_empty() {
@@ -85,7 +88,7 @@ async fn sigterm_cuts_none_of_many_running_requests() {
 
     let lines: Vec<String> = (0..15).map(|n| format!("{{\"line\":{n}}}")).collect();
     let whole = format!("{}\n", lines.join("\n"));
-    upstream.script(Rule::path("/producer/audios").ndjson(&lines, Duration::from_millis(200)));
+    upstream.add_rule(Rule::path("/producer/audios").ndjson(&lines, Duration::from_millis(200)));
     let streams: Vec<_> = (0..50)
         .map(|_| {
             let http = http.clone();
@@ -98,7 +101,7 @@ async fn sigterm_cuts_none_of_many_running_requests() {
 
     let ids: Vec<String> = (0..200).map(|n| format!("poll-{n}")).collect();
     for id in &ids {
-        upstream.put_raw("producer", "t", id, token_record(id, "t", 100));
+        upstream.put_record("producer", "t", id, token_record(id, "t", 100));
     }
     let pending = upstream.create_pending("producer", "waiting");
     let waits: Vec<_> = (0..10)
@@ -113,8 +116,8 @@ async fn sigterm_cuts_none_of_many_running_requests() {
         .collect();
     // The held lookups have received the record once.
     upstream.wait_for_calls(51).await;
-    let (rule, hold) = Rule::look_ups().token("t").hold();
-    upstream.script(rule);
+    let (rule, hold) = Rule::lookups().token("t").hold();
+    upstream.add_rule(rule);
     let mut polls = Vec::new();
     for id in &ids {
         let mut wire = Wire::connect(program.address).await;
@@ -151,7 +154,7 @@ async fn sigterm_cuts_none_of_many_running_requests() {
 #[tokio::test]
 async fn second_signal_ends_the_process_at_once() {
     let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
-    upstream.script(Rule::any().black_hole());
+    upstream.add_rule(Rule::any().black_hole());
     let mut program = Program::serve(&upstream.base_url(), folder.path(), &[]);
     let mut wire = Wire::connect(program.address).await;
     wire.write(request("POST /producer/audios", &[("authorization", "Bearer t")], "{}")).await;
@@ -173,7 +176,7 @@ async fn second_signal_ends_the_process_at_once() {
 #[tokio::test]
 async fn request_beyond_the_shutdown_timeout_is_cut() {
     let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
-    upstream.script(Rule::any().black_hole());
+    upstream.add_rule(Rule::any().black_hole());
     let mut program = Program::serve(
         &upstream.base_url(),
         folder.path(),

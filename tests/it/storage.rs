@@ -44,7 +44,7 @@ async fn damaged_row_is_a_miss_and_is_fetched_again() {
         "UPDATE task_right SET mark = mark + 1",
     ];
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    app.upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     assert_eq!(app.retrieve("t", DOCUMENTED_ID).await.x_cache(), "MISS");
     for (n, damage) in damages.into_iter().enumerate() {
         assert_eq!(app.retrieve("t", DOCUMENTED_ID).await.x_cache(), "HIT", "{damage}");
@@ -80,7 +80,7 @@ async fn grant_moved_to_another_reader_opens_no_record() {
     for token in ["a", "b"] {
         for id in ["one", "two"] {
             if token == "a" || id == "two" {
-                app.upstream.put_raw("producer", token, id, token_record(id, token, 10));
+                app.upstream.put_record("producer", token, id, token_record(id, token, 10));
                 app.retrieve(token, id).await;
             }
         }
@@ -106,7 +106,7 @@ async fn flipped_bit_in_the_file_never_becomes_a_wrong_response() {
     let app = TestApp::spawn().await;
     let ids: Vec<String> = (0..40).map(|n| format!("task-{n}")).collect();
     for (n, id) in ids.iter().enumerate() {
-        app.upstream.put_raw("producer", "t", id, token_record(id, "t", n * 400));
+        app.upstream.put_record("producer", "t", id, token_record(id, "t", n * 400));
         app.retrieve("t", id).await;
     }
     let (mut upstream, mut folder) = app.stop().await;
@@ -133,7 +133,7 @@ async fn flipped_bit_in_the_file_never_becomes_a_wrong_response() {
 #[tokio::test]
 async fn corrupt_database_is_set_aside_with_an_error_in_the_log() {
     let upstream = simulator().await;
-    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("refrain.db");
     let mut program = Program::serve(&upstream.base_url(), folder.path(), &[]);
@@ -172,7 +172,7 @@ async fn corrupt_database_is_set_aside_with_an_error_in_the_log() {
 #[tokio::test]
 async fn newer_or_foreign_database_is_refused_untouched() {
     let app = TestApp::spawn().await;
-    app.upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    app.upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     app.retrieve("t", DOCUMENTED_ID).await;
     let (_upstream, folder) = app.stop().await;
     let mut file = StoreFile::open(folder.path()).await;
@@ -226,7 +226,7 @@ async fn locked_database_fails_no_lookup_and_recovers() {
     let folder = tempfile::tempdir().unwrap();
     let program = Program::serve(&upstream.base_url(), folder.path(), &[]);
     let http = client(program.address);
-    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     http.retrieve("t", DOCUMENTED_ID).await.unwrap();
 
     let mut file = StoreFile::open(folder.path()).await;
@@ -234,7 +234,7 @@ async fn locked_database_fails_no_lookup_and_recovers() {
     let mut slowest = Duration::ZERO;
     for n in 0..20 {
         let id = format!("while-locked-{n}");
-        upstream.put_raw("producer", "t", &id, token_record(&id, "t", 50));
+        upstream.put_record("producer", "t", &id, token_record(&id, "t", 50));
         let start = Instant::now();
         let reply = http.retrieve("t", &id).await.unwrap();
         slowest = slowest.max(start.elapsed());
@@ -278,7 +278,7 @@ fn unwritable_store_path_ends_the_start_with_one_line() {
 async fn second_serve_on_one_store_ends_with_one_line() {
     let upstream = simulator().await;
     let folder = tempfile::tempdir().unwrap();
-    upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     let program = Program::serve(&upstream.base_url(), folder.path(), &[]);
     let http = client(program.address);
     http.retrieve("t", DOCUMENTED_ID).await.unwrap();
@@ -296,7 +296,7 @@ async fn second_serve_on_one_store_ends_with_one_line() {
 #[tokio::test]
 async fn store_without_memory_cache_serves_from_the_file() {
     let app = TestApp::spawn_with(|config| config.store.memory_bytes = 0).await;
-    app.upstream.put_raw("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    app.upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     assert_eq!(app.retrieve("t", DOCUMENTED_ID).await.x_cache(), "MISS");
     for _ in 0..3 {
         let hit = app.retrieve("t", DOCUMENTED_ID).await;

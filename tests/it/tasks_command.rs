@@ -91,7 +91,7 @@ impl ProxyProcess {
 
     /// Makes the proxy store this record for this token.
     async fn store(&self, token: &str, id: &str, text: &str) {
-        self.upstream.put_raw("producer", token, id, text.to_owned());
+        self.upstream.put_record("producer", token, id, text.to_owned());
         let reply = self.http.retrieve(token, id).await.expect("a response");
         assert_eq!((reply.x_cache(), &reply.body[..]), ("MISS", text.as_bytes()), "{reply:?}");
     }
@@ -164,7 +164,7 @@ async fn closed_stdout_ends_the_command_silently() {
     let proxy = ProxyProcess::start().await;
     let ids: Vec<String> = (0..100).map(|n| format!("t{n}")).collect();
     for id in &ids {
-        proxy.upstream.put_raw("producer", "t", id, final_record(id, &"x".repeat(20_000)));
+        proxy.upstream.put_record("producer", "t", id, final_record(id, &"x".repeat(20_000)));
     }
     proxy.http.batch("t", &ids).await.expect("a response");
     for arguments in [&["export"][..], &["list", "--json"], &["list"], &["show", "t1"], &["stats"]] {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use http::StatusCode;
 use refrain::config::Config;
-use refrain_simulator::{Item, Rule};
+use refrain_simulator::{BatchItem, Rule};
 
 use crate::support::{TestApp, assert_error, envelope, eventually, final_record, simulator};
 
@@ -19,7 +19,7 @@ fn strict(config: &mut Config) {
 async fn app() -> TestApp {
     let app = TestApp::spawn_with(strict).await;
     for id in ["id", "other"] {
-        app.upstream.put_raw("producer", "t", id, final_record(id, "x"));
+        app.upstream.put_record("producer", "t", id, final_record(id, "x"));
     }
     app
 }
@@ -42,8 +42,8 @@ type MakeRule = fn(Rule) -> Rule;
 #[tokio::test]
 async fn incomplete_response_is_a_502_in_the_documented_shape() {
     let faults: [(&str, MakeRule); 13] = [
-        ("reset before headers", |rule| rule.reset_before_headers()),
-        ("closed before headers", |rule| rule.close_without_answer()),
+        ("reset before headers", |rule| rule.reset_before_response()),
+        ("closed before headers", |rule| rule.close_without_response()),
         ("cut", |rule| rule.cut_after(20)),
         ("reset after headers", |rule| rule.reset_after(20)),
         ("shorter than declared", |rule| rule.wrong_length(4000)),
@@ -65,7 +65,7 @@ async fn incomplete_response_is_a_502_in_the_documented_shape() {
     for (name, fault) in faults {
         let app = app().await;
         let address = app.upstream.address().to_string();
-        app.upstream.script(fault(Rule::look_ups()));
+        app.upstream.add_rule(fault(Rule::lookups()));
         for reply in [app.retrieve("t", "id").await, app.batch("t", &["id", "other"]).await] {
             assert_eq!(reply.status.as_u16(), 502, "{name}: {reply:?}");
             assert_error(&reply, 502, "api_error");
@@ -84,7 +84,7 @@ async fn slow_response_is_a_504() {
     ];
     for (name, fault) in faults {
         let app = app().await;
-        app.upstream.script(fault(Rule::look_ups()));
+        app.upstream.add_rule(fault(Rule::lookups()));
         let start = Instant::now();
         let reply = app.retrieve("t", "id").await;
         assert_eq!(reply.status.as_u16(), 504, "{name}: {reply:?}");
@@ -128,7 +128,7 @@ async fn invalid_200_is_relayed_alone_and_a_502_in_a_batch() {
     ];
     for (content_type, body) in bodies {
         let app = app().await;
-        app.upstream.script(Rule::look_ups().body(content_type, body));
+        app.upstream.add_rule(Rule::lookups().body(content_type, body));
         let alone = app.retrieve("t", "id").await;
         assert_eq!((alone.status, &alone.body[..]), (StatusCode::OK, body.as_bytes()), "relayed as it is");
         assert_eq!(alone.header("content-type"), content_type);
@@ -150,7 +150,7 @@ async fn batch_response_of_the_wrong_shape_is_a_502() {
         r#"{"items":[{"id":"id","finished_at":1.5}"#,
     ] {
         let app = app().await;
-        app.upstream.script(Rule::look_ups().body("application/json", body));
+        app.upstream.add_rule(Rule::lookups().body("application/json", body));
         let reply = app.batch("t", &["id", "other"]).await;
         assert_eq!(reply.status.as_u16(), 502, "{body}: {reply:?}");
         assert_recovers(&app).await;
@@ -160,8 +160,8 @@ async fn batch_response_of_the_wrong_shape_is_a_502() {
 #[tokio::test]
 async fn record_of_another_id_is_relayed_and_stored_for_no_token() {
     let app = app().await;
-    app.upstream.put_raw("producer", "owner", "foreign", final_record("foreign", "secret"));
-    app.upstream.script(Rule::look_ups().token("t").body("application/json", final_record("foreign", "x")));
+    app.upstream.put_record("producer", "owner", "foreign", final_record("foreign", "secret"));
+    app.upstream.add_rule(Rule::lookups().token("t").body("application/json", final_record("foreign", "x")));
     let reply = app.retrieve("t", "id").await;
     assert_eq!((reply.status, reply.body), (StatusCode::OK, final_record("foreign", "x").into()));
     app.upstream.clear_rules();
@@ -172,8 +172,8 @@ async fn record_of_another_id_is_relayed_and_stored_for_no_token() {
 #[tokio::test]
 async fn batch_items_that_were_not_requested_are_ignored() {
     let app = app().await;
-    app.upstream.script(
-        Rule::look_ups()
+    app.upstream.add_rule(
+        Rule::lookups()
             .action("retrieve_batch")
             .add_item(final_record("foreign", "x"))
             .add_item("null")
@@ -197,7 +197,7 @@ async fn batch_items_that_were_not_requested_are_ignored() {
 #[tokio::test]
 async fn swapped_and_repeated_items_reach_their_own_ids() {
     let app = app().await;
-    app.upstream.script(Rule::look_ups().repeat_items().reverse_items());
+    app.upstream.add_rule(Rule::lookups().repeat_items().reverse_items());
     let reply = app.batch("t", &["id", "other", "id"]).await;
     assert_eq!(reply.body, envelope(&["id", "other", "id"].map(|id| final_record(id, "x"))));
     app.upstream.clear_rules();
@@ -210,8 +210,8 @@ async fn swapped_and_repeated_items_reach_their_own_ids() {
 async fn conflicting_records_of_one_id_are_not_stored() {
     for first in [true, false] {
         let app = app().await;
-        app.upstream.script(Rule::look_ups().action("retrieve_batch").items(move |mut items| {
-            let disputed = Item { id: "id".into(), text: final_record("id", "another").into() };
+        app.upstream.add_rule(Rule::lookups().action("retrieve_batch").items(move |mut items| {
+            let disputed = BatchItem { id: "id".into(), record: final_record("id", "another").into() };
             items.insert(if first { 0 } else { items.len() }, disputed);
             items
         }));
@@ -227,7 +227,7 @@ async fn conflicting_records_of_one_id_are_not_stored() {
 #[tokio::test]
 async fn compressed_response_is_stored_decompressed() {
     let app = app().await;
-    app.upstream.script(Rule::look_ups().gzip());
+    app.upstream.add_rule(Rule::lookups().gzip());
     let miss = app.retrieve("t", "id").await;
     assert_eq!((miss.x_cache(), &miss.body[..]), ("MISS", final_record("id", "x").as_bytes()));
     assert_eq!(miss.header("content-encoding"), "");
@@ -245,9 +245,9 @@ async fn oversized_response_is_a_502_compressed_or_not() {
         })
         .await;
         for id in ["id", "other"] {
-            app.upstream.put_raw("producer", "t", id, final_record(id, "x"));
+            app.upstream.put_record("producer", "t", id, final_record(id, "x"));
         }
-        app.upstream.script(fault(Rule::look_ups()));
+        app.upstream.add_rule(fault(Rule::lookups()));
         for reply in [app.retrieve("t", "id").await, app.batch("t", &["id", "other"]).await] {
             assert_eq!(reply.status.as_u16(), 502, "{reply:?}");
             assert_error(&reply, 502, "api_error");
@@ -264,7 +264,7 @@ async fn bytes_after_the_declared_length_are_ignored() {
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{text}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]",
         text.len()
     );
-    app.upstream.script(Rule::look_ups().raw(raw).times(1));
+    app.upstream.add_rule(Rule::lookups().raw(raw).times(1));
     assert_eq!(app.retrieve("t", "id").await.body, text);
     // The appended bytes answer no other request.
     assert_eq!(app.retrieve("t", "other").await.body, final_record("other", "x"));
@@ -278,7 +278,7 @@ async fn redirected_lookup_is_a_502_and_its_token_goes_nowhere_else() {
         let app = app().await;
         let location = format!("{}/producer/tasks", elsewhere.base_url());
         app.upstream
-            .script(Rule::look_ups().status_body(status, "text/plain", "").header("location", &location));
+            .add_rule(Rule::lookups().respond_with(status, "text/plain", "").header("location", &location));
         for reply in [app.retrieve("t", "id").await, app.batch("t", &["id", "other"]).await] {
             assert_eq!(reply.status.as_u16(), 502, "{status}: {reply:?}");
             assert_error(&reply, 502, "api_error");
@@ -295,7 +295,7 @@ async fn error_with_any_retry_after_is_relayed_and_never_stored() {
     for form in forms {
         for (status, code) in [(429, "too_many_requests"), (503, "api_error")] {
             let app = app().await;
-            app.upstream.script(Rule::look_ups().status(status, code).retry_after(form).times(1));
+            app.upstream.add_rule(Rule::lookups().error(status, code).retry_after(form).times(1));
             let start = Instant::now();
             let reply = app.retrieve("t", "id").await;
             assert_error(&reply, status, code);
@@ -317,7 +317,7 @@ async fn error_is_relayed_and_the_next_record_is_stored() {
     for (status, code) in
         [(500, "api_error"), (502, "api_error"), (504, "timeout"), (400, "bad_request"), (404, "no_api")]
     {
-        app.upstream.script(Rule::look_ups().status(status, code));
+        app.upstream.add_rule(Rule::lookups().error(status, code));
         assert_error(&app.retrieve("t", "id").await, status, code);
         app.upstream.clear_rules();
     }
@@ -327,10 +327,10 @@ async fn error_is_relayed_and_the_next_record_is_stored() {
 #[tokio::test]
 async fn lookup_is_retried_after_5xx_and_reset_but_not_after_4xx() {
     let faults: [(&str, MakeRule, usize); 4] = [
-        ("503", |rule| rule.status(503, "api_error"), 2),
-        ("429", |rule| rule.status(429, "too_many_requests").retry_after("1"), 2),
-        ("reset", |rule| rule.reset_before_headers(), 2),
-        ("403", |rule| rule.status(403, "used_up"), 1),
+        ("503", |rule| rule.error(503, "api_error"), 2),
+        ("429", |rule| rule.error(429, "too_many_requests").retry_after("1"), 2),
+        ("reset", |rule| rule.reset_before_response(), 2),
+        ("403", |rule| rule.error(403, "used_up"), 1),
     ];
     let checks = faults.map(|(name, fault, calls)| async move {
         let app = TestApp::spawn_with(|config| {
@@ -338,8 +338,8 @@ async fn lookup_is_retried_after_5xx_and_reset_but_not_after_4xx() {
             config.tasks.queue_timeout = Duration::from_secs(15);
         })
         .await;
-        app.upstream.put_raw("producer", "t", "id", final_record("id", "x"));
-        app.upstream.script(fault(Rule::look_ups()).times(1));
+        app.upstream.put_record("producer", "t", "id", final_record("id", "x"));
+        app.upstream.add_rule(fault(Rule::lookups()).times(1));
         let reply = app.retrieve("t", "id").await;
         assert_eq!(reply.status.is_success(), calls == 2, "{name}: {reply:?}");
         assert_eq!(app.calls(), calls, "{name}");
@@ -350,7 +350,7 @@ async fn lookup_is_retried_after_5xx_and_reset_but_not_after_4xx() {
 #[tokio::test]
 async fn stale_connection_does_not_fail_a_lookup() {
     let app = TestApp::spawn().await;
-    app.upstream.script(Rule::look_ups().close_afterwards());
+    app.upstream.add_rule(Rule::lookups().close_afterwards());
     for _ in 0..20 {
         let id = app.upstream.create_finished("producer", "t");
         assert_eq!(app.retrieve("t", &id).await.status, StatusCode::OK);

@@ -11,7 +11,7 @@ use super::super::beside;
 use super::{AdminPort, Parameters};
 use crate::api_error::ApiError;
 use crate::batcher::{PendingView, QueueView};
-use crate::task::Summary;
+use crate::task::TaskSummary;
 
 /// Queues, and tasks, that an answer tells of.
 const MOST: usize = 200;
@@ -76,7 +76,7 @@ struct PendingBody {
 
 impl From<PendingView> for PendingBody {
     fn from(task: PendingView) -> Self {
-        let summary = Summary::of(&task.record);
+        let summary = TaskSummary::parse(&task.record);
         Self {
             service: task.service.to_string(),
             id: task.id.as_str().to_owned(),

@@ -13,7 +13,7 @@ use super::{AdminPort, Parameters};
 use crate::api_error::ApiError;
 use crate::config;
 use crate::store::{DeleteScope, ListCursor, ListedTask, RecordDetails, TaskFilter};
-use crate::task::{Link, Service, Summary, TaskId};
+use crate::task::{Link, Service, TaskId, TaskSummary};
 
 /// Tasks of a page, at the most and where nobody says.
 const MOST: usize = 200;
@@ -37,12 +37,12 @@ struct Listed {
     record_bytes: u64,
     readers: u64,
     #[serde(flatten)]
-    glance: TaskSummary,
+    summary: SummaryBody,
 }
 
 /// What a task's text tells.
 #[derive(Serialize)]
-struct TaskSummary {
+struct SummaryBody {
     r#type: Option<String>,
     title: Option<String>,
     succeeded: Option<bool>,
@@ -72,7 +72,7 @@ struct StoredRecord {
     readers: Vec<String>,
     is_corrupt: bool,
     #[serde(flatten)]
-    glance: TaskSummary,
+    summary: SummaryBody,
     record: Option<String>,
 }
 
@@ -89,7 +89,7 @@ impl From<ListedTask> for Listed {
             stored_at: seen.stored_at,
             record_bytes: seen.size,
             readers: seen.readers,
-            glance: TaskSummary::of(seen.record.as_deref()),
+            summary: SummaryBody::of(seen.record.as_deref()),
         }
     }
 }
@@ -101,16 +101,16 @@ impl From<RecordDetails> for StoredRecord {
             record_bytes: stored.size,
             readers: stored.readers.iter().map(ToString::to_string).collect(),
             is_corrupt: stored.is_damaged,
-            glance: TaskSummary::of(stored.record.as_deref()),
+            summary: SummaryBody::of(stored.record.as_deref()),
             // Only UTF-8 is ever stored.
             record: stored.record.and_then(|text| String::from_utf8(text.into()).ok()),
         }
     }
 }
 
-impl TaskSummary {
+impl SummaryBody {
     fn of(text: Option<&[u8]>) -> Self {
-        let summary = text.map(Summary::of).unwrap_or_default();
+        let summary = text.map(TaskSummary::parse).unwrap_or_default();
         let link = |Link { kind, url }| LinkBody { kind: kind.as_str(), url };
         Self {
             r#type: summary.kind,

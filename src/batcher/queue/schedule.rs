@@ -85,8 +85,8 @@ impl Queue {
             }
         }
         let first = due.iter().min()?.2.clone();
-        let ids = if first.is_foldable() {
-            due.retain(|(.., id)| id.is_foldable());
+        let ids = if first.is_batchable() {
+            due.retain(|(.., id)| id.is_batchable());
             if due.len() > limits.max_batch {
                 due.select_nth_unstable(limits.max_batch - 1);
                 due.truncate(limits.max_batch);

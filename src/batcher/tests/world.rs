@@ -50,7 +50,7 @@ pub(super) fn answer(status: u16, body: &str) -> UpstreamResponse {
         content_type: Some(HeaderValue::from_static("application/json")),
         retry_after: None,
         body: Bytes::copy_from_slice(body.as_bytes()),
-        connecting: Duration::ZERO,
+        connect_time: Duration::ZERO,
     }
 }
 

@@ -17,7 +17,7 @@ use super::output::{Output, progress, task_count};
 use crate::cli::CliError;
 use crate::config::{AccessMode, Config};
 use crate::store::{ImportedTask, StoreMaintenance};
-use crate::task::{FinalRecord, Service, Standing, TaskId, inspect};
+use crate::task::{FinalRecord, Service, TaskId, TaskState, inspect};
 use crate::token::{Digest, DigestKey, Token};
 
 /// Lines of one transaction.
@@ -173,7 +173,7 @@ impl Lines {
             }
             let task = if length as u64 > LONGEST_LINE { Err("it is too long") } else { parse(&line) };
             let task = task.map_err(|why| Mistake::of(format!("line {}: {why}", self.count)))?;
-            bytes += task.task.text.len();
+            bytes += task.task.json.len();
             batch.push(task);
         }
         Ok(batch)
@@ -192,12 +192,12 @@ fn parse(line: &[u8]) -> Result<ImportedTask, &'static str> {
     let service = Service::parse(&line.service).ok_or("its service is none")?;
     let id = TaskId::parse(&line.id).ok_or("its id has no length from 1 to 1024 bytes")?;
     let text = Bytes::from(line.text.into_owned());
-    match inspect(&text).map(|inspection| inspection.standing(&id)) {
-        Some(Standing::Final) => {
-            Ok(ImportedTask { service, stored_at: line.stored_at, task: FinalRecord { id, text } })
+    match inspect(&text).map(|inspection| inspection.state_of(&id)) {
+        Some(TaskState::Final) => {
+            Ok(ImportedTask { service, stored_at: line.stored_at, task: FinalRecord { id, json: text } })
         }
-        Some(Standing::Pending) => Err("its task is not finished"),
-        Some(Standing::Empty | Standing::Foreign) => Err("its text is not the task of its id"),
+        Some(TaskState::Pending) => Err("its task is not finished"),
+        Some(TaskState::Unknown | TaskState::Mismatch) => Err("its text is not the task of its id"),
         None => Err("its text is not a JSON object"),
     }
 }
@@ -243,7 +243,7 @@ mod tests {
         };
         let text = r#"{"id":"a","finished_at":1.50}"#;
         let task = parse(line("producer", "a", text).as_bytes()).unwrap();
-        assert_eq!((task.task.text.as_ref(), task.stored_at), (text.as_bytes(), 1));
+        assert_eq!((task.task.json.as_ref(), task.stored_at), (text.as_bytes(), 1));
         let sound = line("producer", "a", text);
         for (line, why) in [
             (&sound[..sound.len() - 2], "cut off"),

@@ -8,7 +8,7 @@ use super::output::{Output, age, printable, time, write_stderr};
 use crate::cli::CliError;
 use crate::clock;
 use crate::store::{ListCursor, ListedTask, StoreMaintenance, TaskFilter};
-use crate::task::Summary;
+use crate::task::TaskSummary;
 
 /// Characters of a title that a line has room for.
 const TITLE_LENGTH: usize = 48;
@@ -105,5 +105,5 @@ fn json_line(task: &ListedTask) -> Line<'_> {
 
 /// The title, of a text that is not too long to be read for it.
 fn title(task: &ListedTask) -> Option<String> {
-    Summary::of(task.record.as_ref()?).title
+    TaskSummary::parse(task.record.as_ref()?).title
 }

@@ -10,7 +10,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use crate::server::ClientBodyError;
+use crate::server::RequestBodyError;
 
 /// Returns a body of `prefix`, which was already read from it, followed by `rest`. Its length is known if that of
 /// `rest` is.
@@ -69,12 +69,12 @@ impl http_body::Body for PrefixedBody {
 /// Request body that records its error. The error itself does not survive its way through the client library.
 pub(super) struct ErrorTap {
     inner: Body,
-    error: Arc<OnceLock<ClientBodyError>>,
+    error: Arc<OnceLock<RequestBodyError>>,
 }
 
 impl ErrorTap {
     /// Returns the body to send and the place of its error, which is empty until the body fails.
-    pub(super) fn over(inner: Body) -> (Body, Arc<OnceLock<ClientBodyError>>) {
+    pub(super) fn over(inner: Body) -> (Body, Arc<OnceLock<RequestBodyError>>) {
         let error = Arc::new(OnceLock::new());
         (Body::new(Self { inner, error: error.clone() }), error)
     }
@@ -90,7 +90,7 @@ impl http_body::Body for ErrorTap {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let poll = Pin::new(&mut self.inner).poll_frame(cx);
         if let Poll::Ready(Some(Err(error))) = &poll {
-            let _ = self.error.set(ClientBodyError::of(error));
+            let _ = self.error.set(RequestBodyError::of(error));
         }
         poll
     }

@@ -21,9 +21,9 @@ struct Sound(Passthrough);
 
 impl Handler for Sound {
     type Body = Body;
-    type Kept = ();
+    type ConnectionState = ();
 
-    async fn answer(&self, (): &(), request: Request<RequestBody>) -> Response {
+    async fn respond(&self, (): &(), request: Request<RequestBody>) -> Response {
         let (parts, body) = request.into_parts();
         let refusal = validation::respond(&parts, &RequestHeaders::parse(&parts.headers));
         match refusal {
@@ -55,9 +55,10 @@ impl Proxy {
     }
 
     async fn spawn_with(upstream: TcpListener, config: &UpstreamConfig) -> Self {
-        let (_, passthrough) = crate::upstream::connect(config).unwrap();
+        let (_, passthrough) = crate::upstream::build_clients(config).unwrap();
         let (listener, address) = listen().await;
-        let limits = ServerLimits { body_idle: Duration::from_millis(200), ..ServerLimits::default() };
+        let limits =
+            ServerLimits { body_idle_timeout: Duration::from_millis(200), ..ServerLimits::default() };
         let shutdown = Shutdown::new();
         let running = shutdown.abort_on_drop();
         tokio::spawn(serve(listener, Sound(passthrough), limits, ServerCounters::default(), shutdown));

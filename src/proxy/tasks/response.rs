@@ -250,7 +250,7 @@ mod tests {
                 content_type: None,
                 retry_after,
                 body: Bytes::new(),
-                connecting: Duration::ZERO,
+                connect_time: Duration::ZERO,
             })
             .headers()
             .get(header::RETRY_AFTER)

@@ -101,7 +101,7 @@ async fn each_look_up_has_its_own_limit() {
     let disk = Disk::without_memory();
     let store = disk.open().await;
     let ids: Vec<TaskId> = (0..5).map(|n| id(&n.to_string())).collect();
-    let tasks = ids.iter().map(|id| FinalRecord { id: id.clone(), text: vec![b'x'; 100].into() }).collect();
+    let tasks = ids.iter().map(|id| FinalRecord { id: id.clone(), json: vec![b'x'; 100].into() }).collect();
     store.insert(&reader(A), &service(), store.epoch(), tasks).await;
     let by = reader(A);
     let of = service();

@@ -21,7 +21,7 @@ impl Upstream {
     }
 
     fn with(listener: TcpListener, config: &UpstreamConfig) -> Self {
-        let client = Arc::new(super::connect(config).unwrap().0);
+        let client = Arc::new(super::build_clients(config).unwrap().0);
         Self { client, listener }
     }
 
@@ -247,7 +247,7 @@ async fn why_there_is_no_connection_is_told_apart() {
         ),
         (url(format!("https://{hole}")), Unreachable::Timeout),
     ] {
-        let (client, passthrough) = super::connect(&config).unwrap();
+        let (client, passthrough) = super::build_clients(&config).unwrap();
         let error = client.look_up(&producer(), &credentials(), &ids(&["a"])).await.unwrap_err();
         assert_eq!(error, UpstreamError::Unreachable(reason));
         assert!(!error.was_reached());

@@ -9,8 +9,8 @@ use crate::support::{TestApp, request};
 async fn failure_before_the_headers_is_a_502_and_is_not_retried() {
     let app = TestApp::spawn().await;
     let rules = [
-        Rule::any().reset_before_headers(),
-        Rule::any().close_without_answer(),
+        Rule::any().reset_before_response(),
+        Rule::any().close_without_response(),
         Rule::any().raw("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\nok"),
         Rule::any().raw("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok"),
         Rule::any().raw("HTTP/9.9 200 OK\r\n\r\n"),
@@ -18,7 +18,7 @@ async fn failure_before_the_headers_is_a_502_and_is_not_retried() {
         Rule::any().raw("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"),
     ];
     for (number, rule) in rules.into_iter().enumerate() {
-        app.upstream.script(rule.times(1));
+        app.upstream.add_rule(rule.times(1));
         let (response, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
         assert_eq!(
             (response.status, response.code().as_str()),
@@ -29,7 +29,7 @@ async fn failure_before_the_headers_is_a_502_and_is_not_retried() {
         assert!(text.contains(r#""success":false"#) && text.contains(r#""trace_id":""#), "{text}");
         assert!(!text.contains(&app.upstream.address().to_string()), "{text}");
     }
-    assert_eq!(app.upstream.paid_starts(), 7);
+    assert_eq!(app.upstream.paid_calls(), 7);
     app.upstream.stop().await;
     let response = app.raw(request(PAID, &[BEARER], "{}")).await;
     assert_eq!((response.status, response.code().as_str()), (502, "api_error"));
@@ -49,7 +49,7 @@ async fn paid_request_is_sent_once_whatever_the_response() {
         (408, "timeout"),
         (409, "x"),
     ] {
-        app.upstream.script(Rule::any().status(status, code).retry_after("1").times(1));
+        app.upstream.add_rule(Rule::any().error(status, code).retry_after("1").times(1));
         let (response, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
         assert_eq!(
             (response.status, response.code().as_str(), response.header("retry-after")),
@@ -57,23 +57,23 @@ async fn paid_request_is_sent_once_whatever_the_response() {
         );
         assert_eq!(response.header("cache-status"), BYPASS);
     }
-    assert_eq!(app.upstream.paid_starts(), 6);
+    assert_eq!(app.upstream.paid_calls(), 6);
 }
 
 #[tokio::test]
 async fn paid_request_on_a_stale_connection_is_never_sent_twice() {
     let app = TestApp::spawn().await;
-    app.upstream.script(Rule::any().body("application/json", "{}").close_afterwards());
+    app.upstream.add_rule(Rule::any().body("application/json", "{}").close_afterwards());
     for sent in 1..=30 {
         let response = app.raw(request(PAID, &[BEARER], "{}")).await;
         assert!(matches!(response.status, 200 | 502), "{response:?}");
-        assert!(app.upstream.paid_starts() <= sent, "one request, one call");
+        assert!(app.upstream.paid_calls() <= sent, "one request, one call");
     }
     // The upstream resets the connection during its second request.
     app.upstream.clear_rules();
     app.upstream.clear_calls();
-    app.upstream.script(Rule::any().body("application/json", "{}").times(1));
-    app.upstream.script(Rule::any().reset_before_headers());
+    app.upstream.add_rule(Rule::any().body("application/json", "{}").times(1));
+    app.upstream.add_rule(Rule::any().reset_before_response());
     app.raw(request(PAID, &[BEARER], "{}")).await;
     let response = app.raw(request(PAID, &[BEARER], "{}")).await;
     assert_eq!((response.status, app.upstream.call_count()), (502, 2));

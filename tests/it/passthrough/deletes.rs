@@ -60,14 +60,14 @@ async fn unconfirmed_delete_removes_nothing() {
         (200, format!(r#"{{"id":"{id}","deleted":true,"more":"{padding}"}}"#)),
     ];
     for (status, body) in responses {
-        app.upstream.script(rule().status_body(status, "application/json", body.clone()).times(1));
+        app.upstream.add_rule(rule().respond_with(status, "application/json", body.clone()).times(1));
         let response = send_delete(&app, "t", &id).await;
         assert!(response.complete);
         assert_eq!((response.status, response.text()), (status, body), "relayed as it is");
         app.assert_stored("t", &id).await;
     }
     // A truncated confirmation does not count.
-    app.upstream.script(
+    app.upstream.add_rule(
         rule().body("application/json", format!(r#"{{"id":"{id}","deleted":true}}    "#)).cut_after(60),
     );
     let response = app.raw(request("POST /producer/tasks", &[BEARER, JSON], delete(&id))).await;
@@ -81,7 +81,7 @@ async fn delete_by_a_token_without_a_grant_removes_nothing() {
     let id = app.upstream.create_finished("producer", "t");
     app.retrieve("t", &id).await;
     let confirmed = format!(r#"{{"id":"{id}","deleted":true}}"#);
-    app.upstream.script(Rule::any().action("delete").body("application/json", confirmed.clone()));
+    app.upstream.add_rule(Rule::any().action("delete").body("application/json", confirmed.clone()));
     assert_eq!(send_delete(&app, "other", &id).await.text(), confirmed);
     app.assert_stored("t", &id).await;
     send_delete(&app, "t", &id).await;
@@ -95,16 +95,16 @@ async fn response_from_before_a_delete_is_relayed_but_not_stored() {
         let app = TestApp::spawn().await;
         let record = final_record("id", "x");
         for token in ["t", "late"] {
-            app.upstream.put_raw("producer", token, "id", record.clone());
+            app.upstream.put_record("producer", token, "id", record.clone());
         }
         if is_stored {
             app.retrieve("t", "id").await;
         }
-        let (rule, hold) = Rule::look_ups().token(late_token).times(1).hold();
-        app.upstream.script(rule);
+        let (rule, hold) = Rule::lookups().token(late_token).times(1).hold();
+        app.upstream.add_rule(rule);
         // The upstream confirms the delete, but still returns the record to the call that began before.
         app.upstream
-            .script(Rule::any().action("delete").body("application/json", r#"{"id":"id","deleted":true}"#));
+            .add_rule(Rule::any().action("delete").body("application/json", r#"{"id":"id","deleted":true}"#));
         let (late, ()) = tokio::join!(app.retrieve(late_token, "id"), async {
             hold.wait_for_held(1).await;
             send_delete(&app, "t", "id").await;
@@ -125,13 +125,13 @@ async fn record_deleted_during_a_lookup_is_gone_afterwards() {
         let app = TestApp::spawn().await;
         let record = final_record("id", "x");
         for token in ["t", "late"] {
-            app.upstream.put_raw("producer", token, "id", record.clone());
+            app.upstream.put_record("producer", token, "id", record.clone());
         }
         if is_stored {
             app.retrieve("t", "id").await;
         }
-        let (rule, hold) = Rule::look_ups().token(late_token).body("application/json", record.clone()).hold();
-        app.upstream.script(rule);
+        let (rule, hold) = Rule::lookups().token(late_token).body("application/json", record.clone()).hold();
+        app.upstream.add_rule(rule);
         let (late, ()) = tokio::join!(app.retrieve(late_token, "id"), async {
             hold.wait_for_held(1).await;
             let deleted = send_delete(&app, "t", "id").await;

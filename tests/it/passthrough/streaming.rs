@@ -12,8 +12,8 @@ use crate::support::{Program, TIMEOUT, TestApp, Wire, request, simulator};
 async fn first_line_of_a_stream_arrives_before_the_second_is_sent() {
     let app = TestApp::spawn().await;
     let never = Duration::from_secs(3600);
-    app.upstream.script(Rule::path("/a").ndjson(["{\"n\":1}", "{\"n\":2}"], never));
-    app.upstream.script(Rule::path("/b").sse(["one", "two"], never));
+    app.upstream.add_rule(Rule::path("/a").ndjson(["{\"n\":1}", "{\"n\":2}"], never));
+    app.upstream.add_rule(Rule::path("/b").sse(["one", "two"], never));
     for (path, content_type, expected) in
         [("/a", "application/x-ndjson", "{\"n\":1}\n"), ("/b", "text/event-stream", "data: one\n\n")]
     {
@@ -31,7 +31,7 @@ async fn first_line_of_a_stream_arrives_before_the_second_is_sent() {
 #[tokio::test]
 async fn abandoned_stream_ends_upstream_within_a_second() {
     let app = TestApp::spawn().await;
-    app.upstream.script(Rule::any().ndjson(["{\"n\":1}"], Duration::from_millis(5)).endless());
+    app.upstream.add_rule(Rule::any().ndjson(["{\"n\":1}"], Duration::from_millis(5)).endless());
     let mut wire = Wire::connect(app.address).await;
     wire.write(request(PAID, &[BEARER], "{}")).await;
     wire.head().await;
@@ -40,20 +40,20 @@ async fn abandoned_stream_ends_upstream_within_a_second() {
     }
     drop(wire);
     let left = Instant::now();
-    app.upstream.wait_until("the call was aborted", |upstream| upstream.aborted() == 1).await;
+    app.upstream.wait_until("the call was aborted", |upstream| upstream.aborted_calls() == 1).await;
     assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
 }
 
 #[tokio::test]
 async fn abandoned_request_ends_upstream_within_a_second() {
     let app = TestApp::spawn().await;
-    app.upstream.script(Rule::any().black_hole());
+    app.upstream.add_rule(Rule::any().black_hole());
     let mut wire = Wire::connect(app.address).await;
     wire.write(request(PAID, &[BEARER], "{}")).await;
     app.upstream.wait_for_calls(1).await;
     drop(wire);
     let left = Instant::now();
-    app.upstream.wait_until("the call was aborted", |upstream| upstream.aborted() == 1).await;
+    app.upstream.wait_until("the call was aborted", |upstream| upstream.aborted_calls() == 1).await;
     assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
 
     // The client leaves in the middle of its upload.
@@ -68,7 +68,7 @@ async fn abandoned_request_ends_upstream_within_a_second() {
     assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
     assert_eq!(
         app.upstream.call_count(),
-        1 + usize::from(app.upstream.aborted() == 2),
+        1 + usize::from(app.upstream.aborted_calls() == 2),
         "sent once if at all"
     );
     assert!(
@@ -89,7 +89,7 @@ async fn stream_cut_by_the_upstream_never_looks_complete() {
         Rule::any().body("application/json", "0123456789").unfinished(),
     ];
     for (number, rule) in rules.into_iter().enumerate() {
-        app.upstream.script(rule.times(1));
+        app.upstream.add_rule(rule.times(1));
         let (response, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
         assert_eq!((response.status, response.complete), (200, false), "rule {number}: {response:?}");
     }
@@ -98,7 +98,7 @@ async fn stream_cut_by_the_upstream_never_looks_complete() {
 #[tokio::test]
 async fn both_directions_of_one_exchange_stream_at_once() {
     let app = TestApp::spawn().await;
-    app.upstream.script(Rule::path("/mirror").mirror());
+    app.upstream.add_rule(Rule::path("/mirror").mirror());
     let mut wire = Wire::connect(app.address).await;
     wire.write("POST /mirror HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
     assert_eq!(wire.head().await.0, 200);
@@ -112,8 +112,8 @@ async fn both_directions_of_one_exchange_stream_at_once() {
 #[tokio::test]
 async fn early_response_leaves_no_bytes_for_the_next_request() {
     let app = TestApp::spawn().await;
-    app.upstream.script(Rule::path("/early").status(413, "bad_request").before_body());
-    app.upstream.script(Rule::path("/next").body("text/plain", "next"));
+    app.upstream.add_rule(Rule::path("/early").error(413, "bad_request").before_body());
+    app.upstream.add_rule(Rule::path("/next").body("text/plain", "next"));
     let inner = "POST /inner HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n".repeat(5000);
     for _ in 0..5 {
         let mut wire = Wire::connect(app.address).await;
@@ -191,7 +191,7 @@ async fn large_upload_and_large_download_take_no_memory() {
     assert!(grown < ALLOWED, "{grown} bytes for an upload");
 
     let upstream = simulator().await;
-    upstream.script(Rule::any().large(LENGTH));
+    upstream.add_rule(Rule::any().large(LENGTH));
     let folder = tempfile::tempdir().expect("a folder");
     let program = Program::serve(&upstream.base_url(), folder.path(), &[]);
     let before = peak_memory(program.id());

@@ -146,7 +146,7 @@ impl TestApp {
 
     /// Number of lookups that the upstream received.
     pub fn calls(&self) -> usize {
-        self.upstream.look_up_calls().len()
+        self.upstream.lookup_calls().len()
     }
 
     /// Shuts down and waits for the end. Returns what another start needs.

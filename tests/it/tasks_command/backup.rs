@@ -14,7 +14,7 @@ use crate::support::{Program, StoreFile, client, final_record};
 async fn backup_during_writes_is_complete_and_can_be_served() {
     let proxy = ProxyProcess::start().await;
     for n in 0..300 {
-        proxy.upstream.put_raw(
+        proxy.upstream.put_record(
             "producer",
             "t",
             &format!("t{n}"),

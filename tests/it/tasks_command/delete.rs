@@ -13,10 +13,10 @@ async fn deleted_task_is_fetched_again_within_a_second() {
     }
     // Repeats the lookup until it causes one upstream call; hits from memory and disk cause none.
     let is_fetched_again = async |id: &str, since: Instant| {
-        let before = proxy.upstream.look_up_calls().len();
+        let before = proxy.upstream.lookup_calls().len();
         loop {
             let reply = proxy.http.retrieve("t", id).await.expect("a response");
-            let after = proxy.upstream.look_up_calls().len();
+            let after = proxy.upstream.lookup_calls().len();
             assert!(since.elapsed() < Duration::from_secs(1), "{id} is a {} for too long", reply.x_cache());
             if after > before {
                 assert_eq!((after, reply.x_cache()), (before + 1, "MISS"));

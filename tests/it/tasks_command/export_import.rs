@@ -80,7 +80,7 @@ async fn imported_records_are_hits_for_the_new_token() {
             assert_eq!((reply.status.as_u16(), reply.x_cache()), (200, "HIT"), "{reply:?}");
             assert_eq!(text(&reply.body), expected, "round {round}");
         }
-        assert_eq!(upstream.look_up_calls().len(), usize::from(!gone), "one recheck before the first hit");
+        assert_eq!(upstream.lookup_calls().len(), usize::from(!gone), "one recheck before the first hit");
         if !gone {
             let other = http.batch("other", &ids).await.expect("a response");
             assert_eq!(other.json()["count"], 0, "only the named token may read them");
@@ -165,7 +165,7 @@ async fn import_in_shared_mode_grants_the_team() {
         let reply = client(program.address).retrieve(key, "x").await.expect("a response");
         assert_eq!((reply.x_cache(), text(&reply.body)), ("HIT", &final_record("x", "a")[..]));
     }
-    assert_eq!(upstream.look_up_calls().len(), 1, "the recheck");
+    assert_eq!(upstream.lookup_calls().len(), 1, "the recheck");
 }
 
 #[tokio::test]

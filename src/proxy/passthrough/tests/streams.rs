@@ -124,7 +124,7 @@ async fn a_large_body_passes_in_both_directions() {
 #[tokio::test]
 async fn a_small_answer_is_read_whole_and_a_large_one_streams() {
     let (upstream, address) = listen().await;
-    let (_, passthrough) = crate::upstream::connect(&config(address)).unwrap();
+    let (_, passthrough) = crate::upstream::build_clients(&config(address)).unwrap();
     for (answer, whole) in [
         ("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfour".to_owned(), true),
         (format!("{CHUNKED}4\r\nfour\r\n0\r\n\r\n"), true),
@@ -158,7 +158,7 @@ async fn a_small_answer_is_read_whole_and_a_large_one_streams() {
 #[tokio::test]
 async fn an_answer_cut_while_it_is_read_whole_stays_cut() {
     let (upstream, address) = listen().await;
-    let (_, passthrough) = crate::upstream::connect(&config(address)).unwrap();
+    let (_, passthrough) = crate::upstream::build_clients(&config(address)).unwrap();
     let request = Request::post("/x").body(Body::empty()).unwrap();
     let relayed = tokio::spawn(async move { forward_buffered(&passthrough, request, None, 100).await });
     let mut peer = Peer::accept(&upstream).await;
