@@ -2,9 +2,9 @@
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
-# Dependencies in a layer of their own: compiled against an empty program, so that a change of a source file leaves
-# them alone. Tests and benchmarks are no part of the image, so their sections leave the manifest.
-# rust-toolchain.toml stays out, the image is the toolchain.
+# A separate layer compiles the dependencies against an empty program, so that a change of a source file does not
+# compile them again. Tests and benchmarks are not in the image, so their sections are removed from the manifest.
+# rust-toolchain.toml is not copied: the base image has the toolchain.
 COPY .cargo/config.toml ./.cargo/
 COPY Cargo.toml Cargo.lock ./
 COPY simulator/Cargo.toml ./simulator/
@@ -22,7 +22,7 @@ COPY migrations ./migrations
 COPY dashboard ./dashboard
 COPY simulator/src ./simulator/src
 COPY src ./src
-# Names of functions are a fifth of the program, and a panic's log line has file and line.
+# Symbol names are a fifth of the program. The log line of a panic has file and line without them.
 RUN cargo build --release --locked \
     && strip target/release/refrain
 
@@ -32,11 +32,11 @@ RUN groupadd --gid 10001 refrain \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin refrain \
     && install --directory --owner=refrain --group=refrain /data
 COPY --from=build /build/target/release/refrain /usr/local/bin/refrain
-# Beyond loopback inside the container; what is published outside is up to whoever runs it. The admin port stays on
-# the container's loopback, where the health check asks it.
+# The client port listens on all addresses inside the container; `docker run --publish` decides what is reachable from
+# outside. The admin port stays on the container's loopback, where the health check uses it.
 ENV REFRAIN_SERVER__LISTEN=0.0.0.0:8080 \
     REFRAIN_STORE__URL=sqlite:///data/refrain.db
-# A refrain.toml mounted here is read.
+# refrain reads a refrain.toml mounted here.
 WORKDIR /etc/refrain
 USER 10001:10001
 VOLUME /data

@@ -1,27 +1,26 @@
 #!/usr/bin/env bash
-# The container: the real Dockerfile and docker-compose.yml on a Docker engine, with the simulated upstream and the
-# example app beside the proxy.
+# Tests the container: the real Dockerfile and docker-compose.yml on a Docker engine, with the simulated upstream and
+# the example app beside the proxy.
 #
 #   tests/container.sh          or, with its tools installed first: tests/extended container
 #
-#   REFRAIN_BASE_IMAGES   a program that makes the base images of the Dockerfile it is given, where no registry can be
-#                         reached; without it what is missing is pulled
-#   REFRAIN_COMPOSE       "docker compose" or "docker-compose"; else whichever is there
+#   REFRAIN_BASE_IMAGES   program that builds the base images of a given Dockerfile, for machines without a registry;
+#                         default: missing images are pulled
+#   REFRAIN_COMPOSE       "docker compose" or "docker-compose"; default: the installed one
 #
-# Containers, network, volume and images have names of their own and are gone at the end, however it ends; what the
-# builder keeps in its cache stays, as after every build. Takes some minutes, most of them the compiler's.
+# Containers, network, volume and images have unique names and are removed at the end, also after a failure. The build
+# cache stays. Takes some minutes, most of them for compiling.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# What is tested are the files that stand here, whatever the caller's shell says.
+# Only the files of this directory count, not the variables of the calling shell.
 unset COMPOSE_FILE COMPOSE_PROFILES COMPOSE_PROJECT_NAME
 project=refrain-test-$$-$RANDOM
 scratch=$(mktemp -d)
-# The published port is on loopback; 0 takes a free one.
+# The published port is on loopback; 0 selects a free one.
 export REFRAIN_PORT=0 UPSTREAM=http://simulator:9000 START_TASK=yes TASK_IDS='' ACEDATACLOUD_API_TOKEN=app-token
 export BUILDKIT_PROGRESS=plain
 
-say() { echo "$*"; }
 fail() {
     failure="FAILED: $*"
     exit 1
@@ -30,18 +29,18 @@ fail() {
 if [ -z "${REFRAIN_COMPOSE:-}" ]; then
     if docker compose version >/dev/null 2>&1; then REFRAIN_COMPOSE='docker compose'; else REFRAIN_COMPOSE=docker-compose; fi
 fi
-# Runs a command for at most so many seconds. In the background, since bash heeds a signal only while it waits.
+# Runs a command with a time limit. In the background, since bash handles signals only while it waits.
 bounded() { # SECONDS COMMAND…
     timeout --foreground "$@" </dev/null &
     child=$!
     wait "$child"
 }
 compose() {
-    # shellcheck disable=SC2086 # two words may be meant
+    # shellcheck disable=SC2086 # may be two words
     bounded "${limit:-120}" $REFRAIN_COMPOSE --file docker-compose.yml --project-name "$project" --profile simulated "$@"
 }
 
-# A signal may come while a command's output goes elsewhere.
+# For messages while the output of a command is redirected.
 exec 9>&1
 clean_up() {
     local code=$?
@@ -54,7 +53,7 @@ clean_up() {
     fi
     compose down --volumes --remove-orphans --rmi local --timeout 5 >/dev/null 2>&1 || true
     docker image rm "$project-rebuilt" >/dev/null 2>&1 || true
-    # What the classic builder left of the changed source: the compile stage of the second build.
+    # The compile stage of the second build, left by the classic builder.
     [ -z "${rebuilt_stage:-}" ] || docker image rm "$rebuilt_stage" >/dev/null 2>&1 || true
     rm -rf "$scratch"
     exit "$code"
@@ -67,12 +66,12 @@ command -v docker >/dev/null || fail "there is no docker command"
 docker info >"$scratch/info" 2>&1 || fail "no Docker engine answers: $(tail -1 "$scratch/info")"
 compose version >/dev/null 2>&1 || fail "there is neither docker compose nor docker-compose"
 
-# A condition within so many seconds.
+# Waits for a condition.
 within() { # SECONDS WHAT COMMAND…
     local deadline=$((SECONDS + $1)) what=$2
     shift 2
     until "$@"; do
-        [ "$SECONDS" -lt "$deadline" ] || fail "not in time: $what"
+        [ "$SECONDS" -lt "$deadline" ] || fail "timeout: $what"
         sleep 0.5
     done
 }
@@ -83,8 +82,8 @@ equal() { # WHAT EXPECTED FOUND
     [ "$2" = "$3" ] || fail "$1 is \"$3\", not \"$2\""
 }
 
-# What the app's container gets from the proxy by its service name: head and body.
-ask() { # TOKEN PATH BODY [curl's options…]
+# Sends a request from the app's container to the proxy by its service name. Prints head and body.
+send() { # TOKEN PATH BODY [curl's options…]
     compose exec -T app curl -sS --include --max-time 90 "http://refrain:8080$2" -H "authorization: Bearer $1" \
         -H 'content-type: application/json' -d "$3" "${@:4}"
 }
@@ -94,36 +93,36 @@ x_cache() { tr -d '\r' | sed -n 's/^x-cache: //p'; }
 
 for file in Dockerfile config/example-app/Dockerfile; do
     if [ -n "${REFRAIN_BASE_IMAGES:-}" ]; then
-        "$REFRAIN_BASE_IMAGES" "$file" || fail "REFRAIN_BASE_IMAGES made no base images for $file"
+        "$REFRAIN_BASE_IMAGES" "$file" || fail "REFRAIN_BASE_IMAGES built no base images for $file"
         continue
     fi
     for image in $(awk 'toupper($1) == "FROM" { print $2 }' "$file" | sort -u); do
         docker image inspect "$image" >/dev/null 2>&1 || timeout 300 docker pull --quiet "$image" ||
-            fail "base image $image cannot be pulled; REFRAIN_BASE_IMAGES names a program that makes it"
+            fail "base image $image cannot be pulled; REFRAIN_BASE_IMAGES names a program that builds it"
     done
 done
 
-# --- the real files come up, and the app gets a miss and then a hit
+# --- the services start, and the app receives a miss and then a hit
 
 start=$SECONDS
-limit=1800 compose build >"$scratch/build.log" 2>&1 || { tail -20 "$scratch/build.log"; fail "the build"; }
-say "built in $((SECONDS - start)) s"
+limit=1800 compose build >"$scratch/build.log" 2>&1 || { tail -20 "$scratch/build.log"; fail "the build failed"; }
+echo "built in $((SECONDS - start)) s"
 compose up --detach --no-build >"$scratch/up.log" 2>&1 || { cat "$scratch/up.log"; fail "compose up"; }
 refrain=$(container_of refrain)
-[ -n "$refrain" ] || fail "there is no refrain container"
+[ -n "$refrain" ] || fail "no refrain container"
 healthy() { [ "$(inspect "$refrain" '{{.State.Health.Status}}')" = healthy ]; }
 within 60 "the health check turns healthy" healthy
-say "healthy"
+echo "healthy"
 
-# The app runs unchanged against http://refrain:8080; its one task takes the simulated upstream 40 s.
+# The app runs unchanged against http://refrain:8080. Its task takes 40 s on the simulated upstream.
 app_saw() { compose logs --no-color app 2>/dev/null | grep -q "200 x-cache: $1 "; }
 within 60 "a poll of the app is a miss" app_saw MISS
 within 90 "a poll of the finished task is a hit" app_saw HIT
 id=$(compose logs --no-color app | sed -n 's/.* \([0-9a-zA-Z-]*\): 200 x-cache: HIT .*/\1/p' | head -1)
 [ -n "$id" ] || fail "the app's log names no task"
-say "the app beside it got a miss, and then hits"
+echo "the app received a miss, then hits"
 
-# --- how it is confined: as the engine has it, and as it is seen from inside
+# --- confinement, as reported by the engine and as seen from inside
 
 equal "the user" 10001:10001 "$(inspect "$refrain" '{{.Config.User}}')"
 equal "a read-only root" true "$(inspect "$refrain" '{{.HostConfig.ReadonlyRootfs}}')"
@@ -140,82 +139,82 @@ for set in CapInh CapPrm CapEff CapBnd CapAmb; do
 done
 equal "NoNewPrivs" 1 "$(status_of NoNewPrivs)"
 for folder in / /etc/refrain /usr/local/bin; do
-    compose exec -T refrain touch "$folder/x" >"$scratch/touch" 2>&1 && fail "$folder can be written"
-    grep -q 'Read-only file system' "$scratch/touch" || fail "a write to $folder fails otherwise: $(cat "$scratch/touch")"
+    compose exec -T refrain touch "$folder/x" >"$scratch/touch" 2>&1 && fail "$folder is writable"
+    grep -q 'Read-only file system' "$scratch/touch" || fail "a write to $folder fails for another reason: $(cat "$scratch/touch")"
 done
-say "runs as 10001, without capabilities, on a read-only root, as the engine and the process itself say"
+echo "runs as 10001, without capabilities, on a read-only root, according to the engine and the process"
 
 for binding in $(inspect "$refrain" '{{range .NetworkSettings.Ports}}{{range .}}{{.HostIp}} {{end}}{{end}}'); do
     equal "the published address" 127.0.0.1 "$binding"
 done
 port=$(docker port "$refrain" 8080/tcp | sed 's/.*://' | head -1)
-exec 3<>"/dev/tcp/127.0.0.1/$port" || fail "nothing answers on the published port"
+exec 3<>"/dev/tcp/127.0.0.1/$port" || fail "nothing listens on the published port"
 printf 'GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n' >&3
-read -r -t 20 -u 3 answer || fail "no answer on the published port"
+read -r -t 20 -u 3 response || fail "no response on the published port"
 exec 3>&-
-case $answer in HTTP/1.1*) ;; *) fail "the published port answers: $answer" ;; esac
+case $response in HTTP/1.1*) ;; *) fail "the published port responds: $response" ;; esac
 reaches() { compose exec -T app curl -sS --max-time 5 --output /dev/null "http://refrain:$1/healthz" 2>/dev/null; }
 reaches 8080 || fail "the app cannot reach the client port"
 code=0
 reaches 8081 || code=$?
-equal "curl's word on the admin port (7: refused)" 7 "$code"
-say "published on loopback alone; the admin port is out of the app's reach"
+equal "curl's exit code for the admin port (7: refused)" 7 "$code"
+echo "published on loopback only; the app cannot reach the admin port"
 
 # --- a restart keeps the tasks
 
 compose stop simulator >/dev/null 2>&1
 started=$(inspect "$refrain" '{{.State.StartedAt}}')
 compose restart refrain >/dev/null 2>&1 || fail "compose restart"
-[ "$(inspect "$refrain" '{{.State.StartedAt}}')" != "$started" ] || fail "it was not restarted"
+[ "$(inspect "$refrain" '{{.State.StartedAt}}')" != "$started" ] || fail "the container was not restarted"
 within 60 "healthy after the restart" healthy
 look_up="{\"action\":\"retrieve\",\"id\":\"$id\"}"
-equal "the answer after a restart, with the upstream gone" HIT "$(ask app-token /producer/tasks "$look_up" | x_cache)"
-compose exec -T refrain refrain tasks backup /data/copy.db >/dev/null || fail "no backup inside the container"
+equal "x-cache after a restart, with the upstream stopped" HIT "$(send app-token /producer/tasks "$look_up" | x_cache)"
+compose exec -T refrain refrain tasks backup /data/copy.db >/dev/null || fail "the backup inside the container failed"
 compose exec -T refrain cat /data/copy.db >"$scratch/copy.db"
 compose exec -T refrain rm /data/copy.db
-[ "$(head -c 15 "$scratch/copy.db" | tr -d '\0')" = "SQLite format 3" ] || fail "the backup is no database"
+[ "$(head -c 15 "$scratch/copy.db" | tr -d '\0')" = "SQLite format 3" ] || fail "the backup is not a database"
 compose start simulator >/dev/null 2>&1
-say "a hit after restart, with the upstream gone; a backup comes out"
+echo "a hit after a restart with the upstream stopped; a backup can be copied out"
 
-# --- a stop lets work in hand finish
+# --- a stop finishes running requests
 
-# Work whose answer takes the simulated upstream 40 s, and a look-up that waits for a task of its own.
-ask paid-token /producer/audios '{"action":"generate","prompt":"work in hand"}' >"$scratch/paid" 2>"$scratch/paid.err" &
+# A request that takes 40 s on the simulated upstream, and a lookup that waits for another task.
+send paid-token /producer/audios '{"action":"generate","prompt":"a running request"}' >"$scratch/paid" 2>"$scratch/paid.err" &
 paid=$!
 paid_since=$SECONDS
 start_one() {
-    waiting=$(ask wait-token /producer/audios '{"action":"generate","async":true}' | sed -n 's/.*"task_id": *"\([^"]*\)".*/\1/p')
+    waiting=$(send wait-token /producer/audios '{"action":"generate","async":true}' | sed -n 's/.*"task_id": *"\([^"]*\)".*/\1/p')
     [ -n "$waiting" ]
 }
 within 20 "a task is started" start_one
-ask wait-token /producer/tasks "{\"action\":\"retrieve\",\"id\":\"$waiting\"}" -H 'prefer: wait=60' >"$scratch/waits" 2>"$scratch/waits.err" &
+send wait-token /producer/tasks "{\"action\":\"retrieve\",\"id\":\"$waiting\"}" -H 'prefer: wait=60' >"$scratch/waits" 2>"$scratch/waits.err" &
 waits=$!
-# About fifteen of its seconds are left, of server.shutdown_timeout's twenty-five.
+# About 15 s of the request are left, and server.shutdown_timeout is 25 s.
 while [ $((SECONDS - paid_since)) -lt 25 ]; do sleep 0.5; done
-kill -0 "$paid" 2>/dev/null || fail "the work was done before the stop: $(cat "$scratch/paid")"
-kill -0 "$waits" 2>/dev/null || fail "the look-up did not wait: $(cat "$scratch/waits")"
+kill -0 "$paid" 2>/dev/null || fail "the request ended before the stop: $(cat "$scratch/paid")"
+kill -0 "$waits" 2>/dev/null || fail "the lookup did not wait: $(cat "$scratch/waits")"
 start=$SECONDS
 compose stop refrain >/dev/null 2>&1 || fail "compose stop"
 took=$((SECONDS - start))
 equal "the exit code" 0 "$(inspect "$refrain" '{{.State.ExitCode}}')"
-equal "killed for memory" false "$(inspect "$refrain" '{{.State.OOMKilled}}')"
-wait "$paid" || fail "the work in hand was cut: $(cat "$scratch/paid" "$scratch/paid.err")"
-wait "$waits" || fail "the waiting look-up was cut: $(cat "$scratch/waits" "$scratch/waits.err")"
+equal "killed for lack of memory" false "$(inspect "$refrain" '{{.State.OOMKilled}}')"
+wait "$paid" || fail "the running request was cut: $(cat "$scratch/paid" "$scratch/paid.err")"
+wait "$waits" || fail "the waiting lookup was cut: $(cat "$scratch/waits" "$scratch/waits.err")"
 for name in paid waits; do
     head -1 "$scratch/$name" | grep -q '^HTTP/1.1 200' || fail "$name: $(head -1 "$scratch/$name")"
 done
-grep -q '"success": *true' "$scratch/paid" || fail "the work's answer is not whole: $(tail -1 "$scratch/paid")"
-grep -q "\"id\": *\"$waiting\"" "$scratch/waits" || fail "the waiting look-up was answered otherwise: $(tail -1 "$scratch/waits")"
-say "stop: work in hand finished, exit code 0 after $took s of 30"
+grep -q '"success": *true' "$scratch/paid" || fail "the response is incomplete: $(tail -1 "$scratch/paid")"
+grep -q "\"id\": *\"$waiting\"" "$scratch/waits" || fail "the waiting lookup received another response: $(tail -1 "$scratch/waits")"
+echo "stop: running requests finished, exit code 0 after $took s of 30"
 
-# --- the image, and what a change of one source file costs
+# --- the size of the image, and a build after a change of one source file
 
 image=$(inspect "$refrain" '{{.Image}}')
 bytes=$(docker image inspect --format '{{.Size}}' "$image")
 base=$(docker image inspect --format '{{.Size}}' "$(awk 'toupper($1) == "FROM" { last = $2 } END { print last }' Dockerfile)")
-say "image: $((bytes / 1000000)) MB, $(((bytes - base) / 1000000)) MB of it over its base"
-# 30 MB is about twice what it is: something that is not needed to run came in.
-[ $((bytes - base)) -lt 30000000 ] || fail "the image's own part is too large"
+echo "image: $((bytes / 1000000)) MB, $(((bytes - base) / 1000000)) MB of it over its base"
+# About twice the expected size. More means that the image has files it does not need.
+[ $((bytes - base)) -lt 30000000 ] || fail "the image is too large"
 
 copy=$scratch/copy
 mkdir "$copy"
@@ -224,20 +223,18 @@ echo '// changed' >>"$copy/src/main.rs"
 start=$SECONDS
 bounded 1800 docker build --tag "$project-rebuilt" "$copy" >"$scratch/rebuild.raw" 2>&1 || {
     tail -20 "$scratch/rebuild.raw"
-    fail "the second build"
+    fail "the second build failed"
 }
 sed 's/\x1b\[[0-9;]*m//g' "$scratch/rebuild.raw" >"$scratch/rebuild.log"
 rebuilt_stage=$(awk '/^Step [0-9]+\/[0-9]+ : FROM / && seen++ { print last; exit } /^ ---> [0-9a-f]+$/ { last = $2 }' "$scratch/rebuild.log")
 compiled=$(sed -n 's/.*Compiling \([^ ]* v[^ ]*\).*/\1/p' "$scratch/rebuild.log" | sort -u)
-case $compiled in
-    "refrain v"*[![:print:]]* | "") fail "after a change of one file were compiled: ${compiled:-nothing}" ;;
-    "refrain v"*) ;;
-    *) fail "after a change of one file were compiled: $compiled" ;;
-esac
-# The classic builder says `Using cache` below the step, BuildKit `CACHED` by the step's number.
+# The simulator is a package of this repository too; it is small and not part of the layer with the dependencies.
+[[ $compiled == *"refrain v"* ]] && ! grep -qvE '^refrain(-simulator)? v' <<<"$compiled" ||
+    fail "compiled after a change of one file: ${compiled:-nothing}"
+# The classic builder prints `Using cache` below the step, BuildKit `CACHED` with the step's number.
 awk '
     /^Step [0-9]+\/[0-9]+ : / { dependencies = /cargo clean/ || /RUN awk/ }
     dependencies && /Using cache/ { found = 1 }
     /^#[0-9]+ / { if (/RUN awk/) step = $1; if ($1 == step && /CACHED/) found = 1 }
-    END { exit !found }' "$scratch/rebuild.log" || fail "the layer of dependencies did not come from the cache"
-say "after a change of one source file only refrain is compiled, $((SECONDS - start)) s"
+    END { exit !found }' "$scratch/rebuild.log" || fail "the layer with the dependencies was not cached"
+echo "a change of one source file compiles no dependency, $((SECONDS - start)) s"

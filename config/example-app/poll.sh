@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Asks for each of TASK_IDS every three seconds, as the vendor's SDK does, and prints where the answer came from.
-# With START_TASK=yes it first starts one task. That costs money on the real upstream.
+# Polls each of TASK_IDS every three seconds, like the vendor's SDK, and prints the `x-cache` header of each response.
+# With START_TASK=yes it first starts one task, which costs money on the real upstream.
 set -euo pipefail
 
 base=${ACEDATACLOUD_API_BASE_URL:?}
@@ -12,9 +12,9 @@ post() { # PATH BODY
 }
 
 if [ "${START_TASK:-no}" = yes ]; then
-    answer=$(post /producer/audios '{"action":"generate","prompt":"a song about patience","async":true}')
-    echo "started: $answer"
-    if [[ $answer =~ \"task_id\":\ *\"([^\"]+)\" ]]; then
+    response=$(post /producer/audios '{"action":"generate","prompt":"a song about patience","async":true}')
+    echo "started: $response"
+    if [[ $response =~ \"task_id\":\ *\"([^\"]+)\" ]]; then
         ids+=("${BASH_REMATCH[1]}")
     fi
 fi
@@ -25,7 +25,7 @@ fi
 
 while true; do
     for id in "${ids[@]}"; do
-        # Any failure is a line, not the end: the next round asks again.
+        # A failure is printed and does not end the loop.
         post /producer/tasks "{\"action\":\"retrieve\",\"id\":\"$id\"}" -o /dev/null \
             -w "$id: %{http_code} x-cache: %header{x-cache} in %{time_total} s\n" || true
     done

@@ -1,8 +1,8 @@
 """The dashboard and CORS in a real browser: the real program, an upstream that counts, and headless Chromium.
 
-    browser.py                      the tests
-    browser.py part…                some of them: figures, search, …
-    browser.py --screenshots DIR    pictures to look at, light, dark, phone, empty, busy and detail; no tests
+    browser.py                      all tests
+    browser.py part…                some tests: figures, search, …
+    browser.py --screenshots DIR    screenshots only: light, dark, phone, empty, busy and detail
 """
 
 from chromium import CONTRAST, Chromium
@@ -13,13 +13,13 @@ from songs import *
 
 @contextlib.asynccontextmanager
 async def dashboard(browser, proxy, expected=(), **options):
-    """The dashboard in a tab. In the end nothing went wrong on it, and it asked nobody but the admin port."""
+    """Opens the dashboard in a tab. At the end checks that it had no errors and sent requests to the admin port only."""
     page = await browser.page(proxy.home, **options)
     yield page
     errors = [error for error in page.errors if not any(re.search(words, error) for words in expected)]
     check(not errors, "errors on the page:", errors)
     foreign = [url for url in page.requests if not url.startswith((proxy.home, "data:"))]
-    check(not foreign and page.requests, "requests to others:", foreign)
+    check(not foreign and page.requests, "requests to other hosts:", foreign)
     await page.close()
 
 
@@ -84,7 +84,7 @@ async def listing(browser):
         await show_more(30)
         await show_more(35)
         check(await page.js(IDS) == ids, "each once, none left out:", await page.js(IDS))
-        # Few new ones come above what is shown; where more came than a page holds, it begins anew.
+        # A few new tasks are added at the top. More than one page of new tasks resets the list.
         await client.batch("t", upstream.finished("few", [f"Few {n}" for n in range(3)]))
         await page.until(f"{IDS}.length === 38")
         check(await page.js(IDS) == await stored(), "new ones above:", await page.js(IDS))
@@ -110,7 +110,7 @@ async def search(browser):
         await page.until("document.getElementById('tasks-none').textContent.includes('nowhere')")
         await search_for(page, "")
         await page.until(f"{TITLES}.length === 3")
-        # The search, its focus and what is selected outlive a refresh.
+        # The search, its focus and the selection survive a refresh.
         await search_for(page, "bus")
         await page.until(f"{TITLES}.length === 1")
         await page.js("document.getElementById('term').select()")
@@ -146,7 +146,7 @@ async def delete(browser):
 
         await page.click("#detail-delete")
         await page.until("document.getElementById('confirm').open")
-        check(await page.js("document.activeElement.id") == "confirm-no", "the safe answer has the focus")
+        check(await page.js("document.activeElement.id") == "confirm-no", "the safe button has the focus")
         await page.click("#confirm-no")
         await page.until("!document.getElementById('confirm').open")
         check((await client.retrieve("t", ids[1])).cache == "HIT", "kept")
@@ -166,12 +166,12 @@ async def delete(browser):
         await page.type("suno")
         await page.press("Enter")
         await page.until("document.getElementById('confirm').open")
-        check("suno" in await page.text("#confirm-text"), "says what goes")
+        check("suno" in await page.text("#confirm-text"), "the text names the service")
         await page.click("#confirm-yes")
         await page.until(f"{TITLES}.length === 3")
         check((await client.retrieve("t", ids[2])).cache == "HIT", "the other service stays")
         check((await client.post("t", {"action": "retrieve", "id": ids[0]}, path="/suno/tasks")).cache == "MISS", "gone")
-        # What was just stored is not older than a minute.
+        # Tasks stored just now are not older than a minute.
         await page.js("document.getElementById('delete-older').elements.unit.value = 'm'")
         await page.click("#delete-older button")
         await page.click("#confirm-yes")
@@ -226,7 +226,7 @@ async def late(browser):
         await page.press("Escape")
         await page.until("!document.querySelector('dialog[open]')")
 
-        # What comes of a task that is not looked at any more is not told at another.
+        # The late response for a closed task must not appear at another task.
         await looked_up(proxy, ["song-0"])
         await page.until(f"{TITLES}.length === 3")
         admin = Client(proxy.admin)
@@ -239,7 +239,7 @@ async def late(browser):
         await open_detail("Night bus")
         await known("Night bus")
         await page.js("letGo()")
-        await eventually("the late answer came", lambda: heard(page, "status of 404"))
+        await eventually("the late response arrived", lambda: heard(page, "status of 404"))
         await page.js("new Promise(done => setTimeout(done, 200))")
         check(await page.text("#detail-error") == "", "another task's error:", await page.text("#detail-error"))
 
@@ -256,7 +256,7 @@ async def hostile(browser):
         odd = '<img src=x onerror="alert(2)">'
         upstream.tasks[odd] = song(odd, HOSTILE[1], error={"message": HOSTILE[0]}, success=False)
         await looked_up(proxy, ["worse", odd])
-        asking = asyncio.create_task(keep_asking(proxy, "worse"))
+        asking = asyncio.create_task(keep_polling(proxy, "worse"))
         await page.until(f"{SHOWN} && {TITLES}.length === {len(HOSTILE) + 1}")
         titles = set(await page.js(TITLES))
         check(titles == set(HOSTILE), "titles are text; differ:", titles ^ set(HOSTILE))
@@ -278,7 +278,7 @@ async def hostile(browser):
             check(rest == ["noopener noreferrer", "_blank", "no-referrer", "cdn.example.com", 6], rest)
         asking.cancel()
     async with running() as (_, proxy):
-        # What the checks above look for is seen when it is there.
+        # The checks above do find violations.
         page = await browser.page(proxy.home)
         await page.until(SHOWN)
         await page.js("document.body.insertAdjacentHTML('beforeend', '<img src=http://evil.example/x.png onerror=alert(1)>')")
@@ -309,8 +309,8 @@ async def token(browser):
             await looked_up(proxy, upstream.finished("song", ["Night bus"]))
             await page.until(f"{TITLES}.length === 1")
             kept = await page.js("[location.href, JSON.stringify(localStorage), document.cookie]")
-            check(secret not in "".join(kept), "kept for the tab alone:", kept)
-            # Another token holds from now on: what was shown is not only hidden.
+            check(secret not in "".join(kept), "stored for the tab only:", kept)
+            # After a change of the token, the content is removed and not only hidden.
             await search_for(page, "song-0")
             await page.js("document.querySelector('#tasks button.title').click()")
             await page.until("!document.getElementById('detail-known').hidden")
@@ -321,14 +321,14 @@ async def token(browser):
             await page.until("!document.getElementById('locked').hidden")
             left = await page.js("document.documentElement.outerHTML + [...document.querySelectorAll('input, select')].map(e => e.value)")
             check("Night bus" not in left and "song-0" not in left, "still in the page:", left)
-            check(await page.js("document.getElementById('saved').textContent + document.getElementById('detail-json').textContent") == "–", "figures and text are gone")
+            check(await page.js("document.getElementById('saved').textContent + document.getElementById('detail-json').textContent") == "–", "figures and record are gone")
             await page.type(secret)
             await page.press("Enter")
             await page.until(f"{TITLES}.length === 1")
             await page.click("#clear-token")
             await page.until("!document.getElementById('locked').hidden")
             check(await page.js("sessionStorage.length") == 0 and await page.js(TITLES) == [], "the token and what it showed are gone")
-            check(not any(secret in url for url in page.requests), "never in an address")
+            check(not any(secret in url for url in page.requests), "never in a URL")
 
 
 async def keyboard(browser):
@@ -340,7 +340,7 @@ async def keyboard(browser):
         async def tab_to(what, most=60):
             for _ in range(most):
                 await page.press("Tab")
-                # A radio button's mark is drawn on the words beside it.
+                # The focus mark of a radio button is drawn on its label.
                 if not await page.js(
                     "(e => e === document.body || getComputedStyle(e.matches('.switch input') ? e.nextSibling : e).outlineStyle !== 'none')(document.activeElement)"
                 ):
@@ -354,7 +354,7 @@ async def keyboard(browser):
         await tab_to(".figure button", 1)
         check(await page.js("document.getElementById('saved-definition').checkVisibility({visibilityProperty: true})"), "the definition shows on focus")
         await page.press("Escape")
-        check(not await page.js("document.getElementById('saved-definition').checkVisibility({visibilityProperty: true})"), "and goes on Escape")
+        check(not await page.js("document.getElementById('saved-definition').checkVisibility({visibilityProperty: true})"), "and disappears on Escape")
         await tab_to("#range input")
         await page.press("ArrowRight")
         await page.until("document.querySelector('#range [value=\"24h\"]').checked")
@@ -384,7 +384,7 @@ async def widths(browser):
         await client.post("t", {"action": "retrieve", "id": "bad" + "x" * 90 + "-0"}, path=f"/{long}/tasks")
         client.close()
         upstream.works["worse" * 20] = ("w" * 300, time.time(), 600)
-        asking = asyncio.create_task(keep_asking(proxy, "worse" * 20))
+        asking = asyncio.create_task(keep_polling(proxy, "worse" * 20))
         await page.until(f"{SHOWN} && {TITLES}.length === {len(HOSTILE) + 1}")
         await page.until("document.querySelectorAll('#pending .title').length === 1")
         await page.until("document.querySelectorAll('#queues tbody tr').length > 0")
@@ -408,7 +408,7 @@ async def themes(browser):
         ids = upstream.finished("song", ["Harbour lights"], ["https://cdn.example.com/a.jpg"])
         upstream.tasks["failed"] = song("failed", "Night bus", success=False, error={"message": "refused"})
         upstream.works["work"] = ("Paper boats", time.time(), 600)
-        asking = asyncio.create_task(keep_asking(proxy, "work"))
+        asking = asyncio.create_task(keep_polling(proxy, "work"))
         await looked_up(proxy, [*ids, "failed"] * 3)
         await page.until(f"{SHOWN} && {TITLES}.length === 2")
         await page.until("document.querySelectorAll('#pending .title').length === 1")
@@ -440,22 +440,22 @@ async def outage(browser):
         await page.until(f"{SHOWN} && {TITLES}.length === 10")
         check(await proxy.stop() == 0, "a clean end")
         await page.until("document.getElementById('status').dataset.state === 'unreachable'")
-        check("does not answer" in await page.text("#notice"), "says so")
-        check(len(await page.js(TITLES)) == 10, "what was known stays")
+        check("does not answer" in await page.text("#notice"), "the notice reports it")
+        check(len(await page.js(TITLES)) == 10, "known tasks stay")
         await proxy.reading
         await proxy.start()
         await page.until("document.getElementById('status').dataset.state === 'ready'")
         check(await page.js("document.getElementById('notice').hidden"), "the notice went")
-        # While nobody looks nothing is asked; then at once.
+        # A hidden page sends no requests. A visible one refreshes at once.
         await page.js("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
         await page.js("document.dispatchEvent(new Event('visibilitychange'))")
         await page.until("new Promise(done => setTimeout(() => done(1), 1000))")
         page.requests.clear()
         await asyncio.sleep(11)
-        check(page.requests == [], "asked while hidden:", page.requests)
+        check(page.requests == [], "requests while hidden:", page.requests)
         await page.js("delete document.hidden")
         await page.js("document.dispatchEvent(new Event('visibilitychange'))")
-        await eventually("it asks again", refreshed(page, 1), within=4)
+        await eventually("it refreshes", refreshed(page, 1), within=4)
 
 
 PARTS = [figures, listing, search, delete, late, hostile, token, keyboard, widths, themes, outage, cors]
@@ -473,13 +473,13 @@ async def tests(names):
                     await one(browser)
                     break
                 except Exception as error:
-                    # The browser's doing, not the page's: then the part says nothing and is run again.
+                    # An error of the browser, not of the page: run the part again.
                     if browser.network_changes > changes and attempt < 3:
                         print(f"{one.__name__}: again, the machine's network changed", flush=True)
                         continue
                     print(f"{one.__name__}: failed: {error}", flush=True)
                     raise
-            print(f"{one.__name__}: fine, {time.monotonic() - start:.0f} s", flush=True)
+            print(f"{one.__name__}: ok, {time.monotonic() - start:.0f} s", flush=True)
 
 
 if "--screenshots" in sys.argv:

@@ -1,6 +1,6 @@
-"""A headless Chromium of one's own, spoken to in the DevTools protocol over two pipes: no driver, no socket.
+"""A headless Chromium, driven by the DevTools protocol over two pipes, without a driver or a socket.
 
-Every page keeps what went wrong on it (`errors`) and every address it asked for (`requests`).
+Every page records its errors (`errors`) and the URLs of its requests (`requests`).
 """
 
 import asyncio
@@ -16,10 +16,10 @@ OPTIONS = (
     "--headless=new", "--remote-debugging-pipe", "--no-first-run", "--no-default-browser-check", "--disable-gpu",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
     "--disable-dev-shm-usage", "--hide-scrollbars", "--force-color-profile=srgb", "--lang=en-GB",
-    # Nothing but the loopback can be reached, whatever a page asks for.
+    # Only the loopback can be reached.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
-# How dark and bright letters and what is behind them are (WCAG 2.2, 1.4.3), of all text that shows.
+# Returns visible text with too little contrast to its background (WCAG 2.2, 1.4.3).
 CONTRAST = """(() => {
   const light = c => { const [r, g, b] = c.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
   const parts = text => text.match(/[\\d.]+/g).map(Number);
@@ -38,7 +38,7 @@ CONTRAST = """(() => {
 
 
 class ScriptError(AssertionError):
-    """The expression threw."""
+    """An expression raised an exception."""
 
 
 class Chromium:
@@ -64,8 +64,8 @@ class Chromium:
         )
         os.close(to_browser)
         os.close(from_browser)
-        self.answers, self.pages, self.number = {}, {}, 0
-        # How often a request was cut because an interface of the machine came or went, a container's for instance.
+        self.responses, self.pages, self.number = {}, {}, 0
+        # Number of requests cut by a change of the machine's interfaces, for example by a container.
         self.network_changes = 0
         loop = asyncio.get_running_loop()
         self.stream = asyncio.StreamReader(limit=1 << 28)
@@ -92,24 +92,24 @@ class Chromium:
             while True:
                 message = json.loads((await self.stream.readuntil(b"\0"))[:-1])
                 if "id" in message:
-                    self.answers.pop(message["id"]).set_result(message)
+                    self.responses.pop(message["id"]).set_result(message)
                 elif page := self.pages.get(message.get("sessionId")):
                     page.heard(message["method"], message["params"])
-        for answer in self.answers.values():
-            answer.cancel()
+        for response in self.responses.values():
+            response.cancel()
 
     async def call(self, method, session=None, **parameters):
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         if session:
             message["sessionId"] = session
-        answer = self.answers[self.number] = asyncio.get_running_loop().create_future()
+        response = self.responses[self.number] = asyncio.get_running_loop().create_future()
         os.write(self.writing, json.dumps(message).encode() + b"\0")
         async with asyncio.timeout(60):
-            answer = await answer
-        if "error" in answer:
-            raise RuntimeError(f"{method}: {answer['error']['message']}")
-        return answer["result"]
+            response = await response
+        if "error" in response:
+            raise RuntimeError(f"{method}: {response['error']['message']}")
+        return response["result"]
 
     async def page(self, url, width=1280, height=900, dark=False):
         """A tab of its own profile, on this address."""
@@ -169,21 +169,21 @@ class Page:
         await self.call("Emulation.setEmulatedMedia", features=features)
 
     async def js(self, expression):
-        """What the expression comes to; a promise is waited for."""
-        answer = await self.call(
+        """Value of an expression. A promise is awaited."""
+        response = await self.call(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
         )
-        if "exceptionDetails" in answer:
-            raise ScriptError(f"{expression}: {answer['exceptionDetails'].get('exception', {}).get('description')}")
-        return answer["result"].get("value")
+        if "exceptionDetails" in response:
+            raise ScriptError(f"{expression}: {response['exceptionDetails'].get('exception', {}).get('description')}")
+        return response["result"].get("value")
 
     async def until(self, expression, within=20):
-        """Waits until the expression is true, and gives its value."""
+        """Waits until the expression is true. Returns its value."""
         deadline, value = time.monotonic() + within, None
         while not value:
             if time.monotonic() > deadline:
                 raise AssertionError(f"never: {expression}; errors: {self.errors}; text: {(await self.text('body'))[:1500]}")
-            # Between two pages there is nothing to ask.
+            # There is no document between two pages.
             with contextlib.suppress(ScriptError):
                 value = await self.js(expression)
             await asyncio.sleep(0.05)
@@ -193,7 +193,7 @@ class Page:
         return await self.js(f"document.querySelector({json.dumps(selector)}).innerText")
 
     async def click(self, selector):
-        """A real click in the middle of the element."""
+        """Sends mouse events to the middle of the element."""
         spot = await self.until(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); if (!e || e.disabled) return null;"
             " e.scrollIntoView({block: 'center', behavior: 'instant'}); const r = e.getBoundingClientRect();"
@@ -213,11 +213,11 @@ class Page:
         await self.call("Input.insertText", text=text)
 
     async def screenshot(self, path, full=True):
-        """The whole page, or what of it is in view."""
+        """Saves a picture of the whole page, or of its visible part."""
         options = {}
         if full:
             size = (await self.call("Page.getLayoutMetrics"))["cssContentSize"]
             options = {"captureBeyondViewport": True, "clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}}
-        answer = await self.call("Page.captureScreenshot", format="png", **options)
+        response = await self.call("Page.captureScreenshot", format="png", **options)
         with open(path, "wb") as file:
-            file.write(base64.b64decode(answer["data"]))
+            file.write(base64.b64decode(response["data"]))

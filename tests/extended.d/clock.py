@@ -1,4 +1,4 @@
-"""The wall clock set back and forward under the running program: no stall, no burst, no negative age."""
+"""Sets the wall clock of the running program back and forward: no stall, no burst, no negative age."""
 
 import glob
 
@@ -22,7 +22,7 @@ async def part(folder):
         "LD_PRELOAD": library[0],
         "FAKETIME_TIMESTAMP_FILE": clock,
         "FAKETIME_NO_CACHE": "1",
-        # As on a real machine: who sets the wall clock leaves the monotonic one alone.
+        # As on a real machine, where setting the wall clock does not change the monotonic clock.
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "REFRAIN_UPSTREAM__REQUESTS_PER_SECOND": str(RATE),
         "REFRAIN_UPSTREAM__BURST": "1",
@@ -56,7 +56,7 @@ async def part(folder):
         days = file.execute("SELECT COUNT(DISTINCT stored_at / 86400) FROM task").fetchone()[0]
     check(days >= 4, "the program did not see the clock change; days:", days)
     sound(proxy.path)
-    print(f"{len(seen)} tasks on {days} days of its wall clock")
+    print(f"{len(seen)} tasks on {days} days of the wall clock")
 
 
 run(part)

@@ -1,11 +1,15 @@
-"""A full disk, failing writes and flushes, a read-only folder: answers all the while, no storm, healed without a restart."""
+"""A full disk, failing writes and flushes, a read-only folder: responses throughout, few retries, recovery without a
+restart."""
 
 from support import *
 
 
 async def degraded_and_healed(proxy, upstream, name, fault, may_fit=0.0):
-    """Load, the fault in its middle, load again. A share of the answers may be stored all the same: where a disk is full,
-    the blocks that the write-ahead log has already take a small write now and then."""
+    """Runs load before, during and after the fault.
+
+    The share `may_fit` of the responses may be stored during the fault: on a full disk, a small write may still fit into
+    the blocks that the write-ahead log has.
+    """
     seen, during, after = [], [], []
     await load(proxy, name + "-before", 4, seen, lambda: len(seen) >= 40)
     check(all(stored for *_, stored in seen), "stored before the fault")
@@ -19,18 +23,18 @@ async def degraded_and_healed(proxy, upstream, name, fault, may_fit=0.0):
             return await proxy.readiness() == 503
 
         await eventually("readiness 503", refuses, 60)
-        # While it is known, nobody waits for the disk, and it is tried about once a second.
+        # While the fault is known, no client waits for the disk, and a write is tried about once a second.
         start, count = time.monotonic(), len(during)
         errors_before = await proxy.store_errors()
         check(errors_before > errors, "counted:", errors, errors_before)
         await load(proxy, name + "-during", 8, during, lambda: time.monotonic() > start + 6)
         attempts = await proxy.store_errors() - errors_before
-        answers = len(during) - count
+        responses = len(during) - count
         check(2 <= attempts <= (16 if may_fit else 10), "attempts in 6 s:", attempts)
-        check(answers > 100, "answers in 6 s:", answers)
+        check(responses > 100, "responses in 6 s:", responses)
         stored = sum(stored for *_, stored in during[count:])
-        check(stored <= may_fit * answers, "counts as stored meanwhile:", stored, "of", answers)
-        # A write that fits after all is a success, until the next.
+        check(stored <= may_fit * responses, "counts as stored meanwhile:", stored, "of", responses)
+        # A write that fits makes the store ready until the next one fails.
         await eventually("still not ready", refuses, 10 if may_fit else 1)
         await all_hits(proxy, seen)
         check(time.monotonic() < deadline + 60, "in time")
@@ -43,7 +47,7 @@ async def degraded_and_healed(proxy, upstream, name, fault, may_fit=0.0):
     check(all(stored for *_, stored in after), "stored after the fault")
     kept = seen + [key for key in during if key[2]] + after
     await all_hits(proxy, kept)
-    print(f"{name}: {answers} answers and {attempts} attempts in 6 s of the fault")
+    print(f"{name}: {responses} responses and {attempts} attempts in 6 s of the fault")
     return kept
 
 
@@ -73,7 +77,7 @@ async def injected(folder, upstream, name, *injections):
     os.mkdir(place)
     async with Proxy(place, upstream, REFRAIN_STORE__MEMORY_BYTES="0") as proxy:
         kept = await degraded_and_healed(proxy, upstream, name, tracing(proxy, *injections))
-        # kill -9: only what was flushed in truth is there.
+        # After kill -9 the file has only flushed data.
         await proxy.kill()
     sound(proxy.path)
     async with Proxy(place, upstream) as proxy:

@@ -1,23 +1,22 @@
-"""Instructions of a stored look-up in the release build, counted by callgrind, stay below a bound; and a batch out of
-SQLite hardly asks the system for memory.
+"""Instructions per stored lookup in the release build, counted by callgrind, and page faults per batch from SQLite.
 
-Time depends on the machine, the number of instructions hardly does. Runs of the same program: a warm-up alone, and
-the warm-up and hits of one kind. What a run counts more than the first, divided by its requests, is what one request
-takes in refrain; the kernel's share is not in it. Each page of memory that the kernel has to give counts as a fault.
+Time depends on the machine, the number of instructions hardly does. The program runs with a warm-up only, and with the
+warm-up and hits of one kind. The difference divided by the number of hits is the cost of one hit in refrain, without
+the kernel. Each new page of memory counts as a page fault.
 """
 
 from support import *
 
 SIZE = 3000
 SINGLES = 2000
-# So many that what a run counts besides, some million instructions more or less, does not show.
+# Enough that the variation between runs, some million instructions, does not matter.
 BATCHES = 1000
 BATCHES_ON_DISK = 200
 
-# Today's count and a quarter. A change that goes past it is to be explained, or to be made cheaper; one that takes
-# off a good part lowers the bound.
-BOUNDS = {"a hit": 29_500, "a batch of 50": 107_500, "a batch of 50 out of SQLite": 1_775_000}
-# Of a batch of 50 out of SQLite. Fresh memory for what is found takes some 80.
+# The measured count and a quarter. A change that exceeds a bound needs a reason or less work; a change that saves a
+# good part lowers the bound.
+BOUNDS = {"a hit": 29_500, "a batch of 50": 107_500, "a batch of 50 from SQLite": 1_775_000}
+# Page faults of a batch of 50 from SQLite. Newly allocated memory for the records would cause about 80.
 FAULTS = 8
 
 NO_MEMORY = {"REFRAIN_STORE__MEMORY_BYTES": "0"}
@@ -36,10 +35,10 @@ def batch(ids):
 class SameSize(Upstream):
     """Tasks of 3 kB each."""
 
-    def answer(self, head, body):
-        asked = json.loads(body)
-        ids = asked.get("ids") or [asked["id"]]
-        if "ids" not in asked:
+    def respond(self, head, body):
+        requested = json.loads(body)
+        ids = requested.get("ids") or [requested["id"]]
+        if "ids" not in requested:
             return b"200 OK", task(ids[0])
         return b"200 OK", batch(ids)
 
@@ -48,7 +47,7 @@ WHOLE = batch(IDS)
 
 
 async def store(client):
-    """Has all tasks stored, and asks for them again."""
+    """Stores all tasks and looks them up again."""
     for _ in range(3):
         check((await client.batch("token", IDS)).body == WHOLE, "not the batch")
         for task_id in IDS:
@@ -56,7 +55,7 @@ async def store(client):
 
 
 async def hit(client, singles=0, batches=0):
-    """Asks for what is stored."""
+    """Looks up stored tasks."""
     for number in range(singles):
         reply = await client.retrieve("token", IDS[number % 50])
         check(reply.cache == "HIT" and len(reply.body) == len(task(IDS[0])), "no hit:", reply.status, reply.cache)
@@ -70,7 +69,7 @@ async def count(folder, name, singles=0, batches=0, **settings):
     folder = os.path.join(folder, name)
     os.mkdir(folder)
     output = os.path.join(folder, "callgrind.out")
-    # Without valgrind's own debugger port, and one thread, as it runs one at a time anyhow.
+    # No debugger port, and one thread, since valgrind runs one at a time.
     wrap = ("valgrind", "--tool=callgrind", "--vgdb=no", f"--callgrind-out-file={output}")
     settings["TOKIO_WORKER_THREADS"] = "1"
     async with SameSize() as upstream, Proxy(folder, upstream, wrap, **settings) as proxy:
@@ -84,7 +83,7 @@ async def count(folder, name, singles=0, batches=0, **settings):
 
 
 async def faults(folder):
-    """Pages that the kernel gave for a batch out of SQLite."""
+    """Page faults per batch from SQLite."""
     folder = os.path.join(folder, "faults")
     os.mkdir(folder)
     async with SameSize() as upstream, Proxy(folder, upstream, **NO_MEMORY) as proxy:
@@ -109,15 +108,15 @@ async def part(folder):
     found = {
         "a hit": (await count(folder, "singles", singles=SINGLES) - idle) // SINGLES,
         "a batch of 50": (await count(folder, "batches", batches=BATCHES) - idle) // BATCHES,
-        "a batch of 50 out of SQLite": (on_disk - idle_on_disk) // BATCHES_ON_DISK,
+        "a batch of 50 from SQLite": (on_disk - idle_on_disk) // BATCHES_ON_DISK,
     }
     for what, instructions in found.items():
         print(f"{what}: {instructions:,} instructions, at most {BOUNDS[what]:,}")
     pages = await faults(folder)
-    print(f"a batch of 50 out of SQLite: {pages:.1f} page faults, at most {FAULTS}")
+    print(f"a batch of 50 from SQLite: {pages:.1f} page faults, at most {FAULTS}")
     for what, instructions in found.items():
-        check(instructions <= BOUNDS[what], what, "takes more instructions than its bound")
-    check(pages <= FAULTS, "a batch out of SQLite takes fresh memory")
+        check(instructions <= BOUNDS[what], what, "exceeds its bound of instructions")
+    check(pages <= FAULTS, "a batch from SQLite allocates new memory")
 
 
 run(part)

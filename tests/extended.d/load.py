@@ -1,4 +1,4 @@
-"""Mixed load for minutes (REFRAIN_LOAD_SECONDS, else 120): memory, descriptors and the log are flat after warm-up."""
+"""Mixed load for minutes (REFRAIN_LOAD_SECONDS, default 120): memory, descriptors and write-ahead log do not grow."""
 
 import random
 
@@ -19,7 +19,7 @@ def measure(proxy):
 
 
 async def work(proxy, number, end, counts):
-    """One client's day: old and new tasks, batches, polls, passed-through requests, deletes, hang-ups."""
+    """One client: old and new tasks, batches, polls, bypassed requests, deletes, hang-ups."""
     dice, client, made = random.Random(number), proxy.client(), 0
     token = f"token-{number % TOKENS}"
     while time.monotonic() < end:
@@ -27,15 +27,15 @@ async def work(proxy, number, end, counts):
         known = [f"task-{number}-{dice.randrange(max(made, 1))}" for _ in range(dice.randrange(1, 60))]
         try:
             if kind < 0.2:
-                asked, made = f"task-{number}-{made}", made + 1
-                reply = await client.retrieve(token, asked)
-                check(reply.body == text_of(token, asked), "not the bytes of", asked)
+                requested, made = f"task-{number}-{made}", made + 1
+                reply = await client.retrieve(token, requested)
+                check(reply.body == record_of(token, requested), "not the bytes of", requested)
             elif kind < 0.5:
                 reply = await client.retrieve(token, known[0])
-                check(reply.body == text_of(token, known[0]), "not the bytes of", known[0])
+                check(reply.body == record_of(token, known[0]), "not the bytes of", known[0])
             elif kind < 0.65:
                 reply = await client.batch(token, known)
-                items = b",".join(text_of(token, task_id) for task_id in known)
+                items = b",".join(record_of(token, task_id) for task_id in known)
                 check(reply.body == b'{"items":[%s],"count":%d}' % (items, len(known)), "not the batch")
             elif kind < 0.8:
                 reply = await client.retrieve(token, f"pending-{dice.randrange(500)}")
@@ -45,18 +45,18 @@ async def work(proxy, number, end, counts):
                 reply = await client.post(token, {"action": "delete", "id": known[0]})
             else:
                 async with asyncio.timeout(dice.random() * 0.01):
-                    reply = await client.retrieve(token, f"given-up-{dice.randrange(10**6)}")
+                    reply = await client.retrieve(token, f"cancelled-{dice.randrange(10**6)}")
             check(reply.status == 200, reply.status, reply.body[:200])
-            counts["answers"] += 1
+            counts["responses"] += 1
         except TimeoutError:
-            check(kind >= 0.93, "no answer within a minute")
-            counts["given up"] += 1
+            check(kind >= 0.93, "no response within a minute")
+            counts["cancelled"] += 1
     client.close()
 
 
 async def part(folder):
-    counts = {"answers": 0, "given up": 0}
-    # A small memory tier and a bound on disk, so that both are full before the warm-up is over.
+    counts = {"responses": 0, "cancelled": 0}
+    # Small limits for memory and disk, so that both are full before the warm-up ends.
     settings = {"REFRAIN_STORE__MEMORY_BYTES": "2MiB", "REFRAIN_STORE__MAX_BYTES": "8MiB"}
     async with Upstream() as upstream, Proxy(folder, upstream, **settings) as proxy:
         start = time.monotonic()
@@ -69,7 +69,7 @@ async def part(folder):
                 await asyncio.sleep(1)
 
         await asyncio.gather(watch(), *(work(proxy, number, end, counts) for number in range(CLIENTS)))
-        check(proxy.process.returncode is None, "it lives")
+        check(proxy.process.returncode is None, "the program ended")
         settled = samples[len(samples) * 2 // 5:]
         third = len(settled) // 3
         early, late = settled[:third], settled[-third:]
@@ -78,7 +78,7 @@ async def part(folder):
         for column, name in enumerate(names):
             print(f"{name}: {mean(early, column):.1f} after warm-up, {mean(late, column):.1f} at the end, "
                   f"{max(row[column] for row in samples):.1f} at most")
-        print(f"{counts['answers']} answers, {counts['given up']} given up, {len(upstream.calls)} upstream calls "
+        print(f"{counts['responses']} responses, {counts['cancelled']} cancelled, {len(upstream.calls)} upstream calls "
               f"in {SECONDS:.0f} s")
         check(mean(late, 0) < mean(early, 0) * 1.1 + 4, "memory grows")
         check(mean(late, 1) < mean(early, 1) + 8, "descriptors grow")

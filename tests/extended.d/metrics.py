@@ -1,4 +1,4 @@
-"""What Prometheus itself says: of the metrics after traffic of every kind, and of the alerts, firing and not firing."""
+"""Checks metrics and alerts with promtool: the metrics after all kinds of traffic, each alert firing and not firing."""
 
 import subprocess
 
@@ -10,7 +10,7 @@ ALERTS_TEST = os.path.join(HERE, "alerts-test.yml")
 
 
 def promtool(*arguments, text=None):
-    """What it says; anything on its error output, a mere remark included, ends the part."""
+    """Runs promtool and returns its output. Any message on stderr, even a hint, fails the part."""
     done = subprocess.run(["promtool", *arguments], input=text, capture_output=True, text=True)
     check(done.returncode == 0 and not done.stderr.strip(), *arguments, done.stdout, done.stderr)
     return done.stdout
@@ -35,7 +35,7 @@ async def part(folder):
         text = await scrape(proxy, "text/plain")
         promtool("check", "metrics", text=text)
         series = sum(not line.startswith("#") for line in text.splitlines())
-        print(f"{series} series, {len(text)} bytes, no remark of promtool's")
+        print(f"{series} series, {len(text)} bytes, no hint of promtool")
         check((await scrape(proxy, "application/openmetrics-text")).endswith("# EOF\n"), "no end")
     print(promtool("check", "rules", ALERTS).split("\n")[1].strip())
     promtool("test", "rules", ALERTS_TEST)
@@ -44,7 +44,7 @@ async def part(folder):
         tested = tests.read()
     for name in names:
         check(f"{name} fires\n" in tested and f"{name} does not fire" in tested, name, "is not tested both ways")
-    print(f"{len(names)} alerts fire, and do not fire, as they should")
+    print(f"{len(names)} alerts fire and stay silent as tested")
 
 
 run(part)

@@ -1,7 +1,7 @@
-"""The power fails: the store lies on a file system of its own, whose device is copied while the program stands still.
+"""Power loss: the store is on its own file system, whose device is copied while the program is stopped.
 
-Only what was flushed is on the device (`commit=60`: the file system does not flush by itself meanwhile). On the copy
-everything that a client was shown has to be there.
+The device has only flushed data (`commit=60`: the file system does not flush by itself in that time). The copy must have
+every record that a client received.
 """
 
 import random
@@ -27,7 +27,7 @@ async def round(folder, upstream, number):
             async def power_fails():
                 await asyncio.sleep(stopped - time.monotonic())
                 proxy.signal(signal.SIGSTOP)
-                # What is on its way to the clients was shown too.
+                # Responses on their way to the clients count as received.
                 await asyncio.sleep(0.3)
                 shown = len(seen)
                 shutil.copyfile(image, copy)
@@ -54,8 +54,8 @@ async def round(folder, upstream, number):
 async def part(folder):
     async with Upstream() as upstream:
         shown = [await round(folder, upstream, number) for number in range(ROUNDS)]
-    print(f"shown before the power failed: {shown}, all there afterwards")
-    check(sum(shown) > 100, "too little was shown to mean anything")
+    print(f"received before the power loss: {shown}, all stored afterwards")
+    check(sum(shown) > 100, "too few records were received")
 
 
 run(part)

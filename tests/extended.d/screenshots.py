@@ -1,4 +1,4 @@
-"""Pictures of the dashboard to look at: light, dark, phone, empty, busy and detail."""
+"""Takes screenshots of the dashboard: light, dark, phone, empty, busy and detail."""
 
 from chromium import Chromium
 from songs import *
@@ -7,7 +7,7 @@ SHOWN = "!document.getElementById('content').hidden"
 
 
 async def screenshots(folder):
-    """Some traffic, and pictures of it."""
+    """Sends traffic and takes screenshots."""
     os.makedirs(folder, exist_ok=True)
     settings = {"REFRAIN_UPSTREAM__REQUESTS_PER_SECOND": "5", "REFRAIN_UPSTREAM__BURST": "2", "REFRAIN_TASKS__SERVICES": '["*"]',
                 "REFRAIN_UPSTREAM__MAX_RETRIES": "4", "REFRAIN_SERVER__LISTEN": f"127.0.0.1:{free_port()}"}

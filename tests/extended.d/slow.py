@@ -1,4 +1,4 @@
-"""Slow heads, slow bodies, slow readers, by slowhttptest and by hand: closed at the limit, others unaffected."""
+"""Slow heads, slow bodies and slow readers, by slowhttptest and by hand: closed at the limit, others unaffected."""
 
 import socket
 
@@ -8,7 +8,7 @@ HEAD = b"POST /producer/tasks HTTP/1.1\r\nhost: x\r\nauthorization: Bearer t\r\n
 
 
 async def closed_after(port, first, drip=None, every=5.0, limit=110):
-    """Seconds until the program closes the connection on a client that sends so little."""
+    """Seconds until the program closes the connection of a client that sends too slowly."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(first)
     start = time.monotonic()
@@ -31,7 +31,7 @@ async def closed_after(port, first, drip=None, every=5.0, limit=110):
 
 
 async def stuck_reader(proxy, ids, limit):
-    """Seconds until the program gives up a client that asks for a lot and reads nothing."""
+    """Seconds until the program closes the connection of a client that requests much and reads nothing."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect(("127.0.0.1", proxy.port))
@@ -40,7 +40,7 @@ async def stuck_reader(proxy, ids, limit):
     connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
     mine, start = f"0100007F:{port:04X}", time.monotonic()
     await asyncio.sleep(2)
-    # The server's end of this connection, as long as the program holds it (state 01: established).
+    # The server's end of this connection while the program keeps it open (state 01: established).
     while time.monotonic() - start < limit:
         with open("/proc/net/tcp") as table:
             ends = [line.split() for line in table]
@@ -71,7 +71,7 @@ async def attack(proxy, name, *options):
 
 
 async def others(proxy, keys, over):
-    """Hits of an ordinary client all the while; their times in order."""
+    """Hits of an ordinary client meanwhile. Returns their times, sorted."""
     client, times = proxy.client(), []
     while not over.is_set():
         token, task_id, *_ = keys[int(time.monotonic() * 10) % len(keys)]

@@ -1,5 +1,5 @@
-"""What the browser's tests stand on: an upstream with songs that can be named, the program before it, its clients, and a
-page of another origin.
+"""Shared by the browser tests: an upstream with titled songs, the program in front of it, clients, and a page of another
+origin.
 """
 
 import random
@@ -11,7 +11,7 @@ SONGS = [
     "Harbour lights", "Night bus", "Paper boats", "Wintergreen", "Glass mountain", "Copper wire", "Lanterns on the hill", "Small hours",
     "Two rooms and a view of the sea", "The river keeps its own time", "A slow train to nowhere in particular",
 ]
-# Titles and links that try to be more than text.
+# Titles and links that try to inject markup or scripts.
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -27,7 +27,7 @@ LINKS = [
 
 
 def song(task_id, title, at=None, links=(), **response):
-    """A finished task's text."""
+    """A final record."""
     at = at or time.time()
     data = [{"id": task_id, "title": title, "state": "succeeded", "progress": "100%", **links_of(links)}]
     body = {"_id": "x", "id": task_id, "type": "audios", "created_at": at - 40.25, "request": {"prompt": title},
@@ -41,8 +41,10 @@ def links_of(links):
 
 
 class Songs(Upstream):
-    """Finished tasks by id in `tasks`, pending ones in `works`; an id in `refused` gets that status and body, and such a
-    share of all calls `429`."""
+    """Final records by id in `tasks`, pending tasks in `works`.
+
+    An id in `refused` receives that status and body. `refused_share` of all calls receives `429`.
+    """
 
     refused_share = 0
 
@@ -50,7 +52,7 @@ class Songs(Upstream):
         self.tasks, self.works, self.refused, self.delay = {}, {}, {}, delay
 
     def finished(self, name, titles, links=()):
-        """Adds tasks with these titles; their ids."""
+        """Adds finished tasks with these titles. Returns their ids."""
         ids = [f"{name}-{n}" for n in range(len(titles))]
         self.tasks.update((task_id, song(task_id, title, links=links)) for task_id, title in zip(ids, titles))
         return ids
@@ -60,19 +62,19 @@ class Songs(Upstream):
             while True:
                 head, body = await read_message(reader)
                 await asyncio.sleep(self.delay * (0.6 + random.random() ** 4 * 3))
-                status, answer = self.answer(head, body)
+                status, response = self.respond(head, body)
                 writer.write(
-                    b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(answer)) + answer
+                    b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(response)) + response
                 )
                 await writer.drain()
         writer.close()
 
-    def answer(self, head, body):
-        asked = json.loads(body)
-        if not asked["action"].startswith("retrieve"):
-            # As an upstream does that has a list of its own.
+    def respond(self, head, body):
+        requested = json.loads(body)
+        if not requested["action"].startswith("retrieve"):
+            # Like an upstream with its own list of origins.
             return b"200 OK\r\naccess-control-allow-origin: https://other.example\r\nx-upstream: 1", b"{}"
-        ids = asked.get("ids") or [asked["id"]]
+        ids = requested.get("ids") or [requested["id"]]
         self.calls.append(time.monotonic())
         if random.random() < self.refused_share:
             return b"429 Too Many Requests", b'{"success":false,"error":{"code":"too_many_requests","message":"slow down"}}'
@@ -80,7 +82,7 @@ class Songs(Upstream):
             if refusal := self.refused.get(task_id):
                 return refusal
         texts = [text for task_id in ids if (text := self.tasks.get(task_id) or self.work(task_id))]
-        if "ids" in asked:
+        if "ids" in requested:
             return b"200 OK", b'{"items":[%s],"count":%d}' % (b",".join(texts), len(texts))
         return b"200 OK", texts[0] if texts else b"{}"
 
@@ -105,7 +107,7 @@ def free_port():
 
 @contextlib.asynccontextmanager
 async def running(delay=0, **settings):
-    """An upstream and the program before it, in a folder of its own."""
+    """Runs an upstream and the program in front of it, in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="refrain-browser-") as folder:
         async with Songs(delay) as upstream, Proxy(folder, upstream, **settings) as proxy:
             proxy.home = f"http://127.0.0.1:{proxy.admin}/"
@@ -119,8 +121,8 @@ async def looked_up(proxy, ids, token="t"):
     return replies
 
 
-async def keep_asking(proxy, *ids, token="t", every=0.3, headers=()):
-    """Clients that poll a task until they are told to stop."""
+async def keep_polling(proxy, *ids, token="t", every=0.3, headers=()):
+    """Polls each task until it is cancelled."""
     async def one(task_id):
         client = proxy.client()
         while True:
@@ -132,7 +134,7 @@ async def keep_asking(proxy, *ids, token="t", every=0.3, headers=()):
 
 @contextlib.asynccontextmanager
 async def site():
-    """A page of another origin; its address."""
+    """Serves a page of another origin. Returns its address."""
     page = b"<!doctype html><meta charset=utf-8><link rel=icon href=data:,><title>an app</title>"
 
     async def serve(reader, writer):
@@ -148,7 +150,7 @@ async def site():
 
 
 async def studio(proxy, upstream, token, every):
-    """A team that starts a song now and then, and whose clients ask for it until it is finished and some times more."""
+    """Starts songs at random intervals; clients poll each until it is final, and some times more."""
     async def follow(task_id):
         client, left = proxy.client(), 25
         while left:

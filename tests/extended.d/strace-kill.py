@@ -1,4 +1,4 @@
-"""SIGKILL at the N-th write and the N-th flush of the store, N swept: what a client saw is there afterwards."""
+"""SIGKILL at the N-th write and at the N-th flush of the store: every record that a client received is stored."""
 
 from support import *
 

@@ -1,7 +1,7 @@
-"""What the parts share: an upstream whose every answer is known beforehand, the program under test, and a client.
+"""Shared by all parts: an upstream with predictable responses, the program under test, and a client.
 
-Everything runs in one event loop on the loopback. A task's text follows from token and id alone, so that any answer
-can be checked without asking anybody.
+Everything runs in one event loop on the loopback. A record follows from token and id alone, so that any response can
+be checked without the upstream.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ BINARY = os.environ["REFRAIN_BIN"]
 
 
 def check(condition, *what):
-    """Ends the part as failed."""
+    """Fails the part unless the condition holds."""
     if not condition:
         raise AssertionError(" ".join(str(part) for part in what))
 
 
-def text_of(token, task_id):
-    """The task's text; ids that begin with `pending` are not finished."""
+def record_of(token, task_id):
+    """The record of a task. Ids that begin with `pending` are pending."""
     size = 200 + int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:2], "big") % 6000
     settled = "created_at" if task_id.startswith("pending") else "finished_at"
     body = {"id": task_id, "for": token, settled: 1767119785.25, "data": "x" * size}
@@ -34,7 +34,7 @@ def text_of(token, task_id):
 
 
 class Upstream:
-    """Answers look-ups, `delete`, and anything else with `{}`. `calls` holds when each look-up came."""
+    """Responds to lookups and `delete`, and to anything else with `{}`. `calls` has the time of each lookup."""
 
     async def __aenter__(self):
         self.calls, self.up = [], True
@@ -49,38 +49,38 @@ class Upstream:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
                 head, body = await read_message(reader)
-                status, answer = self.answer(head, body)
+                status, response = self.respond(head, body)
                 writer.write(
-                    b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(answer))
-                    + answer
+                    b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(response))
+                    + response
                 )
                 await writer.drain()
         writer.close()
 
-    def answer(self, head, body):
+    def respond(self, head, body):
         if not self.up:
             return b"503 Service Unavailable", b'{"success":false,"error":{"code":"api_error","message":"off"}}'
         token = re.search(rb"(?im)^authorization: *bearer +(\S+)", head)
         token = token.group(1).decode() if token else ""
         try:
-            asked = json.loads(body or b"{}")
+            requested = json.loads(body or b"{}")
         except ValueError:
-            asked = {}
-        action = asked.get("action")
+            requested = {}
+        action = requested.get("action")
         if action == "retrieve":
             self.calls.append(time.monotonic())
-            return b"200 OK", text_of(token, asked["id"])
+            return b"200 OK", record_of(token, requested["id"])
         if action == "retrieve_batch":
             self.calls.append(time.monotonic())
-            items = b",".join(text_of(token, task_id) for task_id in asked["ids"])
-            return b"200 OK", b'{"items":[%s],"count":%d}' % (items, len(asked["ids"]))
+            items = b",".join(record_of(token, task_id) for task_id in requested["ids"])
+            return b"200 OK", b'{"items":[%s],"count":%d}' % (items, len(requested["ids"]))
         if action == "delete":
-            return b"200 OK", json.dumps({"id": asked["id"], "deleted": True}).encode()
+            return b"200 OK", json.dumps({"id": requested["id"], "deleted": True}).encode()
         return b"200 OK", b"{}"
 
 
 async def read_message(reader):
-    """One HTTP message: its head, its body by content-length or in chunks."""
+    """Reads one HTTP message. Returns head and body."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = re.search(rb"(?im)^content-length: *(\d+)", head)
     if length:
@@ -109,7 +109,7 @@ class Reply:
 
 
 class Client:
-    """One client with one connection, which is made anew when it breaks."""
+    """A client with one connection, which is replaced when it breaks."""
 
     def __init__(self, port):
         self.port, self.streams = port, None
@@ -132,9 +132,9 @@ class Client:
                 self.close()
                 raise
 
-    async def post(self, token, asked, headers=(), path="/producer/tasks"):
+    async def post(self, token, requested, headers=(), path="/producer/tasks"):
         fields = [("authorization", f"Bearer {token}"), ("content-type", "application/json"), *headers]
-        return await self.send("POST", path, json.dumps(asked).encode(), fields)
+        return await self.send("POST", path, json.dumps(requested).encode(), fields)
 
     async def retrieve(self, token, task_id, headers=()):
         return await self.post(token, {"action": "retrieve", "id": task_id}, headers)
@@ -149,7 +149,7 @@ class Client:
 
 
 class Proxy:
-    """The program under test; killed when the block ends, unless it has ended."""
+    """The program under test. It is killed at the end of the block if it still runs."""
 
     def __init__(self, folder, upstream, wrap=(), **settings):
         self.folder, self.wrap, self.log, self.reading = folder, wrap, [], None
@@ -173,26 +173,26 @@ class Proxy:
         await self.kill()
 
     async def start(self):
-        """Whether it came up; one that ended before shows why in `log`."""
+        """Starts the program. Returns whether it is ready; otherwise `log` has the reason."""
         self.process = await asyncio.create_subprocess_exec(
             *self.wrap, BINARY, "serve", cwd=self.folder, env=self.environment,
             stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, limit=1 << 20,
         )
         self.pid, self.port, self.admin = self.process.pid, None, None
-        came_up = asyncio.Event()
-        self.reading = asyncio.create_task(self.read_log(came_up))
+        is_up = asyncio.Event()
+        self.reading = asyncio.create_task(self.read_log(is_up))
         async with asyncio.timeout(30):
-            await came_up.wait()
+            await is_up.wait()
         return self.admin is not None
 
-    async def read_log(self, came_up):
+    async def read_log(self, is_up):
         while line := (await self.process.stderr.readline()).decode(errors="replace"):
             self.log.append(line.rstrip())
             if found := re.search(r"(client|admin) port address=\S*:(\d+)", line):
                 setattr(self, "port" if found[1] == "client" else "admin", int(found[2]))
             if self.admin:
-                came_up.set()
-        came_up.set()
+                is_up.set()
+        is_up.set()
 
     async def ended(self, within=40):
         async with asyncio.timeout(within):
@@ -226,7 +226,7 @@ class Proxy:
 
 @contextlib.asynccontextmanager
 async def tracing(proxy, *injections):
-    """strace at the running program, with these faults in writes to its store's files; detached at the end."""
+    """Attaches strace to the running program and injects these faults into writes to the store's files."""
     paths = [option for suffix in ("", "-wal") for option in ("-P", proxy.path + suffix)]
     options = [option for injection in injections for option in ("-e", "inject=" + injection)]
     output = os.path.join(tempfile.gettempdir(), f"refrain-strace-{proxy.pid}")
@@ -256,7 +256,10 @@ async def eventually(what, condition, within=20):
 
 
 async def load(proxy, name, workers, seen, until=None, tokens=4):
-    """Looks new ids up until told or until the program is gone; `seen` gets (token, id) of what came whole."""
+    """Looks up new ids until `until()` or until the program is gone.
+
+    `seen` receives (token, id, stored) of each complete response.
+    """
     gone = asyncio.Event()
 
     async def work(number):
@@ -270,7 +273,7 @@ async def load(proxy, name, workers, seen, until=None, tokens=4):
                 gone.set()
                 break
             check(reply.status == 200, reply.status, reply.body)
-            check(reply.body == text_of(token, task_id), "not the bytes of", task_id)
+            check(reply.body == record_of(token, task_id), "not the bytes of", task_id)
             seen.append((token, task_id, reply.stored))
         client.close()
 
@@ -278,7 +281,7 @@ async def load(proxy, name, workers, seen, until=None, tokens=4):
 
 
 async def all_hits(proxy, keys, workers=16):
-    """Everything is served from the store, byte for byte."""
+    """Checks that every task is served from the store, byte for byte."""
     keys = iter(list(keys))
 
     async def work():
@@ -286,27 +289,27 @@ async def all_hits(proxy, keys, workers=16):
         for token, task_id, *_ in keys:
             reply = await client.retrieve(token, task_id)
             check((reply.status, reply.cache) == (200, "HIT"), task_id, "is lost:", reply.status, reply.cache)
-            check(reply.body == text_of(token, task_id), "not the bytes of", task_id)
+            check(reply.body == record_of(token, task_id), "not the bytes of", task_id)
         client.close()
 
     await asyncio.gather(*(work() for _ in range(workers)))
 
 
 def sound(path):
-    """The file passes SQLite's check, and every row holds a whole task."""
+    """Checks the file with SQLite, and that every row has a complete record. Returns the number of rows."""
     with contextlib.closing(sqlite3.connect(path)) as file:
         verdict = file.execute("PRAGMA integrity_check").fetchone()[0]
         check(verdict == "ok", verdict)
         rows = 0
         for task_id, body in file.execute("SELECT id, body FROM task"):
             task = json.loads(body)
-            check(text_of(task["for"], task_id.decode()) == body, "half-written:", task_id)
+            check(record_of(task["for"], task_id.decode()) == body, "half-written:", task_id)
             rows += 1
     return rows
 
 
 async def command(*arguments):
-    """Runs a system's command that has to work; its output."""
+    """Runs a system command that has to succeed. Returns its output."""
     process = await asyncio.create_subprocess_exec(
         *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -316,7 +319,7 @@ async def command(*arguments):
 
 
 def run(part):
-    """Runs a part in a folder of its own."""
+    """Runs a part in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="refrain-extended-") as folder:
         asyncio.run(part(folder))
     sys.exit(0)

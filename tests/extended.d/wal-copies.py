@@ -1,4 +1,4 @@
-"""Copies of a store whose write-ahead log is cut or has a flipped bit: a clean prefix is served, the rest fetched again."""
+"""Copies of a store whose write-ahead log is cut or has a flipped bit: a prefix is served, the rest is fetched again."""
 
 import random
 import shutil
@@ -9,7 +9,7 @@ TASKS = 100
 
 
 async def opened(folder, upstream, keys, log, database):
-    """How many of the tasks are hits, if they are the first ones; wrong bytes end the part."""
+    """Opens a copy. Returns the number of hits, which have to be the first tasks."""
     place = tempfile.mkdtemp(dir=folder)
     for suffix, content in (("", database), ("-wal", log)):
         with open(os.path.join(place, "refrain.db" + suffix), "wb") as file:
@@ -18,14 +18,14 @@ async def opened(folder, upstream, keys, log, database):
         client, hits = proxy.client(), []
         for token, task_id, *_ in keys:
             reply = await client.retrieve(token, task_id)
-            check(reply.status == 200 and reply.body == text_of(token, task_id), "not the bytes of", task_id)
+            check(reply.status == 200 and reply.body == record_of(token, task_id), "not the bytes of", task_id)
             hits.append(reply.cache == "HIT")
         client.close()
         await all_hits(proxy, keys)
         await proxy.stop()
     sound(proxy.path)
     shutil.rmtree(place)
-    check(sorted(hits, reverse=True) == hits, "the hits are no prefix:", "".join("01"[hit] for hit in hits))
+    check(sorted(hits, reverse=True) == hits, "the hits are not a prefix:", "".join("01"[hit] for hit in hits))
     return sum(hits)
 
 
