@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Speed of refrain beside a bare hyper server (the floor), nginx and Varnish: one command, one run, one machine.
+# Compares the speed of refrain with a bare hyper server (the floor), nginx and Varnish on one machine.
 #
 #   benches/compare.sh [part…] [--quick] [--rounds N] [--seconds N] [--ten-million] [--folder PATH]
 #
-# Parts: hit batch cold miss pass sizes start memory burst; all without a name. Needs Debian or a relative; packages that
-# are missing are installed, which takes root. Everything runs on the loopback. The table goes to stdout, in Markdown,
-# the course of things to stderr; the exit code is 1 if a target is missed. docs/benchmarks.md explains the numbers.
+# Parts: hit batch cold miss pass sizes start memory burst. Without a name: all parts. Needs Debian or a relative; missing
+# packages are installed, which needs root. Everything runs on the loopback. Tables go to stdout in Markdown, progress to
+# stderr. The exit code is 1 if a target is missed. docs/benchmarks.md explains the numbers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,11 +13,11 @@ missing=()
 for need in nginx:nginx varnishd:varnish wrk:wrk python3:python3; do
     command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
 done
-# A module is no command.
+# A Varnish module has no command to look for.
 compgen -G '/usr/lib/*/varnish/vmods/libvmod_bodyaccess.so' >/dev/null || missing+=(varnish-modules)
 if [ ${#missing[@]} -gt 0 ]; then
     echo "installing ${missing[*]}" >&2
-    # The packages would start servers of their own, on ports that may be taken.
+    # The packages would start their servers, on ports that may be occupied.
     if [ ! -e /usr/sbin/policy-rc.d ]; then
         printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
         chmod +x /usr/sbin/policy-rc.d
@@ -28,7 +28,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     [ -z "$(trap -p EXIT)" ] || rm -f /usr/sbin/policy-rc.d
 fi
 
-# refrain as it ships: by itself, so that no feature of a dev-dependency gets into it.
+# Built separately, so that dev-dependencies enable no features in it.
 cargo build --release --locked --bin refrain >&2
 floor=$(cargo build --release --locked --bench floor --message-format=json |
     python3 -c 'import json, sys

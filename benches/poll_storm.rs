@@ -1,15 +1,14 @@
-//! The poll storm: the same clients ask the simulated upstream directly and through refrain, at the same time, and
-//! one table tells how both fared.
+//! The poll storm: the same clients call the simulated upstream directly and through refrain, at the same time.
 //!
-//! `cargo bench --bench poll_storm` runs everything; `-- --help` lists what can be chosen. What the numbers mean and
-//! what they were stands in `docs/poll-storm.md`. The exit code is 1 if refrain misses a target.
+//! `cargo bench --bench poll_storm` runs all scenarios; `-- --help` lists the options. `docs/poll-storm.md` explains the
+//! tables and has a result. The exit code is 1 if refrain misses a target.
 //!
-//! - [`scenario`]: who asks for what, and when tasks finish
-//! - [`client`]: how a client behaves
-//! - [`side`]: one side of a scenario: simulator, proxy or none, clients, counts
-//! - [`report`]: table and targets
+//! - [`scenario`]: clients, their ids, and when tasks finish
+//! - [`client`]: behaviour of a client
+//! - [`side`]: one side of a scenario: simulator, optional proxy, clients, counts
+//! - [`report`]: tables and targets
 
-#![expect(clippy::print_stdout, reason = "its output is what it is for")]
+#![expect(clippy::print_stdout, reason = "the benchmark prints its result")]
 
 #[path = "poll_storm/arguments.rs"]
 mod arguments;
@@ -29,27 +28,27 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::time::Instant;
 
-use arguments::{Arguments, Wish};
+use arguments::{Arguments, Invocation};
 use report::{Report, Row};
 use scenario::Scenario;
 use side::{Kind, Side};
 
-/// Descriptors asked for: a thousand clients are a thousand connections, each with both of its ends in here.
+/// Limit of descriptors: a thousand clients have a thousand connections, with both ends in this process.
 const DESCRIPTORS: u64 = 8192;
 
-/// Between the last preparation and the first poll.
+/// Time between the last preparation and the first poll.
 const COUNTDOWN: Duration = Duration::from_millis(200);
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = match Arguments::read(std::env::args().skip(1))? {
-        Wish::Run(arguments) => arguments,
-        Wish::Say(text) => {
+        Invocation::Run(arguments) => arguments,
+        Invocation::Print(text) => {
             println!("{text}");
             return Ok(ExitCode::SUCCESS);
         }
     };
-    rlimit::increase_nofile_limit(DESCRIPTORS).context("ask for more descriptors")?;
-    // An error says that it is there already.
+    rlimit::increase_nofile_limit(DESCRIPTORS).context("raise the limit of descriptors")?;
+    // An error means that a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     let report = runtime.block_on(storm(&arguments))?;
@@ -61,7 +60,7 @@ async fn storm(arguments: &Arguments) -> anyhow::Result<Report> {
     let mut report = Report::new(arguments);
     for (number, scenario) in (1..).zip(&arguments.scenarios) {
         let scenario = Arc::new(scenario.build(arguments.seed, arguments.length));
-        eprintln!("{number} of {}: {}", arguments.scenarios.len(), scenario.title);
+        eprintln!("{number} of {}: {}", arguments.scenarios.len(), scenario.description);
         let (direct, refrain) = both_sides(&scenario, arguments).await?;
         report.add(&scenario, &direct);
         report.add(&scenario, &refrain);

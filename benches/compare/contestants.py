@@ -1,4 +1,4 @@
-"""Who is measured: each a server on the loopback with a folder of its own, started and ended here."""
+"""The servers: each on the loopback, with its own folder, started and stopped here."""
 
 import contextlib
 import http.client
@@ -25,7 +25,7 @@ def free_port():
 
 
 def children(pid):
-    """The process and everything below it."""
+    """The process and all its descendants."""
     found = [pid]
     for parent in found:
         with contextlib.suppress(FileNotFoundError):
@@ -50,7 +50,7 @@ class Server:
         self.process = subprocess.Popen(command, cwd=self.folder, stdin=subprocess.DEVNULL, stderr=self.log, **options)
 
     def await_port(self, within=30):
-        """Until it takes connections."""
+        """Waits until the server accepts connections."""
         deadline = time.monotonic() + within
         while True:
             with contextlib.suppress(OSError):
@@ -65,17 +65,17 @@ class Server:
                 raise Failed(f"{self.name} did not start: {log.read()[-2000:]}")
 
     def cpu_seconds(self):
-        """User and system time of all its processes so far, as the kernel counts it."""
+        """User and system time of all its processes so far, from `/proc/PID/stat`."""
         ticks = 0
         for pid in children(self.process.pid):
             with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/stat") as file:
                 fields = file.read().rpartition(")")[2].split()
-                # Its own, and that of children which have ended.
+                # Its own time, and that of children that have ended.
                 ticks += sum(map(int, fields[11:15]))
         return ticks / TICK
 
     def resident_mib(self):
-        """Of the main process: all that is resident, and the part that is no file's."""
+        """Resident memory of the main process in MiB, and the part without pages of files."""
         with open(f"/proc/{self.process.pid}/status") as file:
             text = file.read()
         return tuple(int(re.search(rf"{field}:\s+(\d+)", text)[1]) / 1024 for field in ("VmRSS", "RssAnon"))
@@ -98,29 +98,29 @@ class Server:
     def __exit__(self, *_):
         self.stop()
 
-    def ask(self, method, path, body=None):
-        """One request: status, header fields, body."""
+    def send(self, method, path, body=None):
+        """Sends one request. Returns status, headers and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
             headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"} if body else {}
             connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read()
+            response = connection.getresponse()
+            return response.status, response.headers, response.read()
 
-    def expect(self, asked, expected):
-        """Asks and compares, byte for byte. The header fields of the answer."""
-        status, headers, body = self.ask("POST", "/producer/tasks", asked)
+    def expect(self, request, expected):
+        """Sends a lookup and compares the response byte for byte. Returns its headers."""
+        status, headers, body = self.send("POST", "/producer/tasks", request)
         if (status, body) != (200, expected):
-            raise Failed(f"{self.name} answered {status} with other bytes: {body[:200]!r}")
+            raise Failed(f"{self.name} responded with status {status} or other bytes: {body[:200]!r}")
         return headers
 
 
 class Bare(Server):
-    """The bench's own hyper server, as floor or as upstream."""
+    """A bare hyper server, as floor or as upstream."""
 
     def __init__(self, folder, binary, mode, text):
         super().__init__(folder)
-        self.binary, self.mode, self.name = binary, mode, "floor" if mode == "answer" else "upstream"
+        self.binary, self.mode, self.name = binary, mode, "floor" if mode == "fixed" else "upstream"
         self.file = os.path.join(self.folder, "text")
         with open(self.file, "wb") as file:
             file.write(text)
@@ -138,7 +138,7 @@ class Bare(Server):
 
 
 class Refrain(Server):
-    """The release build on its defaults; `settings` are its environment variables."""
+    """The release build with its defaults; `settings` are environment variables."""
 
     name = "refrain"
 
@@ -171,13 +171,13 @@ class Refrain(Server):
             time.sleep(0.002)
 
     def read_store(self):
-        """Reads the file, so that the kernel's page cache holds it."""
+        """Reads the file, so that it is in the page cache of the kernel."""
         with open(self.store, "rb", buffering=0) as file:
             while file.read(1 << 24):
                 pass
 
     def fill(self, tasks, count):
-        """Imports the first `count` tasks; seconds it took."""
+        """Imports the first `count` tasks. Returns the seconds."""
         start = time.monotonic()
         importing = subprocess.Popen(
             [self.binary, "tasks", "import", "-", "--token-stdin"], stdin=subprocess.PIPE,
@@ -211,7 +211,7 @@ http {{
     client_max_body_size 1m;
     client_body_buffer_size 64k;
     client_body_in_single_buffer on;
-    # A key has to fit in here.
+    # The cache key has to fit into this buffer.
     proxy_buffer_size {buffer};
     proxy_buffers 8 {buffer};
     proxy_cache_path {folder}/cache levels=1:2 keys_zone=tasks:256m max_size=20g inactive=1d use_temp_path=off;
@@ -306,15 +306,15 @@ class Varnish(Server):
 
 
 def versions(refrain):
-    """What was measured, in a line."""
-    def told(pattern, *command):
+    """Versions of all programs, in one line."""
+    def version(pattern, *command):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         return re.search(pattern, done.stdout)[1]
 
     return ", ".join((
-        "refrain " + told(r"refrain (\S+)", refrain, "--version"),
-        "nginx " + told(r"nginx/(\S+)", "nginx", "-v"),
-        "Varnish " + told(r"varnish-([\d.]+)", "varnishd", "-V"),
-        "wrk " + told(r"wrk (?:debian/)?([\d.]+)", "wrk", "-v"),
-        "Rust " + told(r"rustc (\S+)", "rustc", "--version"),
+        "refrain " + version(r"refrain (\S+)", refrain, "--version"),
+        "nginx " + version(r"nginx/(\S+)", "nginx", "-v"),
+        "Varnish " + version(r"varnish-([\d.]+)", "varnishd", "-V"),
+        "wrk " + version(r"wrk (?:debian/)?([\d.]+)", "wrk", "-v"),
+        "Rust " + version(r"rustc (\S+)", "rustc", "--version"),
     ))

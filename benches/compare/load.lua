@@ -1,14 +1,14 @@
--- The load that wrk sends, chosen by the arguments after `--`:
+-- The requests that wrk sends, selected by the arguments after `--`:
 --
 --   single N random             one of the tasks numbered 0 to N-1
---   single N each FIRST         the N tasks from FIRST on, each once; then wrk is stopped
+--   single N each FIRST         N tasks from number FIRST, each once; then wrk stops
 --   batch N SIZE MANY           one of MANY batches; the k-th holds the tasks k*SIZE, k*SIZE+1, … (modulo N)
---   batch N SIZE 0 each FIRST   N tasks in batches, from the FIRST-th batch on, each once; then wrk is stopped
+--   batch N SIZE 0 each FIRST   N tasks in batches from batch FIRST, each once; then wrk stops
 --   scatter N SIZE MANY         one of MANY batches of tasks drawn from N
 --   get PATH                    a GET
 --
--- COMPARE_TOKEN is the bearer token; with COMPARE_TOKENS above 1, the n-th of `each` has a token of its own modulo
--- that number. COMPARE_SEED seeds the choice. The end prints one line of JSON.
+-- COMPARE_TOKEN is the bearer token. With COMPARE_TOKENS above 1, request n of `each` uses token n modulo that number.
+-- COMPARE_SEED seeds the choice. At the end one line of JSON is printed.
 
 local ffi = require("ffi")
 ffi.cdef "int kill(int, int); int getpid(void);"
@@ -39,17 +39,17 @@ local function batch(size, nth, turn)
    return post('{"action":"retrieve_batch","ids":[' .. table.concat(ids, ",") .. ']}', turn)
 end
 
--- Sends `make(first)` … `make(first + count - 1)`, each once, and stops when the last answer is there.
+-- Sends `make(first)` … `make(first + count - 1)`, each once, and stops after the last response.
 local function each(make, first, count)
-   local sent, answered = 0, 0
+   local sent, received = 0, 0
    next_request = function()
       sent = sent + 1
       -- Connections beyond the last request repeat the first one.
       return make(first + (sent <= count and sent - 1 or 0))
    end
    response = function()
-      answered = answered + 1
-      if answered == count then
+      received = received + 1
+      if received == count then
          ffi.C.kill(ffi.C.getpid(), 2)
       end
    end

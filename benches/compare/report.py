@@ -1,4 +1,4 @@
-"""Tables in Markdown, and the targets with what was found."""
+"""Tables in Markdown, and the targets with their results."""
 
 import statistics
 
@@ -8,7 +8,7 @@ def median(values):
 
 
 def spread(values, form="%.2f"):
-    """The median, and in brackets the least and the most."""
+    """The median, with minimum and maximum in parentheses."""
     values = list(values)
     middle, least, most = (form % value for value in (median(values), min(values), max(values)))
     return f"{middle} ({least}–{most})" if len(values) > 1 else middle
@@ -21,7 +21,7 @@ class Report:
     def heading(self, text):
         self.lines += [f"### {text}", ""]
 
-    def say(self, text):
+    def paragraph(self, text):
         self.lines += [text, ""]
 
     def table(self, head, rows, left=1):
@@ -32,7 +32,10 @@ class Report:
         self.lines.append("")
 
     def servers(self, rounds, base, extra=None):
-        """One row a server: `rounds` by its name; CPU time against `base` in the same round, and against `extra`."""
+        """Adds a table with one row per server.
+
+        `rounds` are by server name. CPU time is also shown relative to `base` and `extra` in the same round.
+        """
         against = [base] + ([extra] if extra else [])
         rows = []
         for name, own in rounds.items():
@@ -41,7 +44,7 @@ class Report:
                 name, spread((one.cpu_us for one in own), "%.1f"), *ratios, f"{median(one.rate for one in own):,.0f}",
                 "%.2f" % median(one.p50_ms for one in own), "%.2f" % median(one.p99_ms for one in own),
             ])
-        head = ["server", "CPU µs a request", *(f"÷ {other}" for other in against), "requests/s", "p50 ms", "p99 ms"]
+        head = ["server", "CPU µs per request", *(f"÷ {other}" for other in against), "requests/s", "p50 ms", "p99 ms"]
         self.table(head, rows)
 
     @staticmethod
@@ -52,18 +55,18 @@ class Report:
         """`found` may be at most `limit`."""
         holds = found <= limit
         self.missed += not holds
-        verdict = "pass" if holds else "MISS"
+        result = "pass" if holds else "MISS"
         if aim is not None and holds:
-            verdict += ", aim reached" if found <= aim else ", aim not reached"
+            result += ", aim reached" if found <= aim else ", aim not reached"
         aimed = "" if aim is None else f" (aim {aim}{unit})"
-        self.targets.append([what, f"{found:.2f}{unit}", f"≤ {limit}{unit}{aimed}", verdict])
+        self.targets.append([what, f"{found:.2f}{unit}", f"≤ {limit}{unit}{aimed}", result])
 
     def text(self):
         lines = list(self.lines)
         if self.targets:
             lines += ["### Targets", ""]
             kept, self.lines = self.lines, lines
-            self.table(["target", "found", "bound", "verdict"], self.targets, left=4)
+            self.table(["target", "found", "bound", "result"], self.targets, left=4)
             lines, self.lines = self.lines, kept
             lines.append(f"{len(self.targets)} targets, {self.missed} missed")
         if self.failed:

@@ -1,4 +1,4 @@
-//! What can be chosen on the command line.
+//! The command line.
 
 use std::time::Duration;
 
@@ -6,25 +6,25 @@ use anyhow::{Context, bail, ensure};
 
 use crate::scenario::{LEAST_LENGTH, Plan, SCENARIOS};
 
-/// What a run does.
+/// The options of a run.
 pub(crate) struct Arguments {
     pub(crate) scenarios: Vec<&'static Plan>,
-    /// Decides when clients start and tasks finish.
+    /// Seed of the random start and finish times.
     pub(crate) seed: u64,
-    /// How long a scenario lasts.
+    /// Length of a scenario.
     pub(crate) length: Duration,
-    /// How much too early the simulator lets a call come because the one before it was late.
+    /// How early the simulator accepts a call after a late one.
     pub(crate) leeway: Duration,
 }
 
-/// What the command line asks for.
-pub(crate) enum Wish {
+/// What to do.
+pub(crate) enum Invocation {
     Run(Arguments),
-    Say(String),
+    Print(String),
 }
 
 impl Arguments {
-    pub(crate) fn read(mut words: impl Iterator<Item = String>) -> anyhow::Result<Wish> {
+    pub(crate) fn read(mut words: impl Iterator<Item = String>) -> anyhow::Result<Invocation> {
         let mut arguments = Self {
             scenarios: SCENARIOS.iter().collect(),
             seed: 1,
@@ -43,18 +43,18 @@ impl Arguments {
                 "--seconds" => arguments.length = Duration::from_secs(number()?),
                 "--leeway-ms" => arguments.leeway = Duration::from_millis(number()?),
                 "--only" => arguments.scenarios = named(&words.next().context("--only needs names")?)?,
-                "--help" => return Ok(Wish::Say(help())),
-                _ => bail!("{word} is not known; --help lists what is"),
+                "--help" => return Ok(Invocation::Print(help())),
+                _ => bail!("unknown option {word}; --help lists the options"),
             }
         }
         if !is_bench {
-            // `cargo test --benches` starts benches too, without this word.
-            return Ok(Wish::Say(
+            // `cargo test --benches` starts benchmarks too, without this flag.
+            return Ok(Invocation::Print(
                 "the poll storm takes minutes and runs with: cargo bench --bench poll_storm".into(),
             ));
         }
         ensure!(arguments.length >= LEAST_LENGTH, "--seconds: at least {}", LEAST_LENGTH.as_secs());
-        Ok(Wish::Run(arguments))
+        Ok(Invocation::Run(arguments))
     }
 }
 
@@ -62,20 +62,22 @@ fn named(names: &str) -> anyhow::Result<Vec<&'static Plan>> {
     let find = |name| SCENARIOS.iter().find(|plan| plan.name == name);
     names
         .split(',')
-        .map(|name| find(name).with_context(|| format!("no scenario {name}; --help lists them")))
+        .map(|name| {
+            find(name).with_context(|| format!("unknown scenario {name}; --help lists the scenarios"))
+        })
         .collect()
 }
 
 fn help() -> String {
     let mut text = "cargo bench --bench poll_storm -- [options]\n\n\
-        \x20 --only NAME,…     these scenarios alone\n\
-        \x20 --seed N          another draw of starts and finishes (1)\n\
+        \x20 --only NAME,…     only these scenarios\n\
+        \x20 --seed N          seed of start and finish times (1)\n\
         \x20 --seconds N       length of a scenario (80)\n\
-        \x20 --leeway-ms N     how much too early the simulator lets a call come after a late one (100)\n\n\
+        \x20 --leeway-ms N     how early the simulator accepts a call after a late one (100)\n\n\
         scenarios:\n"
         .to_owned();
     for plan in SCENARIOS {
-        text.push_str(&format!("  {:<14} {}\n", plan.name, plan.title));
+        text.push_str(&format!("  {:<14} {}\n", plan.name, plan.description));
     }
     text
 }

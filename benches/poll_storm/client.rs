@@ -1,5 +1,4 @@
-//! A client as the vendor's SDK makes them: a loop of look-up and pause, 429 and 5xx tried again with the documented
-//! backoff.
+//! A client like the vendor's SDK: a loop of lookup and pause. 429 and 5xx are retried with the documented backoff.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,75 +10,75 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::scenario::{Asks, Client, Id};
+use crate::scenario::{Client, Id, Lookup};
 
-/// How often a look-up is tried again: after 1, 2, 4, 8 and 16 s, plus up to a second.
+/// Number of retries of a lookup: after 1, 2, 4, 8 and 16 s, plus up to a second.
 const RETRIES: u32 = 5;
 
-/// What all clients of one side saw.
+/// Observations of all clients of one side.
 #[derive(Default)]
 pub(crate) struct Log {
-    inner: Mutex<Seen>,
+    inner: Mutex<Observations>,
 }
 
 #[derive(Default)]
-pub(crate) struct Seen {
-    /// Requests sent, repeated ones included.
+pub(crate) struct Observations {
+    /// Requests, including retries.
     pub(crate) polls: u64,
     pub(crate) too_many_requests: u64,
-    /// Everything else that is not the answer asked for, by kind.
+    /// All other errors and wrong responses, by kind.
     pub(crate) errors: BTreeMap<String, u64>,
-    /// The longest time from a request to the end of its answer.
-    pub(crate) longest_answer: Duration,
-    /// When tasks finished, by their place in the scenario.
+    /// Longest time from a request to the end of its response.
+    pub(crate) longest_response: Duration,
+    /// Finish times by the index of the task in the scenario.
     pub(crate) finished: HashMap<usize, Instant>,
-    /// How clients learnt of finishes.
+    /// When clients received final records.
     pub(crate) known: Vec<Known>,
 }
 
-/// A client learnt that a task is finished.
+/// A client received the final record of a task.
 #[derive(Clone, Copy)]
 pub(crate) struct Known {
-    /// From the finish to the client knowing it.
+    /// Time from the finish to the response.
     pub(crate) after: Duration,
-    /// The client's pause between two looks.
+    /// The client's pause between two lookups.
     pub(crate) pause: Duration,
 }
 
 impl Log {
-    /// Short sections only, never held over an await.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Seen> {
+    /// For short sections only, never held across an await.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Observations> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Seen {
+impl Observations {
     fn count_error(&mut self, kind: impl Into<String>) {
         *self.errors.entry(kind.into()).or_default() += 1;
     }
 }
 
-/// A client at work.
+/// A running client.
 pub(crate) struct Poller {
     pub(crate) client: Client,
     pub(crate) http: reqwest::Client,
     pub(crate) url: String,
     pub(crate) token: String,
-    /// The ids asked for, as the upstream spells them.
+    /// The ids to look up.
     pub(crate) ids: Vec<String>,
     pub(crate) log: Arc<Log>,
 }
 
-/// The part of a task that a client looks at.
+/// The fields of a record that a client reads.
 #[derive(Deserialize)]
-struct Shown {
+struct Record {
     id: Option<String>,
     finished_at: Option<f64>,
 }
 
 #[derive(Deserialize)]
-struct ShownBatch {
-    items: Vec<Shown>,
+struct Batch {
+    items: Vec<Record>,
     count: usize,
 }
 
@@ -89,28 +88,28 @@ struct Response {
     body: Bytes,
 }
 
-/// What a client does about a response.
-enum RecheckResult {
-    Answer(Bytes),
-    TryAgain { retry_after: Option<Duration> },
-    Final,
+/// Result of one request.
+enum Attempt {
+    Success(Bytes),
+    Retry { retry_after: Option<Duration> },
+    Failure,
 }
 
 impl Poller {
-    /// Asks until everything is known; a dashboard, and who asks for an unknown id, without end.
+    /// Polls until the record is final. A dashboard, and a client with an unknown id, polls without end.
     pub(crate) async fn run(self, start: Instant) {
-        let Client { starts_after, pause, asks, .. } = &self.client;
+        let Client { starts_after, pause, lookup, .. } = &self.client;
         tokio::time::sleep_until(start + *starts_after).await;
-        let body = match asks {
-            Asks::One(_) => json!({"action": "retrieve", "id": self.ids[0]}),
-            Asks::Many(_) => json!({"action": "retrieve_batch", "ids": self.ids}),
+        let body = match lookup {
+            Lookup::One(_) => json!({"action": "retrieve", "id": self.ids[0]}),
+            Lookup::Many(_) => json!({"action": "retrieve_batch", "ids": self.ids}),
         };
         let body = Bytes::from(body.to_string());
         let mut known = HashSet::new();
         loop {
-            if let Some(answer) = self.look_up(&body).await {
-                self.read(&answer, &mut known);
-                if matches!(asks, Asks::One(_)) && !known.is_empty() {
+            if let Some(response) = self.look_up(&body).await {
+                self.read(&response, &mut known);
+                if matches!(lookup, Lookup::One(_)) && !known.is_empty() {
                     return;
                 }
             }
@@ -118,46 +117,46 @@ impl Poller {
         }
     }
 
-    /// One look-up with its retries; `None` if they are used up, or for an error that no retry helps.
+    /// Sends a lookup and its retries. `None` after the last retry and for errors that are not retried.
     async fn look_up(&self, body: &Bytes) -> Option<Bytes> {
         for attempt in 0..=RETRIES {
             self.log.lock().polls += 1;
             let began = Instant::now();
             let result = self.send(body.clone()).await;
-            match self.judge(result, began.elapsed()) {
-                RecheckResult::Answer(answer) => return Some(answer),
-                RecheckResult::Final => return None,
-                RecheckResult::TryAgain { retry_after } if attempt < RETRIES => {
+            match self.count(result, began.elapsed()) {
+                Attempt::Success(body) => return Some(body),
+                Attempt::Failure => return None,
+                Attempt::Retry { retry_after } if attempt < RETRIES => {
                     let pause = retry_after.unwrap_or(Duration::from_secs(1 << attempt));
                     tokio::time::sleep(pause + Duration::from_millis(fastrand::u64(0..1000))).await;
                 }
-                RecheckResult::TryAgain { .. } => {}
+                Attempt::Retry { .. } => {}
             }
         }
         None
     }
 
-    /// Counts what came of a request.
-    fn judge(&self, result: reqwest::Result<Response>, took: Duration) -> RecheckResult {
+    /// Counts the result of a request.
+    fn count(&self, result: reqwest::Result<Response>, took: Duration) -> Attempt {
         let mut seen = self.log.lock();
-        seen.longest_answer = seen.longest_answer.max(took);
+        seen.longest_response = seen.longest_response.max(took);
         match result {
-            Ok(Response { status: StatusCode::OK, body, .. }) => return RecheckResult::Answer(body),
+            Ok(Response { status: StatusCode::OK, body, .. }) => return Attempt::Success(body),
             Ok(Response { status: StatusCode::TOO_MANY_REQUESTS, retry_after, .. }) => {
                 seen.too_many_requests += 1;
-                return RecheckResult::TryAgain { retry_after };
+                return Attempt::Retry { retry_after };
             }
             Ok(Response { status, retry_after, .. }) => {
                 seen.count_error(status.as_str());
                 if status.is_server_error() {
-                    return RecheckResult::TryAgain { retry_after };
+                    return Attempt::Retry { retry_after };
                 }
-                return RecheckResult::Final;
+                return Attempt::Failure;
             }
             Err(error) if error.is_timeout() => seen.count_error("timeout"),
-            Err(_) => seen.count_error("no answer"),
+            Err(_) => seen.count_error("no response"),
         }
-        RecheckResult::TryAgain { retry_after: None }
+        Attempt::Retry { retry_after: None }
     }
 
     async fn send(&self, body: Bytes) -> reqwest::Result<Response> {
@@ -173,14 +172,14 @@ impl Poller {
         })
     }
 
-    /// Checks that the answer is the one asked for, and notes finishes not known before.
-    fn read(&self, answer: &[u8], known: &mut HashSet<usize>) {
+    /// Checks the ids of a response, and records tasks that are final for the first time.
+    fn read(&self, body: &[u8], known: &mut HashSet<usize>) {
         let now = Instant::now();
-        let (asked, wrong) = (self.client.asks.ids().iter().zip(&self.ids), "wrong answer");
-        let mut existing = asked.filter(|(id, _)| matches!(id, Id::Task(_)));
-        let items = match &self.client.asks {
-            Asks::One(_) => serde_json::from_slice(answer).map(|task| vec![task]),
-            Asks::Many(_) => serde_json::from_slice(answer).map(|ShownBatch { mut items, count }| {
+        let (requested, wrong) = (self.client.lookup.ids().iter().zip(&self.ids), "wrong response");
+        let mut existing = requested.filter(|(id, _)| matches!(id, Id::Task(_)));
+        let items = match &self.client.lookup {
+            Lookup::One(_) => serde_json::from_slice(body).map(|task| vec![task]),
+            Lookup::Many(_) => serde_json::from_slice(body).map(|Batch { mut items, count }| {
                 if count != items.len() {
                     items.clear();
                 }
@@ -202,7 +201,7 @@ impl Poller {
                     let after = now.saturating_duration_since(*at);
                     seen.known.push(Known { after, pause: self.client.pause });
                 }
-                None => seen.count_error("finished too early"),
+                None => seen.count_error("final too early"),
             }
         }
         if existing.next().is_some() {

@@ -1,4 +1,4 @@
-//! One side of a scenario: a simulator of its own, refrain before it or not, all clients, and what was counted.
+//! One side of a scenario: its own simulator, with or without refrain, all clients, and the counts.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -19,12 +19,12 @@ use crate::client::{Log, Poller};
 use crate::report::{Row, TokenCalls};
 use crate::scenario::{Id, Scenario};
 
-/// A client gives an answer so long.
-const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit of a client for one response.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 const SERVICE: &str = "producer";
 
-/// What stands between the clients and the upstream.
+/// Whether clients call the upstream directly or through refrain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Direct,
@@ -40,12 +40,12 @@ impl Kind {
     }
 }
 
-/// A side, ready to run.
+/// A prepared side.
 pub(crate) struct Side {
     kind: Kind,
     scenario: Arc<Scenario>,
     simulator: Simulator,
-    /// The tasks' ids, in their order.
+    /// Ids of the tasks, in their order.
     ids: Vec<String>,
     proxy: Option<Proxy>,
     http: reqwest::Client,
@@ -59,9 +59,9 @@ struct Proxy {
 }
 
 impl Proxy {
-    /// refrain with its defaults before this upstream, on free ports and a store of its own.
+    /// Starts refrain with its defaults in front of this upstream, on free ports, with a new store.
     async fn start(upstream: &Simulator) -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir().context("make a folder for the store")?;
+        let folder = tempfile::tempdir().context("create a folder for the store")?;
         let free_port = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut config = Config::default();
         config.server.listen = free_port;
@@ -98,13 +98,13 @@ impl Side {
             .retry(reqwest::retry::never())
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
-            .timeout(CLIENT_PATIENCE)
+            .timeout(CLIENT_TIMEOUT)
             .build()
-            .context("make the clients' client")?;
+            .context("build the HTTP client")?;
         Ok(Self { kind, scenario: Arc::clone(scenario), simulator, ids, proxy, http })
     }
 
-    /// Lets the clients poll and the tasks finish until the time is over.
+    /// Runs clients and tasks until the end of the scenario.
     pub(crate) async fn run(self, start: Instant, length: Duration) -> anyhow::Result<Row> {
         let (log, end) = (Arc::<Log>::default(), start + length);
         let base = match &self.proxy {
@@ -120,13 +120,13 @@ impl Side {
                 http: self.http.clone(),
                 url: url.clone(),
                 token: token(client.token),
-                ids: client.asks.ids().iter().map(|id| self.spell(*id)).collect(),
+                ids: client.lookup.ids().iter().map(|id| self.spell(*id)).collect(),
                 log: Arc::clone(&log),
             };
             at_work.spawn(tokio::time::timeout_at(end, poller.run(start)));
         }
         while let Some(done) = at_work.join_next().await {
-            // An error inside only says that the time was over.
+            // An inner error means that the scenario ended.
             let _ = done.context("a client panicked")?;
         }
         tokio::time::sleep_until(end).await;
@@ -138,7 +138,7 @@ impl Side {
         Ok(row)
     }
 
-    /// Finishes tasks, each at its time.
+    /// Finishes each task at its time.
     fn finishes(&self, start: Instant, log: &Arc<Log>) -> impl Future<Output = ()> + Send + use<> {
         let mut finishes: Vec<(Duration, usize, String)> =
             (self.scenario.tasks.iter().zip(&self.ids).enumerate())
@@ -168,7 +168,7 @@ impl Side {
             let entry = tokens.entry(call.token.unwrap_or_default());
             entry.or_insert_with(|| TokenCalls::new(call.at)).count(call.at);
         }
-        let watched = self.scenario.clients.iter().flat_map(|client| client.asks.ids());
+        let watched = self.scenario.clients.iter().flat_map(|client| client.lookup.ids());
         let watched = watched.filter(|id| matches!(id, Id::Task(_))).count();
         let mut seen = std::mem::take(&mut *log.lock());
         seen.known.sort_unstable_by_key(|known| known.after);
