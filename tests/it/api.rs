@@ -199,7 +199,7 @@ async fn stored_tasks_are_listed_by_service_id_title_and_time() {
         (task["service"].as_str(), task["readers"].as_u64(), task["type"].as_str(), task["title"].as_str()),
         (Some("suno"), Some(1), Some("audios"), Some("ÄRGER"))
     );
-    assert_eq!(task["max_recorded_bytes"], text("On3", "ÄRGER").len());
+    assert_eq!(task["record_bytes"], text("On3", "ÄRGER").len());
     assert_eq!(task["links"], json!([{"kind": "audio", "url": "https://cdn.example/a.mp3"}]));
     assert_eq!((&task["created_at"], &task["finished_at"]), (&json!(1767119745.5), &json!(1767119785.25)));
     assert!(task["record"].is_null(), "a listing is short: {task}");
