@@ -1,28 +1,32 @@
-//! What an operator can set: one struct a section, data only. Loading and checking stand in [`load`].
+//! The configuration: one struct per section. Loading, checking and showing it are in the child modules.
 //!
-//! Everyone is handed the section it needs; nobody reads the environment or a file on its own.
+//! Each part of the program receives its section. Only the command line reads files and the environment.
 
 mod keys;
-pub mod load;
+mod load;
+mod loaded;
+mod notation;
 mod rules;
-mod show;
 #[cfg(test)]
 mod tests;
-mod value;
 
-pub use load::{ConfigError, Flag, LoadedConfig, Origin, Sources};
-pub use show::EffectiveValue;
-pub use value::parse_duration;
+pub use load::{ConfigError, ConfigSources, FlagValue};
+pub use loaded::{EffectiveValue, LoadedConfig, Origin};
+pub use notation::parse_duration;
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::task::Service;
 use crate::token::Token;
 
-/// The whole configuration, as checked at start.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// The whole configuration.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// `[server]`
     pub server: ServerConfig,
@@ -41,80 +45,118 @@ pub struct Config {
 }
 
 /// The client port.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
     /// Address of the client port.
+    #[serde(deserialize_with = "notation::address")]
     pub listen: SocketAddr,
-    /// Largest body of a look-up, in bytes; larger bodies are passed through.
+    /// Largest body of a lookup, in bytes. Larger bodies are passed through.
+    #[serde(deserialize_with = "notation::size::<_, 1>", serialize_with = "notation::show_size")]
     pub max_request_bytes: u64,
-    /// How long work in hand may take after the first signal.
+    /// Longest time from the first signal to the end of the process.
+    #[serde(deserialize_with = "notation::duration", serialize_with = "notation::show_duration")]
     pub shutdown_timeout: Duration,
-    /// Origins of browser apps that may call the proxy; `*` for any; empty: CORS is left to the upstream.
+    /// Origins of browser apps that may call the proxy; `*` for any. If empty, CORS is left to the upstream.
+    #[serde(deserialize_with = "notation::cors_origins")]
     pub cors_origins: Vec<String>,
 }
 
 /// The admin port.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct AdminConfig {
     /// Address of the admin port; `None` for `"off"`.
+    #[serde(
+        deserialize_with = "notation::optional_address",
+        serialize_with = "notation::show_optional_address"
+    )]
     pub listen: Option<SocketAddr>,
-    /// Bearer token of the admin port; needed beyond loopback.
+    /// Bearer token of the admin port. Required unless the address is a loopback address.
+    #[serde(deserialize_with = "notation::optional_token", serialize_with = "notation::hide_token")]
     pub token: Option<Token>,
+    /// File that contains the token. Loading copies its content to `token`.
+    #[serde(deserialize_with = "notation::path")]
+    pub token_file: PathBuf,
 }
 
-/// The upstream and how it is spared.
-#[derive(Clone, Debug, PartialEq)]
+/// The upstream and the limits of calls to it.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct UpstreamConfig {
     /// Scheme and authority of the upstream, without a trailing slash: `https://api.acedata.cloud`.
+    #[serde(deserialize_with = "notation::base_url", serialize_with = "notation::show_url")]
     pub base_url: http::Uri,
-    /// The team's token, in `shared` mode alone.
+    /// Token of the team. Used only in `shared` mode.
+    #[serde(deserialize_with = "notation::optional_token", serialize_with = "notation::hide_token")]
     pub token: Option<Token>,
-    /// Limit of one connection attempt, of look-ups and passed-through requests alike.
+    /// File that contains the token. Loading copies its content to `token`.
+    #[serde(deserialize_with = "notation::path")]
+    pub token_file: PathBuf,
+    /// Time limit of one connection attempt, for lookups and for passed-through requests.
+    #[serde(deserialize_with = "notation::positive_duration", serialize_with = "notation::show_duration")]
     pub connect_timeout: Duration,
-    /// Limit of one look-up call from its start to the end of its answer.
+    /// Time limit of one lookup call, from its start to the end of its response.
+    #[serde(deserialize_with = "notation::positive_duration", serialize_with = "notation::show_duration")]
     pub request_timeout: Duration,
-    /// How many times a look-up call is repeated after 429, 5xx or a transport error.
+    /// Largest number of retries of a lookup call after a 429, a 5xx or a transport error.
+    #[serde(deserialize_with = "notation::whole::<_, _, 0, 20>")]
     pub max_retries: u32,
-    /// Most distinct ids in one upstream call.
+    /// Largest number of distinct ids in one upstream call.
+    #[serde(deserialize_with = "notation::whole::<_, _, 1, 1000>")]
     pub max_batch: usize,
-    /// Look-up calls a second for one token.
+    /// Lookup calls per second and token.
+    #[serde(deserialize_with = "notation::rate")]
     pub requests_per_second: f64,
-    /// Most calls a token may save up.
+    /// Size of the token bucket: the number of calls that an idle token may make at once.
+    #[serde(deserialize_with = "notation::whole::<_, _, 1, { u32::MAX }>")]
     pub burst: u32,
-    /// Largest answer of a look-up after decompression, and of an answer put together here, in bytes.
+    /// Largest lookup response after decompression, and largest response assembled here, in bytes.
+    #[serde(
+        deserialize_with = "notation::size::<_, MIN_RESPONSE_BYTES>",
+        serialize_with = "notation::show_size"
+    )]
     pub max_response_bytes: u64,
 }
 
-/// Which requests are look-ups, and how long their callers wait.
-#[derive(Clone, Debug, PartialEq)]
+/// Lookups: which requests they are, and how long they wait.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct TasksConfig {
-    /// Services whose `/{service}/tasks` is understood.
+    /// Services whose `/{service}/tasks` is interpreted.
+    #[serde(deserialize_with = "notation::services", serialize_with = "notation::show_services")]
     pub services: Services,
-    /// Client headers that go upstream with a look-up.
+    /// Client headers that are sent upstream with a lookup.
+    #[serde(deserialize_with = "notation::header_names", serialize_with = "notation::show_header_names")]
     pub forward_headers: Vec<http::HeaderName>,
-    /// How long a pending answer is shown again without asking upstream.
+    /// Age up to which a pending record is served without an upstream call.
+    #[serde(deserialize_with = "notation::duration", serialize_with = "notation::show_duration")]
     pub pending_max_age: Duration,
-    /// How old a pending answer may be when the queue is longer than `queue_timeout`.
+    /// Age up to which a pending record may be served after `queue_timeout`.
+    #[serde(deserialize_with = "notation::positive_duration", serialize_with = "notation::show_duration")]
     pub pending_max_stale: Duration,
-    /// How long a look-up waits for its turn.
+    /// Longest time that a lookup waits in the queue.
+    #[serde(deserialize_with = "notation::positive_duration", serialize_with = "notation::show_duration")]
     pub queue_timeout: Duration,
     /// Longest `prefer: wait=N`.
+    #[serde(deserialize_with = "notation::duration", serialize_with = "notation::show_duration")]
     pub max_wait: Duration,
-    /// Most ids in one look-up.
+    /// Largest number of ids in one lookup.
+    #[serde(deserialize_with = "notation::whole::<_, _, 1, { u32::MAX }>")]
     pub max_ids: usize,
 }
 
 /// The services of `tasks.services`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Services {
-    /// `["*"]`: every name of the right form.
+    /// `["*"]`: every valid service name.
     All,
-    /// The named ones.
+    /// The listed services.
     Named(Vec<Service>),
 }
 
 impl Services {
-    /// Whether `/{name}/tasks` is a look-up path; the service if so.
+    /// Returns the service if `/{name}/tasks` is interpreted.
     pub fn find(&self, name: &str) -> Option<Cow<'_, Service>> {
         match self {
             Self::All => Service::parse(name).map(Cow::Owned),
@@ -124,7 +166,7 @@ impl Services {
         }
     }
 
-    /// The services that are named, as labels of metrics: none where all are served.
+    /// Returns the listed names, for metric labels. Empty for [`Services::All`].
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let named: &[Service] = match self {
             Self::All => &[],
@@ -134,65 +176,83 @@ impl Services {
     }
 }
 
-/// Who may read what.
-#[derive(Clone, Debug, PartialEq)]
+/// Access to stored tasks.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct AccessConfig {
-    /// Whether rights are kept for each token or for the team.
+    /// Whether grants belong to single tokens or to the team.
+    #[serde(deserialize_with = "notation::access_mode")]
     pub mode: AccessMode,
-    /// The clients of `shared` mode.
+    /// Clients of `shared` mode.
+    #[serde(deserialize_with = "notation::clients")]
     pub clients: Vec<SharedClient>,
-    /// How long a token's hits go on without the upstream having accepted the token.
+    /// Time after which a token needs a new acceptance by the upstream before it gets hits.
+    #[serde(deserialize_with = "notation::duration", serialize_with = "notation::show_duration")]
     pub recheck_after: Duration,
 }
 
-/// `access.mode`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Value of `access.mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum AccessMode {
-    /// Rights for each token (law 1); tokens are the clients' own.
+    /// Grants per token (see Isolation in docs/invariants.md). Clients send their own tokens.
     Token,
-    /// One team, one view; the proxy adds the real token itself.
+    /// Grants for the whole team. Clients send keys, and the proxy adds the token.
     Shared,
 }
 
 /// A client of `shared` mode.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct SharedClient {
-    /// Its name, for logs.
+    /// Name for logs.
     pub name: String,
-    /// The key it sends as its bearer token.
+    /// Key that the client sends as its bearer token.
     pub key: Token,
 }
 
 /// The task store.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
     /// `sqlite://` and the path of the database file.
+    #[serde(deserialize_with = "notation::sqlite_url")]
     pub url: String,
-    /// Finished tasks kept in memory, in bytes; 0 for none.
+    /// Size of the memory cache, in bytes; 0 for none.
+    #[serde(deserialize_with = "notation::size::<_, 0>", serialize_with = "notation::show_size")]
     pub memory_bytes: u64,
-    /// Largest sum of task texts in bytes; 0 for no limit.
+    /// Largest total size of the stored records, in bytes; 0 for no limit.
+    #[serde(deserialize_with = "notation::size::<_, 0>", serialize_with = "notation::show_size")]
     pub max_bytes: u64,
-    /// How long an unused task is kept; zero for ever.
+    /// Time after which an unused task is removed; zero for never.
+    #[serde(deserialize_with = "notation::duration", serialize_with = "notation::show_duration")]
     pub max_age: Duration,
 }
 
-/// Logging, to stderr.
-#[derive(Clone, Debug, PartialEq)]
+/// The log, on stderr.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
-    /// Shape of a line.
+    /// Format of a line.
+    #[serde(deserialize_with = "notation::log_format")]
     pub format: LogFormat,
     /// A tracing filter, for example `info,refrain::batcher=debug`.
+    #[serde(deserialize_with = "notation::log_filter")]
     pub filter: String,
 }
 
-/// `log.format`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Value of `log.format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for a terminal.
     Pretty,
-    /// For machines: one JSON object a line.
+    /// One JSON object per line.
     Json,
 }
+
+/// Room for one task record of usual size.
+const MIN_RESPONSE_BYTES: u64 = 64 << 10;
 
 const MIB: u64 = 1 << 20;
 
@@ -209,7 +269,11 @@ impl Default for ServerConfig {
 
 impl Default for AdminConfig {
     fn default() -> Self {
-        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 8081))), token: None }
+        Self {
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 8081))),
+            token: None,
+            token_file: PathBuf::new(),
+        }
     }
 }
 
@@ -218,6 +282,7 @@ impl Default for UpstreamConfig {
         Self {
             base_url: http::Uri::from_static("https://api.acedata.cloud"),
             token: None,
+            token_file: PathBuf::new(),
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
             max_retries: 4,
@@ -232,7 +297,7 @@ impl Default for UpstreamConfig {
 impl Default for TasksConfig {
     fn default() -> Self {
         Self {
-            services: Services::Named(vec![Service::parse("producer").expect("a service name")]),
+            services: Services::Named(vec![Service::parse("producer").expect("a valid service name")]),
             forward_headers: vec![http::HeaderName::from_static("x-record-exempt")],
             pending_max_age: Duration::from_secs(1),
             pending_max_stale: Duration::from_secs(15),

@@ -14,6 +14,7 @@ pub mod batcher;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod escape;
 pub mod headers;
 pub mod lifecycle;
 pub mod lookup;

@@ -1,41 +1,52 @@
-//! Secrets: a token is shown to nobody. Logs, keys and the store use its keyed digest.
+//! Bearer tokens and their digests. Logs, maps and the store contain only digests.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize, Serializer};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-/// A bearer token or a client's key. `Debug` prints stars and there is no `Display`.
-#[derive(Clone)]
+/// A bearer token, or the key of a client. `Debug` and `Serialize` write `***`; there is no `Display`.
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Token(Arc<str>);
 
 impl Token {
-    /// A token of one or more visible ASCII characters (RFC 9110 5.5 field content without white space).
+    /// Parses a token: one or more visible ASCII characters (`field-content` of RFC 9110 section 5.5 without
+    /// whitespace).
     pub fn parse(token: &str) -> Option<Self> {
         Self::is_valid(token).then(|| Self(token.into()))
     }
 
-    /// Whether [`Token::parse`] takes this.
+    /// Whether [`Token::parse`] accepts the text.
     pub fn is_valid(token: &str) -> bool {
-        // All of them, without a stop at the first: the compiler looks at many at a time.
+        // A loop without an early exit can be vectorised.
         token.bytes().fold(!token.is_empty(), |is_valid, byte| is_valid & byte.is_ascii_graphic())
     }
 
-    /// The secret itself, for the `authorization` field of an upstream call and for nothing else.
+    /// Returns the secret. Use it only for the `authorization` header of an upstream call.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether both are the same, in a time that depends on their lengths alone.
+    /// Compares with another token in a time that depends only on the lengths.
     pub fn matches(&self, other: &str) -> bool {
         self.0.as_bytes().ct_eq(other.as_bytes()).into()
     }
 }
 
-/// Constant in time, as [`Token::matches`].
+impl TryFrom<String> for Token {
+    type Error = &'static str;
+
+    fn try_from(token: String) -> Result<Self, Self::Error> {
+        Self::parse(&token).ok_or("not a token")
+    }
+}
+
+/// Constant in time, like [`Token::matches`].
 impl PartialEq for Token {
     fn eq(&self, other: &Self) -> bool {
         self.matches(&other.0)
@@ -48,23 +59,29 @@ impl fmt::Debug for Token {
     }
 }
 
-/// The key of every digest of one store; made when the store is first opened and kept in it.
+impl Serialize for Token {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("***")
+    }
+}
+
+/// The key of all digests of one store. Generated when the store is first opened, and kept in it.
 #[derive(Clone)]
 pub struct DigestKey(Hmac<Sha256>);
 
 impl DigestKey {
-    /// A key from its 32 random bytes.
+    /// Creates a key from 32 random bytes.
     pub fn new(bytes: &[u8; 32]) -> Self {
-        Self(Hmac::new_from_slice(bytes).expect("HMAC takes a key of any length"))
+        Self(Hmac::new_from_slice(bytes).expect("HMAC accepts a key of any length"))
     }
 
-    /// The HMAC-SHA-256 of a token.
+    /// Returns the HMAC-SHA-256 of a token.
     pub fn digest(&self, token: &Token) -> Digest {
         self.digest_bytes(token.0.as_bytes())
     }
 
-    /// The digest under which the rights of the whole team stand in `shared` mode. No token has it: a token
-    /// has no NUL.
+    /// Returns the digest that stands for the whole team in `shared` mode. It differs from the digest of every
+    /// token, because a token cannot contain a NUL.
     pub fn team(&self) -> Digest {
         self.digest_bytes(b"\0team")
     }
@@ -82,11 +99,11 @@ impl fmt::Debug for DigestKey {
     }
 }
 
-/// A token's HMAC-SHA-256: what the store and every map know it by. Shown as its first eight hex digits.
+/// HMAC-SHA-256 of a token. Displayed as its first eight hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
-/// A part is enough: nobody without the key can choose it, and maps compare the whole.
+/// Hashes a part only. Clients cannot choose it without the key, and equality compares all bytes.
 impl Hash for Digest {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0[..8].hash(state);
@@ -94,7 +111,7 @@ impl Hash for Digest {
 }
 
 impl Digest {
-    /// The whole digest, as the store keeps it.
+    /// Returns all bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -123,13 +140,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_prints_stars() {
+    fn token_is_not_printed() {
         let token = Token::parse("secret-canary").unwrap();
         assert_eq!(format!("{token:?}"), "***");
     }
 
     #[test]
-    fn tokens_are_visible_ascii() {
+    fn token_with_spaces_or_non_ascii_is_refused() {
         for bad in ["", "a b", "a\tb", "ä", "a\n"] {
             assert!(Token::parse(bad).is_none(), "{bad:?}");
         }

@@ -10,7 +10,7 @@ use anyhow::Context;
 
 use super::options::GlobalOptions;
 use super::{CliError, print, serve, signals};
-use crate::config::{Flag, LoadedConfig};
+use crate::config::{FlagValue, LoadedConfig};
 use refrain_simulator::{Simulator, SimulatorConfig};
 
 /// Any token will do for the simulated upstream.
@@ -24,7 +24,7 @@ pub(super) fn config(options: &GlobalOptions) -> Result<LoadedConfig, CliError> 
     let admin_listen = options.admin_listen.clone().unwrap_or_else(|| {
         if client_listen.ends_with(":8081") { "127.0.0.1:0".to_owned() } else { free(8081) }
     });
-    let own = |key, value| Flag { flag: "demo", key, value };
+    let own = |key, value| FlagValue { flag: "demo", key, value };
     let extra = [
         options.listen.is_none().then(|| own("server.listen", client_listen)),
         options.admin_listen.is_none().then(|| own("admin.listen", admin_listen)),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::CliError;
-use crate::config::{Config, Flag, LoadedConfig, Sources};
+use crate::config::{Config, ConfigSources, FlagValue, LoadedConfig};
 
 /// Where the configuration is looked for when nobody says.
 const DEFAULT_FILE: &str = "refrain.toml";
@@ -78,8 +78,11 @@ impl Environment {
 impl GlobalOptions {
     /// The configuration in force: file, environment, flags.
     pub(super) fn load(&self, environment: &Environment) -> Result<LoadedConfig, CliError> {
-        let sources =
-            Sources { file: self.file(environment)?, environment: environment.ours()?, flags: self.flags() };
+        let sources = ConfigSources {
+            file: self.file(environment)?,
+            environment: environment.ours()?,
+            flags: self.flags(),
+        };
         Ok(Config::load(&sources, read)?)
     }
 
@@ -89,7 +92,7 @@ impl GlobalOptions {
         &self,
         command: &str,
         allowed: &[&str],
-        extra: impl IntoIterator<Item = Flag>,
+        extra: impl IntoIterator<Item = FlagValue>,
     ) -> Result<LoadedConfig, CliError> {
         let mut flags = self.flags();
         let config = self.config.as_ref().map(|_| "--config");
@@ -99,11 +102,11 @@ impl GlobalOptions {
             return Err(CliError::Usage(vec![format!("{flag} cannot be used with {command}")]));
         }
         flags.extend(extra);
-        let sources = Sources { flags, ..Sources::default() };
+        let sources = ConfigSources { flags, ..ConfigSources::default() };
         Ok(Config::load(&sources, read)?)
     }
 
-    fn flags(&self) -> Vec<Flag> {
+    fn flags(&self) -> Vec<FlagValue> {
         [
             ("--listen", "server.listen", &self.listen),
             ("--admin-listen", "admin.listen", &self.admin_listen),
@@ -113,7 +116,7 @@ impl GlobalOptions {
             ("--log-filter", "log.filter", &self.log_filter),
         ]
         .into_iter()
-        .filter_map(|(flag, key, value)| value.clone().map(|value| Flag { flag, key, value }))
+        .filter_map(|(flag, key, value)| value.clone().map(|value| FlagValue { flag, key, value }))
         .collect()
     }
 

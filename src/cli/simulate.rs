@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use super::options::GlobalOptions;
 use super::{CliError, print, signals};
-use crate::config::{Config, Flag};
+use crate::config::{Config, FlagValue};
 use refrain_simulator::{Simulator, SimulatorConfig};
 
 /// Nobody asks for the calls that it records.
@@ -20,8 +20,8 @@ pub(super) fn config(options: &GlobalOptions) -> Result<Config, CliError> {
     Ok(loaded.config)
 }
 
-fn own(key: &'static str, value: &str) -> Flag {
-    Flag { flag: "simulate", key, value: value.to_owned() }
+fn own(key: &'static str, value: &str) -> FlagValue {
+    FlagValue { flag: "simulate", key, value: value.to_owned() }
 }
 
 pub(super) async fn simulate(listen: SocketAddr) -> Result<(), CliError> {

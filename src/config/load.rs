@@ -1,90 +1,47 @@
-//! Loading: file, then environment, then flags, each over the one before; then the files that secrets come from;
-//! then the rules between keys. A function of what it is given, so that tests need no real environment.
+//! Loading: the file, then the environment, then the flags; each replaces values of the one before. Then the files
+//! that contain secrets, then the rules between keys.
+//!
+//! Each value is first deserialized alone, so that all mistakes are reported at once, each with its origin. See
+//! docs/decisions/001-configuration-loading.md.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
 use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Table, Value};
 
-use super::keys::{self, EnvFormat, KEYS, Key, PartialConfig};
-use super::value::{self, RawValue};
-use super::{Config, rules};
+use super::keys::{self, Key};
+use super::loaded::{LoadedConfig, Origin, Origins};
+use super::{Config, notation, rules};
+use crate::escape::printable;
+use crate::token::Token;
 
-/// Everything that configuration may come from.
+/// Everything that the configuration is loaded from.
 #[derive(Clone, Debug, Default)]
-pub struct Sources {
-    /// The file's path, for messages, and its text.
+pub struct ConfigSources {
+    /// The path of the file, for messages, and its content.
     pub file: Option<(PathBuf, String)>,
-    /// Environment variables; those that are not ours are ignored.
+    /// Environment variables. Those of other programs are ignored.
     pub environment: Vec<(String, String)>,
     /// Command-line flags.
-    pub flags: Vec<Flag>,
+    pub flags: Vec<FlagValue>,
 }
 
-/// A command-line flag that sets a key.
+/// The value of a command-line flag that sets a key.
 #[derive(Clone, Debug)]
-pub struct Flag {
-    /// As it is typed, `--listen`.
+pub struct FlagValue {
+    /// The flag: `--listen`.
     pub flag: &'static str,
-    /// The key it sets, `server.listen`.
+    /// The key: `server.listen`.
     pub key: &'static str,
-    /// As an environment variable would give it.
+    /// The value, written as in an environment variable.
     pub value: String,
 }
 
-/// Where a value comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// Nobody set it.
-    Default,
-    /// A line of the configuration file, counted from 1.
-    File(Arc<Path>, usize),
-    /// An environment variable.
-    Environment(String),
-    /// A command-line flag.
-    Flag(&'static str),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Default => f.write_str("default"),
-            Self::File(path, line) => write!(f, "{} line {line}", printable(&path.to_string_lossy())),
-            Self::Environment(variable) => f.write_str(&printable(variable)),
-            Self::Flag(flag) => f.write_str(flag),
-        }
-    }
-}
-
-/// A checked configuration, and where each of its values comes from.
-#[derive(Clone, Debug)]
-pub struct LoadedConfig {
-    /// What to run with.
-    pub config: Config,
-    pub(super) origins: Origins,
-}
-
-/// A configuration that nobody loaded: where its values come from is not known.
-impl From<Config> for LoadedConfig {
-    fn from(config: Config) -> Self {
-        Self { config, origins: Origins::new() }
-    }
-}
-
-impl LoadedConfig {
-    /// Notes that a command has set these keys itself.
-    pub fn set_by(&mut self, command: &'static str, keys: &[&'static str]) {
-        self.origins.extend(keys.iter().map(|key| (*key, Origin::Flag(command))));
-    }
-}
-
-/// The origins of the keys that somebody set.
-pub(super) type Origins = BTreeMap<&'static str, Origin>;
-
-/// What is wrong with a configuration: each mistake a line, with its source, its key and what would be right.
+/// All mistakes of a configuration. Each is one line with its origin, its key and an example, without secrets.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", mistakes.join("\n"))]
 pub struct ConfigError {
@@ -92,214 +49,221 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// The mistakes, one line each, none with a secret in it.
+    /// Returns one line per mistake.
     pub fn mistakes(&self) -> &[String] {
         &self.mistakes
     }
 }
 
-impl From<String> for ConfigError {
-    fn from(mistake: String) -> Self {
-        Self { mistakes: vec![mistake] }
-    }
-}
-
 impl Config {
-    /// The configuration that `sources` make over the defaults, checked whole. `read` reads a `token_file`.
+    /// Loads the configuration from `sources` and checks it. `read` reads the files that contain secrets.
+    ///
+    /// # Errors
+    /// All mistakes, in the order of the sources.
     pub fn load(
-        sources: &Sources,
+        sources: &ConfigSources,
         read: impl Fn(&Path) -> io::Result<String>,
     ) -> Result<LoadedConfig, ConfigError> {
-        let mut loader = Loader::default();
+        let mut loader = Loader {
+            keys: keys::of(&Self::default()),
+            values: Table::new(),
+            origins: Origins::default(),
+            mistakes: Vec::new(),
+        };
         if let Some((path, text)) = &sources.file {
-            loader.file(path, text);
+            loader.add_file(path, text);
         }
-        for (variable, value) in &sources.environment {
-            loader.variable(variable, value);
+        for (variable, text) in &sources.environment {
+            loader.add_variable(variable, text);
         }
-        for flag in &sources.flags {
-            loader.flag(flag);
+        for FlagValue { flag, key, value } in &sources.flags {
+            loader.set_text(key, value, Origin::Flag(flag));
         }
         loader.finish(&read)
     }
 }
 
-#[derive(Default)]
 struct Loader {
-    draft: PartialConfig,
+    /// All keys with their defaults.
+    keys: Vec<Key>,
+    /// The valid values so far, by section.
+    values: Table,
+    /// The origins of `values`.
     origins: Origins,
     mistakes: Vec<String>,
 }
 
 impl Loader {
-    fn file(&mut self, path: &Path, text: &str) {
+    fn add_file(&mut self, path: &Path, text: &str) {
         let path: Arc<Path> = path.into();
-        let at = |offset: usize| Origin::File(path.clone(), line_of(text, offset));
+        let at = |offset: usize| {
+            let line = 1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count();
+            Origin::File(Arc::clone(&path), line)
+        };
         let table = match DeTable::parse(text) {
             Ok(table) => table.into_inner(),
-            // Its `Display` would quote the line, which may hold a token.
+            // The `Display` of the error quotes the line, which may contain a secret.
             Err(error) => {
                 let origin = at(error.span().map_or(0, |span| span.start));
                 self.mistakes.push(format!("{origin}: not TOML: {}", printable(error.message())));
                 return;
             }
         };
-        // The parser sorts by name; a reader of the messages goes from top to bottom.
-        let mut sections: Vec<_> = table.iter().collect();
-        sections.sort_by_key(|(name, _)| name.span().start);
-        for (section, value) in sections {
-            let (name, origin) = (section.get_ref(), at(section.span().start));
-            let is_known = KEYS.iter().any(|key| key.section() == name);
-            match value.get_ref() {
-                DeValue::Table(entries) if is_known => {
-                    let mut entries: Vec<_> = entries.iter().collect();
-                    entries.sort_by_key(|(name, _)| name.span().start);
-                    for (field, value) in entries {
-                        let name = format!("{name}.{}", field.get_ref());
-                        let origin = at(field.span().start);
-                        match Key::find(&name) {
-                            Some(key) => self.set(key, &value.get_ref().into(), origin),
-                            None => self.unknown_key(&name, &origin),
-                        }
+        for (section, value) in table {
+            let (name, origin) = (section.get_ref().as_ref(), at(section.span().start));
+            let is_known = self.keys.iter().any(|key| key.parts().0 == name);
+            match value.into_inner() {
+                DeValue::Table(fields) if is_known => {
+                    for (field, value) in fields {
+                        let shown = text.get(value.span()).unwrap_or_default();
+                        self.set(
+                            &format!("{name}.{}", field.get_ref()),
+                            value,
+                            shown,
+                            at(field.span().start),
+                        );
                     }
                 }
-                DeValue::Table(_) => self.mistakes.push(format!(
-                    "{origin}: unknown section [{}]{}",
-                    printable(name),
-                    keys::nearest_section(name)
-                        .map_or_else(String::new, |near| format!("; did you mean [{near}]?"))
-                )),
+                DeValue::Table(_) => {
+                    let nearest = keys::nearest_section(&self.keys, name);
+                    let hint = did_you_mean(nearest.map(|section| format!("[{section}]")));
+                    self.mistakes.push(format!("{origin}: unknown section [{}]{hint}", printable(name)));
+                }
                 _ if is_known => {
                     self.mistakes.push(format!("{origin}: {name} must be a section, [{name}]"));
                 }
-                _ => self.unknown_key(name, &origin),
+                _ => self.add_unknown_key(name, &origin),
             }
         }
     }
 
-    /// `REFRAIN_SECTION__KEY`. Container platforms set other `REFRAIN_…` variables of their own.
-    fn variable(&mut self, variable: &str, text: &str) {
+    /// Adds `REFRAIN_SECTION__KEY`. Other `REFRAIN_…` variables are ignored: container platforms set some.
+    fn add_variable(&mut self, variable: &str, text: &str) {
         let Some(rest) = variable.strip_prefix("REFRAIN_").filter(|_| variable.contains("__")) else {
             return;
         };
         let origin = Origin::Environment(variable.to_owned());
-        match KEYS.iter().find(|key| key.variable() == variable) {
-            Some(key) => self.set(key, &given(key, text), origin),
-            None => {
-                let name = rest.trim_start_matches('_').replacen("__", ".", 1).to_ascii_lowercase();
-                let near = keys::nearest(&name)
-                    .map_or_else(String::new, |near| format!("; did you mean {}?", near.variable()));
-                self.mistakes.push(format!("{origin}: unknown key {}{near}", printable(&name)));
+        if let Some(key) = self.keys.iter().find(|key| key.variable() == variable) {
+            return self.set_text(&key.name.clone(), text, origin);
+        }
+        let name = rest.trim_start_matches('_').replacen("__", ".", 1).to_ascii_lowercase();
+        let hint = did_you_mean(keys::nearest(&self.keys, &name).map(Key::variable));
+        self.mistakes.push(format!("{origin}: unknown key {}{hint}", printable(&name)));
+    }
+
+    /// Sets a key from an environment variable or a flag.
+    fn set_text(&mut self, name: &str, text: &str, origin: Origin) {
+        let is_string = self.keys.iter().any(|key| key.name == name && key.is_string());
+        match DeValue::parse(text) {
+            Ok(value) if !is_string => self.set(name, value, text, origin),
+            // Text that is not TOML is refused with the type that the key needs.
+            _ => {
+                let value = Spanned::new(0..text.len(), DeValue::String(text.into()));
+                self.set(name, value, &Value::from(text).to_string(), origin);
             }
         }
     }
 
-    fn flag(&mut self, flag: &Flag) {
-        let key = Key::find(flag.key).expect("flags set keys that exist");
-        self.set(key, &given(key, &flag.value), Origin::Flag(flag.flag));
-    }
-
-    fn set(&mut self, key: &'static Key, given: &RawValue, origin: Origin) {
-        match (key.set)(&mut self.draft, given) {
-            Ok(()) => {
-                self.origins.insert(key.name, origin);
+    /// Sets a key if its value is valid on its own. `shown` is the value for messages.
+    fn set(&mut self, name: &str, value: Spanned<DeValue<'_>>, shown: &str, origin: Origin) {
+        let Some(key) = self.keys.iter().find(|key| key.name == name) else {
+            return self.add_unknown_key(name, &origin);
+        };
+        let (section, field) = key.parts();
+        match parse_alone(key, value) {
+            Ok(value) => {
+                let fields = self.values.entry(section).or_insert_with(|| Table::new().into());
+                fields.as_table_mut().expect("sections are tables").insert(field.to_owned(), value);
+                self.origins.set(name, origin);
             }
-            Err(right) => self.mistakes.push(format!("{origin}: {}: {right}", assignment(key, given))),
+            Err(expected) => {
+                let assignment = assignment(key, shown);
+                self.mistakes.push(format!("{origin}: {assignment}: {expected}"));
+            }
         }
     }
 
-    fn unknown_key(&mut self, name: &str, origin: &Origin) {
-        let near =
-            keys::nearest(name).map_or_else(String::new, |near| format!("; did you mean {}?", near.name));
-        self.mistakes.push(format!("{origin}: unknown key {}{near}", printable(name)));
+    fn add_unknown_key(&mut self, name: &str, origin: &Origin) {
+        let hint = did_you_mean(keys::nearest(&self.keys, name).map(|key| key.name.clone()));
+        self.mistakes.push(format!("{origin}: unknown key {}{hint}", printable(name)));
     }
 
     fn finish(mut self, read: &dyn Fn(&Path) -> io::Result<String>) -> Result<LoadedConfig, ConfigError> {
-        let upstream = self.draft.upstream_token_file.take();
-        self.token_file("upstream.token", "upstream.token_file", upstream, read);
-        let admin = self.draft.admin_token_file.take();
-        self.token_file("admin.token", "admin.token_file", admin, read);
-        // A value that could not be read would make rules fail that are kept.
+        let mut config: Config = self.values.try_into().expect("each value was deserialized before");
+        let secrets = [
+            ("upstream.token", &mut config.upstream.token, &config.upstream.token_file),
+            ("admin.token", &mut config.admin.token, &config.admin.token_file),
+        ];
+        for (key, token, path) in secrets {
+            if path.as_os_str().is_empty() {
+                continue;
+            }
+            let file_key = format!("{key}_file");
+            let origin = self.origins.get(&file_key).clone();
+            if token.is_some() {
+                let other = self.origins.get(key);
+                self.mistakes
+                    .push(format!("{origin}: {file_key} and {key} ({other}) are both set; keep one of them"));
+                continue;
+            }
+            match read_token(path, read) {
+                Ok(content) => {
+                    *token = Some(content);
+                    self.origins.set(key, origin);
+                }
+                Err(mistake) => {
+                    let shown = printable(&path.to_string_lossy());
+                    self.mistakes.push(format!("{origin}: {file_key} = \"{shown}\": {mistake}"));
+                }
+            }
+        }
+        // A value that was refused could make a rule fail that holds.
         if self.mistakes.is_empty() {
-            self.mistakes = rules::broken(&self.draft.config, &self.origins);
+            self.mistakes = rules::violations(&config, &self.origins);
         }
         if self.mistakes.is_empty() {
-            Ok(LoadedConfig { config: self.draft.config, origins: self.origins })
+            Ok(LoadedConfig { config, origins: self.origins })
         } else {
             Err(ConfigError { mistakes: self.mistakes })
         }
     }
+}
 
-    /// Reads the secret `name` from the file that `file_key` names.
-    fn token_file(
-        &mut self,
-        name: &'static str,
-        file_key: &'static str,
-        path: Option<PathBuf>,
-        read: &dyn Fn(&Path) -> io::Result<String>,
-    ) {
-        let Some(path) = path else { return };
-        let origin = self.origins.get(file_key).cloned().unwrap_or(Origin::Default);
-        let config = &mut self.draft.config;
-        let target = if name == "admin.token" { &mut config.admin.token } else { &mut config.upstream.token };
-        if target.is_some() {
-            let other = self.origins.get(name).unwrap_or(&Origin::Default);
-            self.mistakes
-                .push(format!("{origin}: {file_key} and {name} ({other}) are both set; keep one of them"));
-            return;
-        }
-        let shown = RawValue::text(path.to_string_lossy());
-        let mistake = match read(&path) {
-            Err(error) => format!("cannot be read: {error}"),
-            Ok(text) => match value::token(&RawValue::text(text.trim_end_matches(['\r', '\n']))) {
-                Ok(None) => "the file is empty".to_owned(),
-                Err(right) => format!("what the file holds {right}"),
-                Ok(token) => {
-                    *target = token;
-                    self.origins.insert(name, origin);
-                    return;
-                }
-            },
-        };
-        self.mistakes.push(format!("{origin}: {file_key} = {shown}: {mistake}"));
+/// Deserializes a configuration in which only this key is set. Returns the value, or what it should be.
+fn parse_alone(key: &Key, value: Spanned<DeValue<'_>>) -> Result<Value, String> {
+    // Only a number beyond 64 bits has no `Value`.
+    let value = Value::deserialize(value.into_deserializer())
+        .map_err(|_| format!("must be a value such as {}", key.value))?;
+    let (section, field) = key.parts();
+    let fields = Table::from_iter([(field.to_owned(), value.clone())]);
+    let config = Table::from_iter([(section.to_owned(), fields.into())]);
+    config.try_into::<Config>().map_err(|error| error.message().to_owned())?;
+    Ok(value)
+}
+
+fn read_token(path: &Path, read: &dyn Fn(&Path) -> io::Result<String>) -> Result<Token, String> {
+    let content = read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    match content.trim_end_matches(['\r', '\n']) {
+        "" => Err("the file is empty".to_owned()),
+        token => Token::parse(token).ok_or_else(|| format!("the content of the file {}", notation::TOKEN)),
     }
 }
 
-fn given(key: &Key, text: &str) -> RawValue {
-    match key.spelling {
-        EnvFormat::AsItIs => RawValue::text(text),
-        EnvFormat::Toml => RawValue::from_toml(text),
-    }
-}
-
-/// `upstream.burst = "x"`, cut where it is long; nothing of what may be a secret.
-fn assignment(key: &Key, given: &RawValue) -> String {
-    const LONGEST: usize = 100;
-    let shown = given.to_string();
-    // A password or a key may stand in a URL.
-    let may_be_secret = key.is_secret || (key.name == "upstream.base_url" && shown.contains(['@', '?']));
-    if may_be_secret {
+/// Returns `upstream.burst = "x"`, shortened if it is long, or only the key if the value may contain a secret.
+fn assignment(key: &Key, shown: &str) -> String {
+    const MAX_CHARACTERS: usize = 100;
+    // A URL may contain a password or a key.
+    let may_contain_secret =
+        key.is_secret() || (key.name == "upstream.base_url" && shown.contains(['@', '?']));
+    if may_contain_secret {
         return format!("{} (not shown)", key.name);
     }
-    match shown.char_indices().nth(LONGEST) {
+    match shown.char_indices().nth(MAX_CHARACTERS) {
         Some((end, _)) => format!("{} = {}…", key.name, printable(&shown[..end])),
-        None => format!("{} = {}", key.name, printable(&shown)),
+        None => format!("{} = {}", key.name, printable(shown)),
     }
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
-    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
-}
-
-/// One line, harmless on a terminal.
-fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() {
-            shown.extend(character.escape_default());
-        } else {
-            shown.push(character);
-        }
-    }
-    shown
+fn did_you_mean(name: Option<String>) -> String {
+    name.map_or_else(String::new, |name| format!("; did you mean {name}?"))
 }

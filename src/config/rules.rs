@@ -1,16 +1,16 @@
-//! Rules between keys. Each broken one is a line that names the keys and says what would mend it.
+//! Rules between keys. Each violation is one line that names the keys and a remedy.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::load::{Origin, Origins};
+use super::loaded::{Origin, Origins};
 use super::{AccessMode, Config};
 
-/// The rules that `config` breaks; `origins` tell where to look.
-pub(super) fn broken(config: &Config, origins: &Origins) -> Vec<String> {
+/// Returns the rules that `config` violates, each with the origin of a value.
+pub(super) fn violations(config: &Config, origins: &Origins) -> Vec<String> {
     let mut mistakes = Vec::new();
     let at = |key: &str| match origins.get(key) {
-        None | Some(Origin::Default) => String::new(),
-        Some(origin) => format!("{origin}: "),
+        Origin::Default => String::new(),
+        origin => format!("{origin}: "),
     };
 
     match config.access.mode {
@@ -18,7 +18,7 @@ pub(super) fn broken(config: &Config, origins: &Origins) -> Vec<String> {
             let source = at("access.mode");
             if config.upstream.token.is_none() {
                 mistakes.push(format!(
-                    "{source}access.mode = \"shared\" needs the team's token: set upstream.token or upstream.token_file"
+                    "{source}access.mode = \"shared\" needs the token of the team: set upstream.token or upstream.token_file"
                 ));
             }
             if config.access.clients.is_empty() {
@@ -30,13 +30,13 @@ pub(super) fn broken(config: &Config, origins: &Origins) -> Vec<String> {
         AccessMode::Token => {
             if config.upstream.token.is_some() {
                 mistakes.push(format!(
-                    "{}upstream.token is for access.mode = \"shared\" alone: in \"token\" mode clients send their own; leave it out or set the mode",
+                    "{}upstream.token is only for access.mode = \"shared\": in \"token\" mode clients send their own tokens; remove it or change the mode",
                     at("upstream.token")
                 ));
             }
             if !config.access.clients.is_empty() {
                 mistakes.push(format!(
-                    "{}access.clients is for access.mode = \"shared\" alone: in \"token\" mode clients send tokens of their own; leave it out or set the mode",
+                    "{}access.clients is only for access.mode = \"shared\": in \"token\" mode clients send their own tokens; remove it or change the mode",
                     at("access.clients")
                 ));
             }
@@ -47,12 +47,12 @@ pub(super) fn broken(config: &Config, origins: &Origins) -> Vec<String> {
         let source = at("admin.listen");
         if !admin.ip().to_canonical().is_loopback() && config.admin.token.is_none() {
             mistakes.push(format!(
-                "{source}admin.listen = \"{admin}\" can be reached from other machines and needs admin.token or admin.token_file; a loopback address needs none"
+                "{source}admin.listen = \"{admin}\" is reachable from other machines and needs admin.token or admin.token_file; a loopback address needs neither"
             ));
         }
         if overlap(admin, config.server.listen) {
             mistakes.push(format!(
-                "{source}admin.listen = \"{admin}\" and server.listen = \"{}\" meet: give them different ports",
+                "{source}admin.listen = \"{admin}\" and server.listen = \"{}\" use the same port: set different ports",
                 config.server.listen
             ));
         }
@@ -62,7 +62,7 @@ pub(super) fn broken(config: &Config, origins: &Origins) -> Vec<String> {
         .is_some_and(|upstream| overlap(upstream, config.server.listen))
     {
         mistakes.push(format!(
-            "{}upstream.base_url is refrain's own address, server.listen = \"{}\": every request would go round in circles",
+            "{}upstream.base_url is refrain's own address, server.listen = \"{}\": every request would be sent back to refrain",
             at("upstream.base_url"),
             config.server.listen
         ));
@@ -70,16 +70,16 @@ pub(super) fn broken(config: &Config, origins: &Origins) -> Vec<String> {
     mistakes
 }
 
-/// Whether two listeners would want the same port. Port 0 is given out anew each time.
+/// Whether two listeners would use the same port. Port 0 means any free port, so it never conflicts.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
-    // A socket on `[::]` takes IPv4 as well on most systems.
-    let takes_all =
+    // On most systems a socket on `[::]` accepts IPv4 as well.
+    let includes =
         |wide: IpAddr, narrow: IpAddr| wide.is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4());
-    one.port() != 0 && one.port() == other.port() && (a == b || takes_all(a, b) || takes_all(b, a))
+    one.port() != 0 && one.port() == other.port() && (a == b || includes(a, b) || includes(b, a))
 }
 
-/// The address of an upstream that is named by one, or by `localhost`.
+/// Returns the address of an upstream that is given as an IP address or as `localhost`.
 fn upstream_address(base_url: &http::Uri) -> Option<SocketAddr> {
     let host = base_url.host()?.trim_start_matches('[').trim_end_matches(']');
     let ip = if host == "localhost" { Ipv4Addr::LOCALHOST.into() } else { host.parse().ok()? };

@@ -2,8 +2,6 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::keys::{EnvFormat, KEYS};
-use super::load::{Flag, LoadedConfig, Sources};
 use super::*;
 
 const CANARY: &str = "canary-3f9a";
@@ -12,22 +10,26 @@ fn no_files(_: &Path) -> io::Result<String> {
     Err(io::ErrorKind::NotFound.into())
 }
 
-fn file(text: &str) -> Sources {
-    Sources { file: Some(("refrain.toml".into(), text.to_owned())), ..Sources::default() }
+fn file(text: &str) -> ConfigSources {
+    ConfigSources { file: Some(("refrain.toml".into(), text.to_owned())), ..ConfigSources::default() }
 }
 
-fn environment(variables: &[(&str, &str)]) -> Sources {
+fn environment(variables: &[(&str, &str)]) -> ConfigSources {
     let environment =
         variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    Sources { environment, ..Sources::default() }
+    ConfigSources { environment, ..ConfigSources::default() }
 }
 
-fn load(sources: &Sources) -> LoadedConfig {
+fn default_keys() -> Vec<keys::Key> {
+    keys::of(&Config::default())
+}
+
+fn load(sources: &ConfigSources) -> LoadedConfig {
     Config::load(sources, no_files).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The mistakes as one text; none of them may hold the canary.
-fn mistakes(sources: &Sources) -> String {
+/// Returns the mistakes, one per line. Asserts that none contains the canary.
+fn mistakes(sources: &ConfigSources) -> String {
     let error = Config::load(sources, no_files).expect_err("refused");
     let text = error.to_string();
     assert!(!text.contains(CANARY), "{text}");
@@ -37,22 +39,23 @@ fn mistakes(sources: &Sources) -> String {
 }
 
 #[test]
-fn nothing_given_is_the_default() {
-    assert_eq!(load(&Sources::default()).config, Config::default());
+fn empty_sources_yield_the_defaults() {
+    assert_eq!(load(&ConfigSources::default()).config, Config::default());
     assert_eq!(load(&file("")).config, Config::default());
 }
 
 #[test]
-fn the_example_file_names_every_key_with_its_default() {
+fn example_file_names_every_key_with_its_default() {
     let loaded = load(&file(include_str!("../../config/refrain.toml")));
     assert_eq!(loaded.config, Config::default());
-    let named: BTreeSet<_> = loaded.origins.keys().copied().collect();
-    let all: BTreeSet<_> = KEYS.iter().map(|key| key.name).collect();
+    let keys = default_keys();
+    let named: BTreeSet<_> = loaded.origins.keys().collect();
+    let all: BTreeSet<_> = keys.iter().map(|key| key.name.as_str()).collect();
     assert_eq!(named, all);
 }
 
 #[test]
-fn the_documentation_names_every_key_with_its_default() {
+fn documentation_names_every_key_with_its_default() {
     let text = include_str!("../../docs/configuration.md");
     let rows: Vec<_> = text
         .lines()
@@ -60,7 +63,8 @@ fn the_documentation_names_every_key_with_its_default() {
         .filter_map(|(key, rest)| Some((key, rest.split_once("` |")?.0)))
         .collect();
     let documented: Vec<_> = rows.iter().map(|(key, _)| *key).collect();
-    let all: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+    let keys = default_keys();
+    let all: Vec<_> = keys.iter().map(|key| key.name.as_str()).collect();
     assert_eq!(documented, all);
     for (key, default) in rows {
         let (section, field) = key.split_once('.').unwrap();
@@ -106,27 +110,29 @@ fn every_key_can_be_set_by_environment() {
         ("log.format", "json"),
         ("log.filter", "warn,refrain=debug"),
     ];
-    assert_eq!(samples.map(|(name, _)| name), KEYS.each_ref().map(|key| key.name));
+    let defaults = default_keys();
+    let names: Vec<_> = defaults.iter().map(|key| key.name.as_str()).collect();
+    assert_eq!(samples.map(|(name, _)| name)[..], names);
 
-    let defaults = load(&Sources::default()).config;
-    // A secret comes from its value or from a file, never from both.
+    // A secret comes from its value or from a file, not from both.
     for with_files in [false, true] {
         let is_given = |name: &str| match name.strip_suffix("_file").unwrap_or(name) {
             "admin.token" | "upstream.token" => name.ends_with("_file") == with_files,
             _ => true,
         };
-        let environment = KEYS
+        let environment = defaults
             .iter()
             .zip(samples)
-            .filter(|(key, _)| is_given(key.name))
+            .filter(|(key, _)| is_given(&key.name))
             .map(|(key, (_, value))| (key.variable(), value.to_owned()))
             .collect();
-        let sources = Sources { environment, ..Sources::default() };
+        let sources = ConfigSources { environment, ..ConfigSources::default() };
         let loaded = Config::load(&sources, |_| Ok(format!("{CANARY}\n"))).unwrap();
-        for key in &KEYS {
-            if let Some(show) = key.show {
-                assert_ne!(show(&loaded.config).to_string(), show(&defaults).to_string(), "{}", key.name);
+        for (key, default) in keys::of(&loaded.config).iter().zip(&defaults) {
+            if is_given(&key.name) || key.is_secret() {
+                assert_ne!(key.value, default.value, "{}", key.name);
             }
+            assert_eq!(key.value.to_string().contains("***"), key.is_secret(), "{}", key.name);
         }
         assert_eq!(loaded.config.upstream.token.as_ref().unwrap().expose(), CANARY);
         assert_eq!(loaded.config.admin.token.as_ref().unwrap().expose(), CANARY);
@@ -134,7 +140,7 @@ fn every_key_can_be_set_by_environment() {
 }
 
 #[test]
-fn flags_win_over_environment_over_file() {
+fn flags_win_over_environment_and_environment_over_file() {
     let mut sources = file("[upstream]\nmax_batch = 2\nburst = 2\n[tasks]\nmax_ids = 2\n");
     sources.environment = environment(&[
         ("REFRAIN_UPSTREAM__BURST", "3"),
@@ -142,7 +148,7 @@ fn flags_win_over_environment_over_file() {
         ("REFRAIN_LOG__FILTER", "warn"),
     ])
     .environment;
-    sources.flags = vec![Flag { flag: "--log-filter", key: "log.filter", value: "debug".to_owned() }];
+    sources.flags = vec![FlagValue { flag: "--log-filter", key: "log.filter", value: "debug".to_owned() }];
     let loaded = load(&sources);
     assert_eq!(loaded.config.upstream.max_batch, 2);
     assert_eq!(loaded.config.upstream.burst, 3);
@@ -164,7 +170,7 @@ fn flags_win_over_environment_over_file() {
 }
 
 #[test]
-fn what_is_shown_loads_again_and_hides_secrets() {
+fn shown_configuration_loads_again_and_hides_secrets() {
     let mut sources = file(
         "[access]\nmode = \"shared\"\nclients = [{ name = \"a \\\"b\\\"\", key = \"canary-3f9a\" }]\n[upstream]\ntoken = \"canary-3f9a\"",
     );
@@ -177,11 +183,11 @@ fn what_is_shown_loads_again_and_hides_secrets() {
     let again = load(&file(&shown)).config;
     assert_eq!(again.access.clients[0].name, "a \"b\"");
     assert_eq!(again.store, loaded.config.store);
-    assert_eq!(load(&file(&load(&Sources::default()).to_toml())).config, Config::default());
+    assert_eq!(load(&file(&load(&ConfigSources::default()).to_toml())).config, Config::default());
 }
 
 #[test]
-fn unknown_names_are_refused_with_what_was_probably_meant() {
+fn unknown_names_are_refused_with_a_suggestion() {
     for (text, expected) in [
         (
             "[upstream]\n\nmax_bacth = 3",
@@ -212,12 +218,12 @@ fn unknown_names_are_refused_with_what_was_probably_meant() {
         mistakes(&environment(&[("REFRAIN__UPSTREAM__MAX_BATCH", "3")])),
         "REFRAIN__UPSTREAM__MAX_BATCH: unknown key upstream.max_batch; did you mean REFRAIN_UPSTREAM__MAX_BATCH?"
     );
-    // Set by container platforms for a service of that name, and by nobody we know.
+    // Container platforms set such variables for a service named "refrain".
     load(&environment(&[("REFRAIN_PORT_8080_TCP", "x"), ("REFRAIN_CONFIG", "x"), ("OTHER__KEY", "x")]));
 }
 
 #[test]
-fn all_mistakes_are_named_at_once_from_top_to_bottom() {
+fn all_mistakes_are_reported_at_once_from_top_to_bottom() {
     let mut sources =
         file("[upstream]\nburst = \"x\"\nmax_bacth = 1\n[log]\nformat = \"xml\"\n[admin]\nlisten = 3");
     sources.environment = environment(&[("REFRAIN_TASKS__SERVICES", "producer")]).environment;
@@ -234,7 +240,7 @@ fn all_mistakes_are_named_at_once_from_top_to_bottom() {
 }
 
 #[test]
-fn bad_values_are_refused() {
+fn invalid_values_are_refused() {
     for (key, values) in [
         ("server.listen", &["3", "\"\"", "\"localhost:80\"", "\"127.0.0.1\"", "\"off\""][..]),
         ("server.max_request_bytes", &["\"0\"", "-1", "1.5", "\"x\"", "\"9EiB\"", "\"-1\""]),
@@ -344,7 +350,7 @@ fn bad_values_are_refused() {
 }
 
 #[test]
-fn good_values_are_taken() {
+fn valid_values_are_accepted() {
     for text in [
         "[upstream]\nbase_url = \"HTTPS://API.acedata.cloud/\"",
         "[server]\nmax_request_bytes = 1048576",
@@ -368,7 +374,7 @@ fn good_values_are_taken() {
 }
 
 #[test]
-fn dangerous_headers_are_never_forwarded() {
+fn dangerous_headers_are_refused_in_forward_headers() {
     for name in [
         "Authorization",
         "cookie",
@@ -397,7 +403,7 @@ fn dangerous_headers_are_never_forwarded() {
 }
 
 #[test]
-fn a_file_that_is_no_toml_is_refused_without_quoting_it() {
+fn file_that_is_not_toml_is_refused_without_quoting_it() {
     for text in [
         "[upstream]\ntoken = canary-3f9a",
         "[upstream]\ntoken = \"canary-3f9a",
@@ -413,30 +419,30 @@ fn a_file_that_is_no_toml_is_refused_without_quoting_it() {
 }
 
 #[test]
-fn rules_between_keys_are_checked() {
+fn violated_rules_between_keys_are_reported() {
     for (text, expected) in [
         (
             "[access]\nmode = \"shared\"\nclients = [{ name = \"a\", key = \"canary-3f9a\" }]",
-            "needs the team's token",
+            "needs the token of the team",
         ),
         ("[access]\nmode = \"shared\"\n[upstream]\ntoken = \"canary-3f9a\"", "needs at least one client"),
         (
             "[upstream]\ntoken = \"canary-3f9a\"",
-            "refrain.toml line 2: upstream.token is for access.mode = \"shared\" alone",
+            "refrain.toml line 2: upstream.token is only for access.mode = \"shared\"",
         ),
         (
             "[[access.clients]]\nname = \"a\"\nkey = \"canary-3f9a\"",
-            "access.clients is for access.mode = \"shared\" alone",
+            "access.clients is only for access.mode = \"shared\"",
         ),
         ("[admin]\nlisten = \"0.0.0.0:8081\"", "needs admin.token"),
         ("[admin]\nlisten = \"10.0.0.1:8081\"", "needs admin.token"),
         ("[admin]\nlisten = \"[::]:8081\"", "needs admin.token"),
-        ("[admin]\nlisten = \"127.0.0.1:8080\"", "give them different ports"),
-        ("[admin]\nlisten = \"[::ffff:127.0.0.1]:8080\"", "give them different ports"),
-        ("[server]\nlisten = \"0.0.0.0:8081\"", "give them different ports"),
-        ("[server]\nlisten = \"[::]:8081\"", "give them different ports"),
-        ("[upstream]\nbase_url = \"http://localhost:8080\"", "round in circles"),
-        ("[upstream]\nbase_url = \"http://[::1]\"\n[server]\nlisten = \"[::]:80\"", "round in circles"),
+        ("[admin]\nlisten = \"127.0.0.1:8080\"", "set different ports"),
+        ("[admin]\nlisten = \"[::ffff:127.0.0.1]:8080\"", "set different ports"),
+        ("[server]\nlisten = \"0.0.0.0:8081\"", "set different ports"),
+        ("[server]\nlisten = \"[::]:8081\"", "set different ports"),
+        ("[upstream]\nbase_url = \"http://localhost:8080\"", "sent back to refrain"),
+        ("[upstream]\nbase_url = \"http://[::1]\"\n[server]\nlisten = \"[::]:80\"", "sent back to refrain"),
     ] {
         let text = mistakes(&file(text));
         assert!(text.contains(expected), "{text}");
@@ -454,7 +460,7 @@ fn rules_between_keys_are_checked() {
 }
 
 #[test]
-fn tokens_come_from_files() {
+fn tokens_are_read_from_files() {
     let sources = file("[admin]\ntoken_file = \"/run/secrets/admin\"");
     let with = |text: &'static str| Config::load(&sources, move |_| Ok(text.to_owned()));
     for text in ["canary-3f9a", "canary-3f9a\n", "canary-3f9a\r\n"] {
@@ -480,13 +486,15 @@ fn tokens_come_from_files() {
 }
 
 #[test]
-fn sizes_and_numbers_keep_their_spelling_rules() {
-    let as_it_is =
-        |name: &str| KEYS.iter().find(|key| key.name == name).unwrap().spelling == EnvFormat::AsItIs;
-    assert!(as_it_is("store.max_bytes") && as_it_is("tasks.max_wait") && !as_it_is("upstream.burst"));
-    for (bytes, shown) in
-        [(0, "\"0\""), (1, "\"1B\""), (1000, "\"1000B\""), (1536, "\"1536B\""), (64 << 20, "\"64MiB\"")]
-    {
-        assert_eq!(super::value::show_size(bytes).to_string(), shown);
+fn strings_are_plain_and_numbers_are_toml_in_the_environment() {
+    let keys = default_keys();
+    let is_string = |name: &str| keys.iter().find(|key| key.name == name).unwrap().is_string();
+    assert!(is_string("store.max_bytes") && is_string("tasks.max_wait") && !is_string("upstream.burst"));
+}
+
+#[test]
+fn size_is_shown_in_the_largest_exact_unit() {
+    for (bytes, shown) in [(0, "0"), (1, "1B"), (1000, "1000B"), (1536, "1536B"), (64 << 20, "64MiB")] {
+        assert_eq!(notation::exact_size(bytes), shown);
     }
 }
