@@ -18,6 +18,7 @@ pub mod escape;
 pub mod headers;
 pub mod lifecycle;
 pub mod lookup;
+pub mod lru;
 pub mod proxy;
 pub mod server;
 pub mod store;

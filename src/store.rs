@@ -1,29 +1,17 @@
-//! The task store: the only room with SQL. Finished tasks on disk, who may read them, and a memory tier in front.
+//! The store of final task records: a memory cache in front of a database.
 //!
-//! Called by `retrieve` and `lane` (find, keep, forget), by `access` (acceptances, the digest key), by the
-//! admin port, and by the store commands through [`StoreMaintenance`]. It knows nothing of HTTP, of the upstream or of what counts as finished.
+//! [`Store`] is the interface that the rest of the program uses; [`StoreMaintenance`] is the one of the commands
+//! that work on a database file. The modules below `sqlite` are the only ones with SQL. The store knows nothing
+//! of HTTP, of the upstream or of which records are final.
 //!
-//! - One process at a time opens a file, held by `<file>.lock`; other programs may read and write beside it, and
-//!   what they change is seen within a second.
-//! - SQLite in WAL mode, `synchronous=FULL`. One writer (`writer`) commits in groups; a pool of readers whose
-//!   statements end with the call that began them; look-ups share theirs, which end after 5.5 s at the latest. The
-//!   write-ahead log stays below 256 MiB and one transaction:
-//!   past 32 MiB it is emptied actively, at 256 MiB, with a foreign reader that never ends, nothing is stored.
-//! - Rows and rights carry checksums; what does not fit is a miss, dropped and counted.
-//! - A failing store never fails a caller: a look-up misses, a keep says `false`, and readiness tells why.
-//! - Disk space of removed tasks is used again, not given back.
+//! A failing database never fails a lookup: reads become misses, inserts return `false`, and
+//! [`Store::readiness`] returns the reason.
 
 mod error;
-mod find;
 mod listing;
-mod maintenance;
 mod memory;
-mod open;
 mod pending_deletes;
-mod state;
-mod sweep;
-mod tasks;
-mod writer;
+mod sqlite;
 
 #[cfg(test)]
 mod tests;
@@ -31,131 +19,113 @@ mod tests;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, oneshot};
 
 pub use error::StoreError;
 pub use listing::{ListCursor, ListedTask, RecordDetails, TaskFilter, TaskPage};
-pub use maintenance::{ExportPage, ExportedTask, ImportedTask, ServiceTotals, StoreMaintenance, StoreTotals};
+pub use sqlite::{ExportPage, ExportedTask, ImportedTask, ServiceTotals, StoreMaintenance, StoreTotals};
 
+use crate::clock;
 use crate::config::StoreConfig;
 use crate::task::{FinalRecord, Service, TaskId};
-use crate::telemetry::{Metrics, StoreErrorKind, StoreLookupResult, StoreStats};
+use crate::telemetry::{Metrics, StoreLookupResult, StoreStats};
 use crate::token::Digest;
-use memory::Fill;
-use state::{Health, Shared};
-use writer::{Job, Writer};
+use memory::{CacheEntry, MemoryCache};
+use pending_deletes::PendingDeletes;
+use sqlite::Sqlite;
 
-/// How long a connection waits for a lock that another process holds.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time between [`Store::epoch`] and [`Store::insert`]: half the time for which tombstones are stored.
+const MAX_EPOCH_AGE: Duration = Duration::from_secs(1800);
 
-/// The same for a command beside a running proxy, which can wait longer than a client.
-const BESIDE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The longest a look-up waits for SQLite before it is a miss.
-const FIND_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Listings and texts of an id that are read at a time.
-const LISTINGS: usize = 2;
-
-/// The longest [`Store::insert`] takes: the busy time-out and 5 s.
-const KEEP_TIMEOUT: Duration = Duration::from_secs(7);
-
-/// The longest [`Store::delete`] takes; wide ones remove much.
-const FORGET_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The longest [`Store::close`] takes.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// An epoch older than this is refused: half of how long tombstones hold.
-const EPOCH_AGE: Duration = Duration::from_secs(1800);
-
-/// Jobs that may wait for the writer.
-const QUEUE: usize = 1024;
-
-/// Texts that may wait for the writer, in KiB.
-const QUEUE_KIB: u32 = 128 << 10;
-
-/// A finished task as it is stored.
+/// A final record as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredTask {
-    /// The upstream's bytes.
+    /// The exact bytes that the upstream sent.
     pub record: Bytes,
     /// When it was stored, in seconds since the Unix epoch.
     pub stored_at: i64,
 }
 
-/// What was asked for is longer than the caller can use.
+/// Error of [`Store::get`]: the records are longer together than the caller allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the stored texts are longer together than the caller allows")]
+#[error("the stored records exceed the size limit of the request")]
 pub struct ResultTooLarge;
 
-/// A point in the sequence of forgets, to be taken before an upstream call begins: what was forgotten after it is
-/// not stored from that call's answer.
+/// A position in the sequence of deletes, to be taken before an upstream call begins. A task that was deleted
+/// after it is not stored from the response of that call.
 #[derive(Clone, Copy, Debug)]
 pub struct DeleteEpoch {
     seq: i64,
-    at: Instant,
+    taken_at: Instant,
 }
 
-/// What to forget.
+/// The tasks that a delete removes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DeleteScope {
-    /// The upstream confirmed to `reader` that it deleted the task: forgotten for all if that reader held the
-    /// right to read it; kept out of late answers in any case.
+    /// One task whose deletion the upstream confirmed to `reader`. Its rows are removed, for all readers, if
+    /// `reader` has a grant. Late responses do not store it in any case.
     ByReader {
-        /// Who deleted it.
+        /// Digest of the token that deleted it.
         reader: Digest,
-        /// Its service.
+        /// Service of the task.
         service: Service,
-        /// Its id.
+        /// Id of the task.
         id: TaskId,
     },
-    /// One task, by an operator.
+    /// One task, on behalf of an operator.
     Task {
-        /// Its service.
+        /// Service of the task.
         service: Service,
-        /// Its id.
+        /// Id of the task.
         id: TaskId,
     },
-    /// All tasks of a service, by an operator.
+    /// All tasks of a service, on behalf of an operator.
     Service(Service),
-    /// All tasks stored longer ago than this, by an operator.
+    /// All tasks stored at least this long ago, on behalf of an operator.
     OlderThan(Duration),
 }
 
 impl DeleteScope {
     /// Whether it may remove more rows than one short transaction should.
     fn is_wide(&self) -> bool {
-        matches!(self, Self::Service(_) | Self::OlderThan(_))
+        self.task().is_none()
+    }
+
+    /// The task, if the scope is a single one.
+    fn task(&self) -> Option<(&Service, &TaskId)> {
+        match self {
+            Self::ByReader { service, id, .. } | Self::Task { service, id } => Some((service, id)),
+            Self::Service(_) | Self::OlderThan(_) => None,
+        }
     }
 }
 
-/// What the upstream last said of a token.
+/// What the upstream's last response showed about a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenAcceptance {
-    /// When, in seconds since the Unix epoch.
+    /// When the upstream accepted the token, in seconds since the Unix epoch.
     pub accepted_at: i64,
-    /// Whether it refused the token for good.
+    /// Whether the upstream refused the token since.
     pub is_revoked: bool,
 }
 
-/// Bounds, from the configuration and fixed ones.
+/// Size and age limits, from the configuration and fixed ones.
 #[derive(Clone, Debug)]
-struct Limits {
+struct StoreLimits {
     memory_bytes: u64,
+    /// Bytes of all records in the database; 0 for no limit.
     max_bytes: u64,
+    /// Time since the last use of a record; zero for no limit.
     max_age: Duration,
-    /// The write-ahead log is emptied actively past this.
+    /// Size of the write-ahead log beyond which the writer checkpoints it actively.
     wal_soft_limit: u64,
-    /// Nothing is written past this.
+    /// Size of the write-ahead log beyond which nothing is written.
     wal_hard_limit: u64,
 }
 
-impl From<&StoreConfig> for Limits {
+impl From<&StoreConfig> for StoreLimits {
     fn from(config: &StoreConfig) -> Self {
         Self {
             memory_bytes: config.memory_bytes,
@@ -167,66 +137,75 @@ impl From<&StoreConfig> for Limits {
     }
 }
 
-/// The store; a handle that is cheap to clone.
+/// The part of the store that lives in this process, independent of the database.
+struct LocalState {
+    memory: MemoryCache,
+    /// Deletes that are not in the database yet. Their tasks are hidden from all reads.
+    pending_deletes: PendingDeletes,
+    limits: StoreLimits,
+    metrics: Arc<Metrics>,
+}
+
+impl LocalState {
+    fn new(limits: StoreLimits, metrics: Arc<Metrics>) -> Self {
+        Self {
+            memory: MemoryCache::new(limits.memory_bytes),
+            pending_deletes: PendingDeletes::default(),
+            limits,
+            metrics,
+        }
+    }
+}
+
+/// Handle to an open store; cheap to clone.
 #[derive(Clone)]
 pub struct Store {
-    shared: Arc<Shared>,
-    jobs: mpsc::Sender<Job>,
-    room: Arc<Semaphore>,
-    listings: Arc<Semaphore>,
+    local: Arc<LocalState>,
+    sqlite: Sqlite,
 }
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("path", &self.shared.path).finish_non_exhaustive()
+        f.debug_struct("Store").field("path", &self.path()).finish_non_exhaustive()
     }
 }
 
 impl Store {
-    /// Opens the file for serving: takes its lock, brings the schema up to date and starts the writer. A file that
-    /// is no sound database is set aside, loudly; one of a later version or another program is refused.
-    pub async fn open(config: &StoreConfig, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
-        Self::open_within(&config.url, Limits::from(config), metrics).await
-    }
-
-    async fn open_within(url: &str, limits: Limits, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
-        let path = open::parse_url(url)?;
-        let lock = open::lock(&path).await?;
-        let (opened, set_aside) = open::open_or_set_aside(&path, None).await?;
-        let shared = Arc::new(Shared::new(path, limits, metrics, opened.key));
-        if set_aside {
-            shared.count(StoreErrorKind::Corrupt);
-        }
-        shared.background.spawn(open::keep_freed_memory(opened.readers.clone()));
-        shared.set_readers(Some(opened.readers));
-        let (jobs, queue) = mpsc::channel(QUEUE);
-        let mut writer = Writer::new(Arc::clone(&shared), queue, opened.writer, lock);
-        writer.start().await?;
-        shared.background.spawn(watch(Arc::clone(&shared), tokio::spawn(writer.run())));
-        shared.background.close();
-        Ok(Self {
-            shared,
-            jobs,
-            room: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
-            listings: Arc::new(Semaphore::new(LISTINGS)),
-        })
-    }
-
-    /// The database file.
-    pub fn path(&self) -> &Path {
-        &self.shared.path
-    }
-
-    /// The key of the digests by which this store knows tokens.
-    pub fn digest_key(&self) -> &[u8; 32] {
-        &self.shared.key
-    }
-
-    /// What is stored of `ids` and may be shown to `reader`, in the order of `ids`, which are distinct. Memory
-    /// first, the rest some dozens a statement. A failing store is a miss; it takes at most 5 s to find out.
+    /// Opens the database for serving: takes its lock, creates or migrates the schema and starts the writer. A
+    /// corrupt file is set aside under another name, with an error in the log.
     ///
     /// # Errors
-    /// If the texts are longer than `max_bytes` together; at most one statement more than that is read.
+    /// A file that another process serves, that a later version wrote or that belongs to another program is
+    /// refused and left as it is.
+    pub async fn open(config: &StoreConfig, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+        Self::open_with_limits(&config.url, StoreLimits::from(config), metrics).await
+    }
+
+    async fn open_with_limits(
+        url: &str,
+        limits: StoreLimits,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StoreError> {
+        let local = Arc::new(LocalState::new(limits, metrics));
+        Ok(Self { sqlite: Sqlite::open(url, Arc::clone(&local)).await?, local })
+    }
+
+    /// Path of the database file.
+    pub fn path(&self) -> &Path {
+        self.sqlite.path()
+    }
+
+    /// Key of the HMAC digests under which this store knows tokens.
+    pub fn digest_key(&self) -> &[u8; 32] {
+        self.sqlite.digest_key()
+    }
+
+    /// Returns the stored tasks that `reader` may read, in the order of `ids`, which must be distinct. Reads
+    /// memory first and the rest from the database. If that fails, the tasks count as missing; it takes at
+    /// most 5 s.
+    ///
+    /// # Errors
+    /// If the records are longer than `max_bytes` together. At most one statement more than that is read.
     pub async fn get(
         &self,
         reader: &Digest,
@@ -234,68 +213,53 @@ impl Store {
         ids: &[TaskId],
         max_bytes: u64,
     ) -> Result<Vec<Option<StoredTask>>, ResultTooLarge> {
+        let hour = current_hour();
+        let LocalState { memory, pending_deletes, metrics, .. } = &*self.local;
         let mut found: Vec<Option<StoredTask>> =
-            ids.iter().map(|id| self.get_from_memory(reader, service, id)).collect();
-        let (places, missing): (Vec<usize>, Vec<&TaskId>) =
-            ids.iter().enumerate().filter(|&(place, _)| found[place].is_none()).unzip();
-        self.shared.metrics.store_lookups.add(StoreLookupResult::Memory, (ids.len() - missing.len()) as u64);
-        let readers = if missing.is_empty() { None } else { self.shared.readers() };
+            ids.iter().map(|id| self.get_from_memory(reader, service, id, hour)).collect();
+        let (positions, missing): (Vec<usize>, Vec<&TaskId>) =
+            ids.iter().enumerate().filter(|&(position, _)| found[position].is_none()).unzip();
+        metrics.store_lookups.add(StoreLookupResult::Memory, (ids.len() - missing.len()) as u64);
         let mut bytes: u64 = found.iter().flatten().map(|task| task.record.len() as u64).sum();
-        let Some(readers) = readers else {
-            return if bytes > max_bytes { Err(ResultTooLarge) } else { Ok(found) };
-        };
-
-        let shared = &self.shared;
-        let hour = shared.totals.hour();
-        let generation = shared.memory.generation();
-        let (asked, mut on_disk) = (missing.len() as u64, 0);
-        let reading = find::find(
-            shared,
-            &readers,
-            reader,
-            service,
-            &missing,
-            |task| {
+        if !missing.is_empty() {
+            let generation = memory.generation();
+            let mut on_disk = 0;
+            let visit = |task: sqlite::FoundTask| {
                 if task.used_hour < hour {
-                    shared.chores.touch(task.row);
+                    self.sqlite.mark_used(task.row_id);
                 }
-                let (id, place) = (missing[task.index], &mut found[places[task.index]]);
-                if place.is_some() || shared.hidden.covers(service, id) {
+                let (id, slot) = (missing[task.index], &mut found[positions[task.index]]);
+                if slot.is_some() || pending_deletes.covers(service, id) {
                     return ControlFlow::Continue(());
                 }
                 on_disk += 1;
-                bytes += task.text.len() as u64;
+                bytes += task.record.len() as u64;
                 if bytes > max_bytes {
                     return ControlFlow::Break(());
                 }
-                let fill = Fill {
+                let entry = CacheEntry {
                     reader,
                     service,
                     id,
-                    row: task.row,
-                    text: task.text.clone(),
+                    row_id: task.row_id,
+                    record: task.record.clone(),
                     stored_at: task.stored_at,
                     used_hour: hour,
                 };
-                shared.memory.fill(generation, fill);
-                *place = Some(StoredTask { record: task.text, stored_at: task.stored_at });
+                memory.insert(generation, entry);
+                *slot = Some(StoredTask { record: task.record, stored_at: task.stored_at });
                 ControlFlow::Continue(())
-            },
-            |damage| shared.damaged(damage),
-        );
-        match tokio::time::timeout(FIND_TIMEOUT, reading).await {
-            Ok(Ok(())) => {}
-            // Closed under our hands, by `close` or to set the file aside.
-            Ok(Err(sqlx::Error::PoolClosed)) => {}
-            Ok(Err(error)) => shared.read_failed(&error),
-            Err(_) => shared.read_timed_out(),
+            };
+            self.sqlite.read(reader, service, &missing, visit).await;
+            metrics.store_lookups.add(StoreLookupResult::Disk, on_disk);
+            metrics
+                .store_lookups
+                .add(StoreLookupResult::Miss, (missing.len() as u64).saturating_sub(on_disk));
         }
-        shared.metrics.store_lookups.add(StoreLookupResult::Disk, on_disk);
-        shared.metrics.store_lookups.add(StoreLookupResult::Miss, asked.saturating_sub(on_disk));
         if bytes > max_bytes { Err(ResultTooLarge) } else { Ok(found) }
     }
 
-    /// What [`Store::get`] would give, if all of it is in memory: no waiting.
+    /// Returns the same as [`Store::get`], without waiting, if all of `ids` are in memory and within `max_bytes`.
     pub fn get_cached(
         &self,
         reader: &Digest,
@@ -303,40 +267,49 @@ impl Store {
         ids: &[TaskId],
         max_bytes: u64,
     ) -> Option<Vec<Option<StoredTask>>> {
+        let hour = current_hour();
         let mut bytes = 0;
         let mut found = Vec::with_capacity(ids.len());
         for id in ids {
-            let task = self.get_from_memory(reader, service, id)?;
+            let task = self.get_from_memory(reader, service, id, hour)?;
             bytes += task.record.len() as u64;
             found.push(Some(task));
         }
         if bytes > max_bytes {
             return None;
         }
-        self.shared.metrics.store_lookups.add(StoreLookupResult::Memory, ids.len() as u64);
+        self.local.metrics.store_lookups.add(StoreLookupResult::Memory, ids.len() as u64);
         Some(found)
     }
 
-    /// The task if it is in memory and `reader` may see it. `None` says nothing about the disk.
-    fn get_from_memory(&self, reader: &Digest, service: &Service, id: &TaskId) -> Option<StoredTask> {
-        let hit = self.shared.memory.find(reader, service, id, self.shared.totals.hour())?;
-        if self.shared.hidden.covers(service, id) {
+    fn get_from_memory(
+        &self,
+        reader: &Digest,
+        service: &Service,
+        id: &TaskId,
+        hour: i64,
+    ) -> Option<StoredTask> {
+        let hit = self.local.memory.get(reader, service, id, hour)?;
+        if self.local.pending_deletes.covers(service, id) {
             return None;
         }
-        if let Some(row) = hit.first_use {
-            self.shared.chores.touch(row);
+        if let Some(row_id) = hit.first_use {
+            self.sqlite.mark_used(row_id);
         }
         Some(hit.task)
     }
 
-    /// The current epoch. It may lag behind a forget just made, which costs a chance to store, never a mistake.
+    /// Returns the current position in the sequence of deletes. It may lag behind a delete of another process;
+    /// then a record is not stored although it could be, never the other way round.
     pub fn epoch(&self) -> DeleteEpoch {
-        DeleteEpoch { seq: self.shared.totals.forget_seq.load(Ordering::Acquire), at: Instant::now() }
+        DeleteEpoch { seq: self.sqlite.delete_seq(), taken_at: Instant::now() }
     }
 
-    /// Stores finished tasks for `reader`. `true`: committed to disk and readable by `reader`, now or before.
-    /// `false`: the disk failed, or the task was forgotten after `epoch`. Takes at most 7 s, and no time while
-    /// the store is known to fail. Dropping the future does not undo what is queued.
+    /// Stores final records for `reader`. For each of them, `true` means that it is committed to disk and that
+    /// `reader` may read it, from now on or since earlier; `false` means that the disk failed or that the task
+    /// was deleted after `epoch`. Takes at most 7 s, and no time while the database is known to fail.
+    ///
+    /// If the future is dropped, the records may be stored nevertheless.
     pub async fn insert(
         &self,
         reader: &Digest,
@@ -344,135 +317,84 @@ impl Store {
         epoch: DeleteEpoch,
         tasks: Vec<FinalRecord>,
     ) -> Vec<bool> {
-        let refused = vec![false; tasks.len()];
-        if tasks.is_empty() || epoch.at.elapsed() > EPOCH_AGE || self.shared.health.get() != Health::Good {
-            return refused;
+        if tasks.is_empty() || epoch.taken_at.elapsed() > MAX_EPOCH_AGE {
+            return vec![false; tasks.len()];
         }
-        let bytes: usize = tasks.iter().map(|task| task.json.len()).sum();
-        let room = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(QUEUE_KIB);
-        let kept = tokio::time::timeout(KEEP_TIMEOUT, async {
-            let room = Arc::clone(&self.room).acquire_many_owned(room).await.ok()?;
-            let (answer, answered) = oneshot::channel();
-            let job = Job::Keep {
-                reader: *reader,
-                service: service.clone(),
-                seq: epoch.seq,
-                tasks,
-                answer,
-                _room: room,
-            };
-            self.jobs.send(job).await.ok()?;
-            answered.await.ok()
-        });
-        match kept.await {
-            Ok(kept) => kept.unwrap_or(refused),
-            Err(_) => {
-                // The next callers should not wait as long; the writer's next success makes it good again.
-                self.shared.write_failed("the write took too long");
-                self.shared.health.set(Health::WriteFailed);
-                refused
-            }
-        }
+        self.sqlite.insert(reader, service, epoch.seq, tasks).await
     }
 
-    /// Forgets, and gives the number of rows removed. On an error nothing of it may be written yet, but it is
-    /// hidden in this process from now on and tried again until it is.
+    /// Deletes tasks and returns the number of rows removed. After an error the rows may still be in the
+    /// database, but this process no longer serves them and repeats the delete until it succeeds.
     pub async fn delete(&self, scope: DeleteScope) -> Result<u64, StoreError> {
-        let (answer, answered) = oneshot::channel();
-        let job = Job::Delete { scope: scope.clone(), answer };
-        let done = tokio::time::timeout(FORGET_TIMEOUT, async {
-            self.jobs.send(job).await.ok()?;
-            answered.await.ok()
-        });
-        done.await.ok().flatten().unwrap_or_else(|| {
-            // No word from the writer, which else hides it itself.
-            self.shared.hidden.add(scope);
-            Err(StoreError::Unavailable)
-        })
+        self.sqlite.delete(scope).await
     }
 
-    /// What the upstream last said of a token, if that is known.
+    /// Returns what is known about a token; `None` too if the database cannot be read.
     pub async fn acceptance(&self, token: &Digest) -> Option<TokenAcceptance> {
-        if let Some(acceptance) = self.shared.chores.acceptance(token) {
-            return Some(acceptance);
-        }
-        let readers = self.shared.readers()?;
-        let reading = sqlx::query_as(
-            "SELECT accepted_at, ended FROM reader WHERE digest = ?1 AND accepted_at IS NOT NULL",
-        )
-        .bind(token.as_bytes().as_slice())
-        .fetch_optional(&readers);
-        match tokio::time::timeout(FIND_TIMEOUT, reading).await {
-            Ok(Ok(row)) => row.map(|(accepted_at, is_revoked)| TokenAcceptance { accepted_at, is_revoked }),
-            Ok(Err(sqlx::Error::PoolClosed)) => None,
-            Ok(Err(error)) => {
-                self.shared.read_failed(&error);
-                None
-            }
-            Err(_) => {
-                self.shared.read_timed_out();
-                None
-            }
-        }
+        self.sqlite.acceptance(token).await
     }
 
-    /// Notes what the upstream said of a token: seen by [`Store::acceptance`] at once, written within seconds. A
-    /// refusal of a token that was never accepted is not written.
+    /// Records what a response showed about a token. [`Store::acceptance`] returns it at once; it is written
+    /// within seconds. The refusal of a token that was never accepted is not written.
     pub fn record_acceptance(&self, token: Digest, acceptance: TokenAcceptance) {
-        self.shared.chores.accept(token, acceptance);
+        self.sqlite.record_acceptance(token, acceptance);
     }
 
-    /// Whether writes work, and if not, why.
-    pub fn readiness(&self) -> Result<(), &'static str> {
-        match self.shared.health.get() {
-            Health::Good => Ok(()),
-            Health::WriteFailed => Err("the task store cannot be written"),
-            Health::WalFull => {
-                Err("the task store's write-ahead log is full: some program reads it without end")
-            }
-            Health::Corrupt => Err("the task store is corrupt and is being set aside"),
-            Health::Stopped => Err("the task store's writer has stopped"),
-            Health::Closed => Err("the task store is closed"),
+    /// Returns a page of up to `limit` stored tasks, last stored first, or by service and id if the filter has
+    /// an id prefix. A page that has a next one may be short, and even empty.
+    ///
+    /// # Errors
+    /// [`StoreError::Unreadable`], after at most 5 s.
+    pub async fn list(
+        &self,
+        filter: &TaskFilter,
+        cursor: Option<ListCursor>,
+        limit: usize,
+    ) -> Result<TaskPage, StoreError> {
+        self.sqlite.list(filter, cursor, limit).await
+    }
+
+    /// Returns the records stored for an id: at most 50, up to 32 MiB together, each with at most 100 readers.
+    ///
+    /// # Errors
+    /// As [`Store::list`].
+    pub async fn records(&self, service: &Service, id: &TaskId) -> Result<Vec<RecordDetails>, StoreError> {
+        if self.local.pending_deletes.covers(service, id) {
+            return Ok(Vec::new());
         }
+        self.sqlite.records(service, id).await
     }
 
-    /// Counters, and the sizes of the files; nothing else is asked of the disk.
+    /// Version of the SQLite library.
+    pub async fn sqlite_version(&self) -> Option<String> {
+        self.sqlite.version().await
+    }
+
+    /// Whether the database accepts writes; the error is the reason why not.
+    pub fn readiness(&self) -> Result<(), &'static str> {
+        self.sqlite.readiness()
+    }
+
+    /// Counters and file sizes. Reads nothing from the database.
     pub fn stats(&self) -> StoreStats {
-        let shared = &self.shared;
-        let (memory_tasks, memory_bytes) = shared.memory.size();
-        let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
-        let queued_kib = (QUEUE_KIB as usize).saturating_sub(self.room.available_permits()) as u64;
+        let (memory_tasks, memory_bytes) = self.local.memory.size();
         StoreStats {
-            tasks: shared.totals.tasks.load(Ordering::Relaxed),
-            bytes: shared.totals.bytes.load(Ordering::Relaxed),
-            max_bytes: shared.limits.max_bytes,
-            database_bytes: size(&shared.path),
-            wal_bytes: size(&open::with_suffix(&shared.path, "-wal")),
-            queued_jobs: self.jobs.max_capacity() - self.jobs.capacity(),
-            queued_bytes: queued_kib * 1024,
+            max_bytes: self.local.limits.max_bytes,
             memory_tasks,
             memory_bytes,
-            memory_max_bytes: shared.limits.memory_bytes,
+            memory_max_bytes: self.local.limits.memory_bytes,
+            ..self.sqlite.stats()
         }
     }
 
-    /// Writes what waits, empties and removes the write-ahead log, releases the lock. Takes at most 15 s; to be
-    /// called once nobody looks up any more.
+    /// Writes what is queued, empties and removes the write-ahead log and releases the lock. Takes at most 15 s.
+    /// Later reads find nothing and later writes are refused.
     pub async fn close(&self) {
-        self.shared.closing.cancel();
-        if tokio::time::timeout(CLOSE_TIMEOUT, self.shared.background.wait()).await.is_err() {
-            tracing::warn!("the task store could not be closed in time");
-        }
+        self.sqlite.close().await;
     }
 }
 
-/// A writer that ends in a panic is logged and shows in readiness.
-async fn watch(shared: Arc<Shared>, writer: tokio::task::JoinHandle<()>) {
-    if let Err(error) = writer.await {
-        shared.health.set(Health::Stopped);
-        if error.is_panic() {
-            shared.metrics.panics.inc();
-        }
-        tracing::error!(error = %error, "the task store's writer has stopped; nothing is stored any more");
-    }
+/// The current time in hours since the Unix epoch.
+fn current_hour() -> i64 {
+    clock::unix_now() / 3600
 }

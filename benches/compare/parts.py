@@ -164,10 +164,10 @@ def batch(bench):
 class SqliteAlone(Entry):
     """50 tasks from a server's store by Python's SQLite: one thread, no HTTP, no verification."""
 
-    BY_ROW = "SELECT t.body FROM json_each(?1) j CROSS JOIN task t ON t.row = j.value"
-    BY_ID = """SELECT t.body FROM json_each(?1) j
-               CROSS JOIN task_right r ON r.service = 'producer' AND r.id = CAST(j.value AS BLOB) AND r.reader = 1
-               CROSS JOIN task t ON t.row = r.task"""
+    BY_ROW = "SELECT t.record FROM json_each(?1) j CROSS JOIN task t ON t.task_id = j.value"
+    BY_ID = """SELECT t.record FROM json_each(?1) j
+               CROSS JOIN task_grant g ON g.service = 'producer' AND g.id = CAST(j.value AS BLOB) AND g.reader_id = 1
+               CROSS JOIN task t ON t.task_id = g.task_id"""
 
     def __init__(self, name, server, statement, keys, size):
         super().__init__(server, None, size, None, name, warm=server.read_store)

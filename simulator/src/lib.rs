@@ -12,7 +12,6 @@ mod clock;
 mod connection;
 mod exchange;
 mod hold;
-pub mod raw_http;
 mod record;
 mod rulebook;
 mod rules;

@@ -1,47 +1,45 @@
-//! Tasks whose forgetting could not be written yet: hidden from every reader of this process, and tried again by
-//! the writer until the disk takes it.
+//! Deletes that could not be written to the database yet. Their tasks are hidden from all reads of this process,
+//! and the database repeats them until they succeed.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::DeleteScope;
 use crate::task::{Service, TaskId};
 
-/// Forgets that may wait; beyond it whole services are forgotten instead of single tasks.
-const MAX_WAITING: usize = 10_000;
+/// Largest number of scopes. Beyond it, whole services are deleted instead of single tasks.
+const MAX_PENDING: usize = 10_000;
 
-/// See the head of this file.
+/// See the module documentation.
 #[derive(Default)]
 pub(super) struct PendingDeletes {
-    /// Spares every look-up the lock while nothing waits, which is nearly always.
+    /// Whether there are any. Spares reads the lock in the usual case that there are none.
     any: AtomicBool,
-    waiting: Mutex<Waiting>,
+    pending: Mutex<Pending>,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct Pending {
     scopes: HashSet<DeleteScope>,
+    /// The tasks and services in `scopes`, for lookup.
     tasks: HashSet<(Service, TaskId)>,
     services: HashSet<Service>,
+    /// Whether a scope of unknown extent is pending, which hides everything.
     all: bool,
 }
 
 impl PendingDeletes {
-    /// Hides what `scope` names until [`PendingDeletes::settle`].
+    /// Hides the tasks of `scope` until [`PendingDeletes::complete`].
     pub(super) fn add(&self, scope: DeleteScope) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let scope = if waiting.scopes.len() < MAX_WAITING {
-            scope
-        } else {
-            match scope {
-                DeleteScope::ByReader { service, .. } | DeleteScope::Task { service, .. } => {
-                    DeleteScope::Service(service)
-                }
-                wide => wide,
+        let mut pending = self.lock();
+        let scope = match scope.task() {
+            Some((service, _)) if pending.scopes.len() >= MAX_PENDING => {
+                DeleteScope::Service(service.clone())
             }
+            _ => scope,
         };
-        waiting.insert(scope);
+        pending.insert(scope);
         self.any.store(true, Ordering::Release);
     }
 
@@ -50,40 +48,43 @@ impl PendingDeletes {
         if !self.any.load(Ordering::Acquire) {
             return false;
         }
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.all
-            || waiting.services.contains(service)
-            || waiting.tasks.contains(&(service.clone(), id.clone()))
+        let pending = self.lock();
+        pending.all
+            || pending.services.contains(service)
+            || pending.tasks.contains(&(service.clone(), id.clone()))
     }
 
-    /// What is still to be written.
-    pub(super) fn waiting(&self) -> Vec<DeleteScope> {
+    /// Returns the scopes that are still to be written.
+    pub(super) fn scopes(&self) -> Vec<DeleteScope> {
         if !self.any.load(Ordering::Acquire) {
             return Vec::new();
         }
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.scopes.iter().cloned().collect()
+        self.lock().scopes.iter().cloned().collect()
     }
 
-    /// Shows again what the written ones hid.
-    pub(super) fn settle(&self, written: &[DeleteScope]) {
+    /// Removes scopes that were written.
+    pub(super) fn complete(&self, written: &[DeleteScope]) {
         if written.is_empty() {
             return;
         }
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut scopes = std::mem::take(&mut waiting.scopes);
+        let mut pending = self.lock();
+        let mut scopes = std::mem::take(&mut pending.scopes);
         for scope in written {
             scopes.remove(scope);
         }
-        *waiting = Waiting::default();
+        *pending = Pending::default();
         self.any.store(!scopes.is_empty(), Ordering::Release);
         for scope in scopes {
-            waiting.insert(scope);
+            pending.insert(scope);
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Waiting {
+impl Pending {
     fn insert(&mut self, scope: DeleteScope) {
         match &scope {
             DeleteScope::ByReader { service, id, .. } | DeleteScope::Task { service, id } => {
@@ -103,25 +104,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hides_until_settled_and_stays_bounded() {
-        let hidden = PendingDeletes::default();
+    fn tasks_are_hidden_until_complete_and_scopes_are_bounded() {
+        let deletes = PendingDeletes::default();
         let service = Service::parse("producer").unwrap();
-        let task = |n: usize| DeleteScope::Task {
-            service: service.clone(),
-            id: TaskId::parse(&n.to_string()).unwrap(),
-        };
         let id = |n: usize| TaskId::parse(&n.to_string()).unwrap();
-        hidden.add(task(1));
-        hidden.add(task(2));
-        assert!(hidden.covers(&service, &id(1)) && !hidden.covers(&service, &id(3)));
-        hidden.settle(&[task(1)]);
-        assert!(!hidden.covers(&service, &id(1)) && hidden.covers(&service, &id(2)));
-        for n in 0..MAX_WAITING + 500 {
-            hidden.add(task(n));
+        let task = |n: usize| DeleteScope::Task { service: service.clone(), id: id(n) };
+        deletes.add(task(1));
+        deletes.add(task(2));
+        assert!(deletes.covers(&service, &id(1)) && !deletes.covers(&service, &id(3)));
+        deletes.complete(&[task(1)]);
+        assert!(!deletes.covers(&service, &id(1)) && deletes.covers(&service, &id(2)));
+        for n in 0..MAX_PENDING + 500 {
+            deletes.add(task(n));
         }
-        assert!(hidden.waiting().len() <= MAX_WAITING + 1);
-        assert!(hidden.covers(&service, &id(MAX_WAITING + 400)));
-        hidden.settle(&hidden.waiting());
-        assert!(!hidden.covers(&service, &id(2)));
+        assert!(deletes.scopes().len() <= MAX_PENDING + 1);
+        assert!(deletes.covers(&service, &id(MAX_PENDING + 400)));
+        deletes.complete(&deletes.scopes());
+        assert!(!deletes.covers(&service, &id(2)));
     }
 }

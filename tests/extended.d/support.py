@@ -301,9 +301,9 @@ def sound(path):
         verdict = file.execute("PRAGMA integrity_check").fetchone()[0]
         check(verdict == "ok", verdict)
         rows = 0
-        for task_id, body in file.execute("SELECT id, body FROM task"):
-            task = json.loads(body)
-            check(record_of(task["for"], task_id.decode()) == body, "half-written:", task_id)
+        for task_id, record in file.execute("SELECT id, record FROM task"):
+            task = json.loads(record)
+            check(record_of(task["for"], task_id.decode()) == record, "half-written:", task_id)
             rows += 1
     return rows
 

@@ -30,7 +30,7 @@ async fn five_hundred_clients_of_one_new_id_share_one_call() {
     });
     hold.wait_for_held(1).await;
     eventually("all clients wait for the call", async || {
-        app.admin("/api/queues").await.json()["queues"][0]["waiters"] == 500
+        app.admin("/api/queues").await.json()["queues"][0]["callers"] == 500
     })
     .await;
     hold.release();

@@ -37,11 +37,11 @@ fn files_set_aside(folder: &Path) -> Vec<String> {
 #[tokio::test]
 async fn damaged_row_is_a_miss_and_is_fetched_again() {
     let damages = [
-        "UPDATE task SET body = CAST(substr(body, 1, 100) || x'07' || substr(body, 102) AS BLOB)",
-        "UPDATE task SET body = substr(body, 1, length(body) - 1)",
-        "UPDATE task SET body = x''",
+        "UPDATE task SET record = CAST(substr(record, 1, 100) || x'07' || substr(record, 102) AS BLOB)",
+        "UPDATE task SET record = substr(record, 1, length(record) - 1)",
+        "UPDATE task SET record = x''",
         "UPDATE task SET checksum = checksum + 1",
-        "UPDATE task_right SET mark = mark + 1",
+        "UPDATE task_grant SET grant_checksum = grant_checksum + 1",
     ];
     let app = TestApp::spawn().await;
     app.upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
@@ -90,8 +90,8 @@ async fn grant_moved_to_another_reader_opens_no_record() {
     // Grants of reader a, changed to reader b as a flipped bit might do.
     let moved = file
         .run(
-            "INSERT OR IGNORE INTO task_right (service, id, reader, task, mark)
-             SELECT r.service, r.id, other.id, r.task, r.mark FROM task_right r, reader other",
+            "INSERT OR IGNORE INTO task_grant (service, id, reader_id, task_id, grant_checksum)
+             SELECT g.service, g.id, other.reader_id, g.task_id, g.grant_checksum FROM task_grant g, reader other",
         )
         .await;
     assert!(moved > 0);
@@ -265,13 +265,13 @@ fn unwritable_store_path_ends_the_start_with_one_line() {
     let folder = tempfile::tempdir().unwrap();
     // Not even root can write there.
     let line = one_line(&refused_start(folder.path(), "sqlite:///proc/refrain.db"));
-    assert!(line.contains("/proc/refrain.db") && line.contains("folder"), "{line}");
+    assert!(line.contains("/proc/refrain.db") && line.contains("directory must exist"), "{line}");
     let line = one_line(&refused_start(folder.path(), "sqlite://missing/refrain.db"));
-    assert!(line.contains("missing/refrain.db") && line.contains("folder"), "{line}");
+    assert!(line.contains("missing/refrain.db") && line.contains("directory must exist"), "{line}");
     assert!(!folder.path().join("missing").exists());
     fs::create_dir(folder.path().join("directory")).unwrap();
     let line = one_line(&refused_start(folder.path(), "sqlite://directory"));
-    assert!(line.contains("directory"), "{line}");
+    assert!(line.contains("cannot open") && line.contains("/directory for writing"), "{line}");
 }
 
 #[tokio::test]

@@ -138,7 +138,7 @@ pub(super) async fn list(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result
     };
     let limit = |text: &str| text.parse().ok().filter(|limit| (1..=MOST).contains(limit));
     let limit = parameters.parsed("limit", limit, "1 to 200")?.unwrap_or(USUAL);
-    let cursor = |text: &str| ListCursor::parse(text).filter(|cursor| filter.takes(cursor));
+    let cursor = |text: &str| ListCursor::parse(text).filter(|cursor| filter.accepts(cursor));
     let cursor = parameters.parsed("cursor", cursor, "next of the page before, with the same filters")?;
     let page = port.store.list(&filter, cursor, limit).await.map_err(|_| unreadable())?;
     Ok(Json(List {

@@ -82,7 +82,7 @@ async fn write(
     }
     let (mut written, mut cursor) = (Written { tasks: 0, damaged: 0 }, 0);
     loop {
-        let page = store.page(service, cursor).await?;
+        let page = store.export_page(service, cursor).await?;
         if interrupted.is_cancelled() {
             return Err(CliError::Runtime("interrupted; nothing was written".to_owned()));
         }

@@ -99,7 +99,7 @@ fn json_line(task: &ListedTask) -> Line<'_> {
         stored_at: task.stored_at,
         readers: task.readers,
         title: title(task),
-        cursor: task.row,
+        cursor: task.row_id,
     }
 }
 

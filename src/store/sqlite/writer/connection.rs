@@ -1,0 +1,213 @@
+//! The one connection that writes: transactions, and another file in place of one that is corrupt or was removed.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use sqlx::{Connection, SqliteConnection};
+
+use crate::store::StoreError;
+use crate::store::sqlite::connect::{self, BUSY_TIMEOUT, connect_writer};
+use crate::store::sqlite::open::{self, OpenDatabase};
+use crate::store::sqlite::state::SqliteState;
+use crate::store::sqlite::wal::WalGuard;
+use crate::store::sqlite::{READERS, delete, file};
+
+/// Why the file is replaced by another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReopenReason {
+    /// The file is corrupt.
+    Corrupt,
+    /// The file was removed or replaced while it was open. What is written through the open connections is lost.
+    FileReplaced,
+}
+
+/// See the module documentation.
+pub(super) struct WriterConnection {
+    state: Arc<SqliteState>,
+    /// `None` after a failure, until the next transaction opens it again.
+    conn: Option<SqliteConnection>,
+    /// `PRAGMA data_version` of this connection, which changes when another connection commits.
+    data_version: Option<i64>,
+    /// Identity of the file behind the connections.
+    file: Option<(u64, u64)>,
+    /// Whether the corrupt file was set aside but a new one could not be opened yet.
+    is_set_aside: bool,
+    wal: WalGuard,
+}
+
+impl WriterConnection {
+    pub(super) fn new(state: Arc<SqliteState>, conn: SqliteConnection) -> Self {
+        Self {
+            conn: Some(conn),
+            data_version: None,
+            file: file::identity(&state.path),
+            is_set_aside: false,
+            wal: WalGuard::new(&state.path, &state.local.limits),
+            state,
+        }
+    }
+
+    /// Whether the file was removed or replaced.
+    pub(super) fn is_file_replaced(&self) -> bool {
+        self.file != file::identity(&self.state.path)
+    }
+
+    /// Whether the connection is open.
+    pub(super) fn is_open(&self) -> bool {
+        self.conn.is_some()
+    }
+
+    /// Clears the memory cache and reads the counters if another process wrote to the database.
+    pub(super) async fn refresh(&mut self) -> Result<(), sqlx::Error> {
+        let mut conn = self.take().await?;
+        match self.check_data_version(&mut conn).await {
+            Ok(()) => {
+                self.conn = Some(conn);
+                Ok(())
+            }
+            Err(error) => {
+                discard(conn).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs `work` in a transaction, and keeps the counters and the write-ahead log in order. After a failure nothing
+    /// is written, and the connection is closed because its state is unknown.
+    pub(super) async fn transaction<T>(
+        &mut self,
+        work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        let mut conn = self.take().await?;
+        match self.run(&mut conn, work).await {
+            Ok(value) => {
+                if let Err(error) = self.wal.after_write(&mut conn).await {
+                    self.state.record_write_failure(&error.to_string());
+                }
+                self.conn = Some(conn);
+                Ok(value)
+            }
+            Err(error) => {
+                discard(conn).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn run<T>(
+        &mut self,
+        conn: &mut SqliteConnection,
+        work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        self.check_data_version(conn).await?;
+        self.wal.before_write(conn).await?;
+        let start = Instant::now();
+        let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
+        let value = work(&mut tx).await?;
+        let meta = Meta::read(&mut tx).await?;
+        tx.commit().await?;
+        self.state.local.metrics.commit_seconds.observe(start.elapsed());
+        meta.publish(&self.state);
+        Ok(value)
+    }
+
+    /// Returns the connection, opened again after a failure.
+    async fn take(&mut self) -> Result<SqliteConnection, sqlx::Error> {
+        match self.conn.take() {
+            Some(conn) => Ok(conn),
+            None => {
+                self.data_version = None;
+                connect_writer(&self.state.path).await
+            }
+        }
+    }
+
+    async fn check_data_version(&mut self, conn: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        let version: i64 = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *conn).await?;
+        if self.data_version != Some(version) {
+            self.data_version = Some(version);
+            self.state.local.memory.clear();
+            Meta::read(conn).await?.publish(&self.state);
+        }
+        Ok(())
+    }
+
+    /// Closes all connections, the writing one last.
+    pub(super) async fn close(&mut self) {
+        connect::close(self.state.readers.replace(None), self.conn.take()).await;
+    }
+
+    /// Closes all connections and goes on with another file and the same digest key, under which other modules know
+    /// tokens. A corrupt file is set aside first. A file that was removed or replaced no longer belongs to this
+    /// process and is not touched.
+    pub(super) async fn reopen(&mut self, reason: ReopenReason) -> Result<(), StoreError> {
+        self.state.local.memory.clear();
+        self.close().await;
+        self.data_version = None;
+        self.state.deferred.clear_rows();
+        let state = Arc::clone(&self.state);
+        match reason {
+            ReopenReason::FileReplaced => tracing::error!(
+                path = %state.path.display(),
+                "the file of the task store was removed or replaced; the file that is there now is used"
+            ),
+            ReopenReason::Corrupt if !self.is_set_aside => {
+                set_aside(&state.path)?;
+                self.is_set_aside = true;
+            }
+            ReopenReason::Corrupt => {}
+        }
+        let OpenDatabase { mut writer, readers, .. } =
+            open::open(&state.path, Some(state.digest_key), READERS).await?;
+        let former_seq = state.counters.delete_seq.load(Ordering::Relaxed);
+        let continued = continue_deletes(&mut writer, former_seq).await;
+        self.conn = Some(writer);
+        self.file = file::identity(&state.path);
+        state.readers.replace(Some(readers));
+        continued?;
+        self.refresh().await?;
+        self.is_set_aside = false;
+        Ok(())
+    }
+}
+
+/// Sets the file aside even if it could be opened: what is behind a broken page would be reported again and again.
+fn set_aside(path: &Path) -> Result<(), StoreError> {
+    let reason = sqlx::Error::Protocol("corruption was found while the store was in use".to_owned());
+    file::set_aside(path, &StoreError::Sqlx(reason))
+}
+
+async fn continue_deletes(conn: &mut SqliteConnection, former_seq: i64) -> Result<(), sqlx::Error> {
+    let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
+    delete::continue_sequence(&mut tx, former_seq).await?;
+    tx.commit().await
+}
+
+/// Closes a connection in an unknown state, within a time limit.
+async fn discard(conn: SqliteConnection) {
+    let _ = tokio::time::timeout(BUSY_TIMEOUT, conn.close()).await;
+}
+
+/// The counters in table `meta`.
+struct Meta {
+    tasks: i64,
+    bytes: i64,
+    delete_seq: i64,
+}
+
+impl Meta {
+    async fn read(conn: &mut SqliteConnection) -> Result<Self, sqlx::Error> {
+        let (tasks, bytes, delete_seq) =
+            sqlx::query_as("SELECT tasks, bytes, delete_seq FROM meta").fetch_one(conn).await?;
+        Ok(Self { tasks, bytes, delete_seq })
+    }
+
+    fn publish(&self, state: &SqliteState) {
+        let counters = &state.counters;
+        counters.tasks.store(u64::try_from(self.tasks).unwrap_or(0), Ordering::Relaxed);
+        counters.bytes.store(u64::try_from(self.bytes).unwrap_or(0), Ordering::Relaxed);
+        counters.delete_seq.store(self.delete_seq, Ordering::Release);
+    }
+}
