@@ -1,126 +1,146 @@
-//! Whether the upstream can be reached, known once for all lanes: while it cannot, one probe at a time goes
-//! through and everybody else learns so at once instead of waiting for a time-out of their own.
+//! Circuit breaker for the upstream, shared by all queues. While it is open, one call at a time probes the upstream,
+//! and every other lookup fails at once instead of running into a timeout of its own.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::upstream::UpstreamError;
 
-/// The longest time between two probes.
+/// Time between the failure that opens the circuit and the first probe.
+const MIN_PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Longest time between two probes.
 const MAX_PROBE_INTERVAL: Duration = Duration::from_secs(8);
 
-/// What is known of the way to the upstream.
+/// Reachability of the upstream.
 #[derive(Debug, Default)]
 pub(super) struct CircuitBreaker {
-    state: Mutex<Queue>,
+    circuit: Mutex<Circuit>,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
-    /// When the upstream last said anything at all.
-    heard_at: Option<Instant>,
-    down: Option<Down>,
+struct Circuit {
+    /// When the upstream last responded, with any status.
+    last_response_at: Option<Instant>,
+    /// `None` while the circuit is closed.
+    open: Option<OpenCircuit>,
 }
 
 #[derive(Debug)]
-struct Down {
+struct OpenCircuit {
     error: UpstreamError,
     next_probe: Instant,
-    interval: Duration,
-    probing: bool,
+    probe_interval: Duration,
+    is_probing: bool,
 }
 
-/// Whether a call may go.
+/// Whether a call may be sent.
 #[derive(Debug)]
 pub(super) enum BreakerDecision {
-    /// It may; hold the guard until the call has ended.
-    Go(HalfOpenPermit),
-    /// The upstream is down; what its last failure was, and when the next probe goes.
-    Down(UpstreamError, Duration),
+    /// The circuit is closed.
+    Send,
+    /// The circuit is open and this call probes the upstream. The permit is held until the call has ended.
+    Probe(HalfOpenPermit),
+    /// The circuit is open.
+    Reject(Rejection),
 }
 
-/// Frees the probe's place if the call ends without a word, by a panic or a cancel. Empty for a call that is no probe.
+/// State of the open circuit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rejection {
+    /// Error of the last call.
+    pub(super) error: UpstreamError,
+    /// Time until the next probe.
+    pub(super) retry_after: Duration,
+}
+
+/// Permit of the one call that probes the upstream. Dropping it permits the next probe.
 #[derive(Debug)]
 pub(super) struct HalfOpenPermit {
-    breaker: Option<Arc<CircuitBreaker>>,
-}
-
-impl HalfOpenPermit {
-    pub(super) fn is_probe(&self) -> bool {
-        self.breaker.is_some()
-    }
+    breaker: Arc<CircuitBreaker>,
 }
 
 impl CircuitBreaker {
-    /// Asks for a call's way. While the upstream is down only one call at a time gets it, after a pause.
-    pub(super) fn permit(self: &Arc<Self>, now: Instant) -> BreakerDecision {
-        let mut state = self.lock();
-        match &mut state.down {
-            None => BreakerDecision::Go(HalfOpenPermit { breaker: None }),
-            Some(down) if !down.probing && down.next_probe <= now => {
-                down.probing = true;
-                BreakerDecision::Go(HalfOpenPermit { breaker: Some(Arc::clone(self)) })
-            }
-            Some(down) => BreakerDecision::Down(down.error, down.next_probe.saturating_duration_since(now)),
-        }
-    }
-
-    /// Like [`CircuitBreaker::permit`], without taking the probe's place.
-    pub(super) fn is_down(&self, now: Instant) -> Option<(UpstreamError, Duration)> {
-        let state = self.lock();
-        let down = state.down.as_ref()?;
-        (down.probing || down.next_probe > now)
-            .then(|| (down.error, down.next_probe.saturating_duration_since(now)))
-    }
-
-    /// Whether the upstream is down as far as is known, a probe that is due or under way or not.
-    pub(super) fn is_known_down(&self) -> bool {
-        self.lock().down.is_some()
-    }
-
-    /// The upstream answered something.
-    pub(super) fn record_success(&self, now: Instant) {
-        let mut state = self.lock();
-        state.heard_at = Some(now);
-        if state.down.take().is_some() {
-            tracing::info!("the upstream answers again");
-        }
-    }
-
-    /// A call that began at `began` ended without an answer. An upstream that could not be connected to is down; one
-    /// that was silent is down only if it was silent to everybody since that call began. While it is down, only the
-    /// probe's own end says anything new.
-    pub(super) fn failed(&self, now: Instant, began: Instant, probe: &HalfOpenPermit, error: &UpstreamError) {
-        let mut state = self.lock();
-        let silent = error.is_timeout() && state.heard_at.is_none_or(|at| at < began);
-        let interval = match &state.down {
-            Some(_) if !probe.is_probe() => return,
-            // A probe that got through and broke off: the next one need not wait longer.
-            Some(down) if error.was_reached() && !silent => down.interval,
-            Some(down) => (down.interval * 2).min(MAX_PROBE_INTERVAL),
-            None if error.was_reached() && !silent => return,
+    /// Decides on a call that would be sent now.
+    pub(super) fn decide(self: &Arc<Self>, now: Instant) -> BreakerDecision {
+        let mut circuit = self.lock();
+        let Some(open) = &mut circuit.open else { return BreakerDecision::Send };
+        match open.rejection(now) {
+            Some(rejection) => BreakerDecision::Reject(rejection),
             None => {
-                tracing::warn!(%error, "the upstream cannot be reached; stored tasks are served meanwhile");
-                Duration::from_secs(1)
+                open.is_probing = true;
+                BreakerDecision::Probe(HalfOpenPermit { breaker: Arc::clone(self) })
+            }
+        }
+    }
+
+    /// Returns the rejection that a call would meet now, without claiming the probe.
+    pub(super) fn rejection(&self, now: Instant) -> Option<Rejection> {
+        self.lock().open.as_ref()?.rejection(now)
+    }
+
+    /// Whether the circuit is open, even if a probe is due or in flight.
+    pub(super) fn is_open(&self) -> bool {
+        self.lock().open.is_some()
+    }
+
+    /// Records a response of the upstream, with any status, which closes the circuit.
+    pub(super) fn record_success(&self, now: Instant) {
+        let mut circuit = self.lock();
+        circuit.last_response_at = Some(now);
+        if circuit.open.take().is_some() {
+            tracing::info!("the upstream is reachable again");
+        }
+    }
+
+    /// Records a call without a response that began at `began`.
+    ///
+    /// A failed connection opens the circuit. A timeout opens it only if no call got a response since `began`. While
+    /// the circuit is open, only the failure of the probe (`permit`) changes it.
+    pub(super) fn record_failure(
+        &self,
+        now: Instant,
+        began: Instant,
+        permit: Option<&HalfOpenPermit>,
+        error: UpstreamError,
+    ) {
+        let mut circuit = self.lock();
+        let is_silent = error.is_timeout() && circuit.last_response_at.is_none_or(|at| at < began);
+        let is_unreachable = !error.was_reached() || is_silent;
+        let probe_interval = match &circuit.open {
+            Some(_) if permit.is_none() => return,
+            Some(open) if is_unreachable => (open.probe_interval * 2).min(MAX_PROBE_INTERVAL),
+            // The probe was connected and then interrupted, so the interval does not grow.
+            Some(open) => open.probe_interval,
+            None if !is_unreachable => return,
+            None => {
+                tracing::warn!(%error, "the upstream is unreachable; stored tasks are still served");
+                MIN_PROBE_INTERVAL
             }
         };
-        state.down = Some(Down { error: *error, next_probe: now + interval, interval, probing: false });
+        let next_probe = now + probe_interval;
+        circuit.open = Some(OpenCircuit { error, next_probe, probe_interval, is_probing: false });
     }
 
-    /// Short sections only, never held over an await; a panic elsewhere leaves the state sound.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A panic elsewhere leaves the circuit consistent, so poisoning is ignored.
+    fn lock(&self) -> MutexGuard<'_, Circuit> {
+        self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OpenCircuit {
+    fn rejection(&self, now: Instant) -> Option<Rejection> {
+        let retry_after = self.next_probe.saturating_duration_since(now);
+        (self.is_probing || self.next_probe > now).then_some(Rejection { error: self.error, retry_after })
     }
 }
 
 impl Drop for HalfOpenPermit {
     fn drop(&mut self) {
-        if let Some(breaker) = &self.breaker
-            && let Some(down) = &mut breaker.lock().down
-        {
-            down.probing = false;
+        if let Some(open) = &mut self.breaker.lock().open {
+            open.is_probing = false;
         }
     }
 }

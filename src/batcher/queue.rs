@@ -1,419 +1,588 @@
-//! The set of wanted ids of one lane: who waits for what, what was seen last; `calls`: what goes next. No clock, no
-//! I/O: every method is given `now`.
+//! Ids of one queue, their waiters and their cached results.
+//!
+//! A state machine without clock and I/O: every operation receives the current time in its [`QueueContext`].
 
+mod entry;
 mod schedule;
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-pub(super) use self::schedule::{Call, Next};
-use super::entry::{Entry, MAX_NEGATIVE_AGE, NegativeEntry, Snapshot, Stage, WaiterSlot, Wanted};
-use super::waiter::Waiter;
-use super::{
-    Enqueued, Freshness, LookupFailure, LookupKind, LookupOptions, QueueLimits, RecordSource, TaskOutcome,
+use self::entry::{Entries, MAX_NEGATIVE_AGE, NegativeEntry, PendingSnapshot, QueueEntry, Stage, WaiterSlot};
+pub(super) use self::schedule::Call;
+use self::schedule::Schedule;
+use super::outcome::{
+    Enqueued, Freshness, LookupFailure, LookupKind, LookupOptions, RecordSource, TaskOutcome,
 };
+use super::waiter::Waiter;
 use crate::task::TaskId;
 use crate::upstream::UpstreamResponse;
 
-/// Ids for which every lane has room, however full the others are: one noisy token does not shut out the quiet ones.
-const MIN_WANTED: usize = 256;
+/// Ids that every queue may hold, however full the others are, so that one busy token does not shut out the others.
+const MIN_IDS: usize = 256;
 
-/// Bounds of the time between two looks at a task that somebody waits for.
-const LOOK_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Most calls of one queue in flight at a time.
+const MAX_CALLS: usize = 16;
 
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    pub(super) entries: HashMap<TaskId, Entry>,
-    wanted: Wanted,
-    /// Calls that are put together already: halves, single ids left out of a folded call, calls to be repeated.
-    pub(super) prepared: VecDeque<Call>,
-    prepared_went_last: bool,
-    /// How long one round over all that is wanted took, when the last call was taken.
-    cycle_at_take: Duration,
-    /// Calls under way.
-    pub(super) calls: usize,
-    /// Whether a driver runs.
-    pub(super) worker_running: bool,
+/// Bounds of the time between two fetches of an id for its long polls.
+const MIN_POLL_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_POLL_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Time and limits of one operation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QueueContext {
+    pub(super) now: Instant,
+    pub(super) max_batch: usize,
+    /// Most ids in this queue, cached results included.
+    pub(super) max_ids: usize,
+    /// Ids that all queues together may still add.
+    pub(super) free_ids: usize,
+    pub(super) pending_max_age: Duration,
+    pub(super) pending_max_stale: Duration,
+    /// The queue's share of its token's calls per second.
+    pub(super) rate: f64,
+    /// Remaining time of a pause that the upstream requested.
+    pub(super) paused_for: Duration,
+    /// Whether there is memory for another snapshot.
+    pub(super) caches_snapshots: bool,
 }
 
-/// Outcome of a fetch, for one id.
+/// Ids of one queue.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    entries: Entries,
+    schedule: Schedule,
+    /// Cycle when the last call was taken.
+    cycle_at_take: Duration,
+    calls_in_flight: usize,
+    is_worker_running: bool,
+}
+
+/// Next step of the queue's worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WorkerStep {
+    /// A call is due.
+    TakeCall,
+    /// A call is due at that time.
+    SleepUntil(Instant),
+    /// Nothing is due before a call ends or a lookup arrives.
+    AwaitChange,
+    /// There is nothing to do.
+    Stop,
+}
+
+/// Whether a worker has to be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WorkerStart {
+    Needed,
+    AlreadyRunning,
+}
+
+/// Result of a fetch for one id.
 #[derive(Debug)]
 pub(super) enum FetchOutcome {
-    Finished {
-        text: Bytes,
-        stored: bool,
+    Final {
+        record: Bytes,
+        source: RecordSource,
     },
     Pending {
-        text: Bytes,
+        record: Bytes,
         task_age: Option<Duration>,
     },
-    /// Shown, not remembered.
-    Disputed(Bytes),
+    /// A record that is served but not cached.
+    Conflicting(Bytes),
     Unknown(Option<Arc<UpstreamResponse>>),
-    /// An answer for a single look-up as it is; callers who cannot be given it get the failure.
+    /// A response for single lookups as it is. Batches receive the failure.
     Relayed(Arc<UpstreamResponse>, LookupFailure),
     Failed(LookupFailure),
 }
 
+/// Bytes of an id's snapshot before and after an operation.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SnapshotBytes {
+    pub(super) before: usize,
+    pub(super) after: usize,
+}
+
+/// Reason why a lookup leaves while ids of it are unresolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Departure {
+    /// It returned a result without them, so they stay queued for a while.
+    Returned,
+    /// Its client hung up. An id without another waiter is dropped.
+    HungUp,
+}
+
+/// Cached results that a sweep drops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SweepScope {
+    /// Results that are too old to be served.
+    Expired,
+    /// All results of ids without waiters.
+    Unawaited,
+}
+
+/// Numbers of ids and cached results.
+#[derive(Debug, Default)]
+pub(super) struct QueueCounts {
+    pub(super) queued: usize,
+    pub(super) in_flight: usize,
+    pub(super) snapshots: usize,
+    pub(super) snapshot_bytes: usize,
+    /// When the longest waiting id was queued.
+    pub(super) oldest_queued: Option<Instant>,
+}
+
+/// A task whose last record is pending.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PendingTask<'a> {
+    pub(super) id: &'a TaskId,
+    pub(super) record: &'a Bytes,
+    pub(super) fetched_at: Instant,
+    pub(super) first_seen: Instant,
+    pub(super) waiters: usize,
+    pub(super) is_queued: bool,
+}
+
+/// Lookups.
 impl Queue {
-    /// Registers a caller's ids: fills what is remembered and fresh enough, waits for the rest.
-    pub(super) fn arrive(
+    /// Registers a waiter for its unresolved ids. Resolves those with a fresh cached result and queues the others.
+    pub(super) fn enqueue(
         &mut self,
-        now: Instant,
-        limits: &QueueLimits,
+        context: &QueueContext,
         ids: &[TaskId],
         waiter: &Arc<Waiter>,
         options: &LookupOptions,
     ) -> Enqueued {
-        let mut arrival = Enqueued::default();
-        let (single, long_poll) = (options.kind == LookupKind::Single, options.wait.is_some());
-        let retry_after = self.estimate(limits);
-        let bound = limits.max_wanted.min((self.entries.len() + limits.room).max(MIN_WANTED));
-        let mut made_room = false;
-        for slot in waiter.open_slots() {
+        let mut enqueued = Enqueued::default();
+        let is_long_poll = options.wait.is_some();
+        let retry_after = self.estimate(context);
+        let max_ids = context.max_ids.min((self.len() + context.free_ids).max(MIN_IDS));
+        let mut has_evicted = false;
+        for slot in waiter.unresolved() {
             let id = &ids[slot];
-            if self.entries.len() >= bound && !self.entries.contains_key(id) {
-                if !made_room {
-                    made_room = true;
-                    self.make_room();
+            if self.len() >= max_ids && !self.entries.map.contains_key(id) {
+                if !has_evicted {
+                    has_evicted = true;
+                    self.evict_cached();
                 }
-                if self.entries.len() >= bound {
-                    waiter.fill(slot, TaskOutcome::Failed(LookupFailure::QueueFull { retry_after }));
+                if self.len() >= max_ids {
+                    waiter.resolve(slot, TaskOutcome::Failed(LookupFailure::QueueFull { retry_after }));
                     continue;
                 }
             }
-            let entry = self.entries.entry(id.clone()).or_default();
-            let fresh = entry.fresh(now, limits, options);
+            let Entries { map, active } = &mut self.entries;
+            let entry = map.entry(id.clone()).or_default();
+            let fresh = entry.fresh_outcome(context, options);
             let is_fresh = fresh.is_some();
-            if let Some(outcome) = fresh.filter(|_| !long_poll) {
-                waiter.fill(slot, outcome);
+            if let Some(outcome) = fresh.filter(|_| !is_long_poll) {
+                waiter.resolve(slot, outcome);
                 continue;
             }
             if entry.stage == Stage::Idle {
-                arrival.added += 1;
-                arrival.outdated += usize::from(entry.pending.is_some() || entry.negative.is_some());
-                // Whoever holds out looks again later at what was seen this moment.
+                enqueued.added += 1;
+                enqueued.outdated += usize::from(entry.snapshot.is_some() || entry.negative.is_some());
+                // A long poll fetches a fresh result again later.
                 if !is_fresh {
-                    self.wanted.set(entry, Stage::Wanted { since: now });
+                    active.set_stage(entry, Stage::Queued { since: context.now });
                 }
             } else {
-                arrival.joined += 1;
+                enqueued.joined += 1;
             }
-            let waiter = WaiterSlot { waiter: Arc::clone(waiter), slot, single, long_poll };
+            let waiter = WaiterSlot { waiter: Arc::clone(waiter), slot, kind: options.kind, is_long_poll };
             entry.waiters.push(waiter);
         }
-        arrival
+        enqueued
     }
 
-    /// Whether an id left out of a folded call has to be asked alone: somebody is owed the upstream's own word on it,
-    /// and that word is not known from before.
-    pub(super) fn is_owed_its_own_answer(&self, id: &TaskId) -> bool {
-        self.entries.get(id).is_some_and(|entry| {
-            entry.waiters.iter().any(|waiter| waiter.single)
-                && entry.negative.as_ref().is_none_or(|negative| negative.answer.is_none())
-        })
-    }
-
-    /// A folded call left the id out and it is asked for alone, for its single look-ups. Batches have their answer.
-    pub(super) fn leave_out(&mut self, now: Instant, id: &TaskId) {
-        let Some(entry) = self.entries.get_mut(id) else { return };
-        entry.pending = None;
-        let shown_for = entry.negative.as_ref().map_or(Duration::ZERO, |negative| negative.shown_for);
-        entry.negative = Some(NegativeEntry { answer: None, taken_at: now, shown_for });
-        entry.waiters.retain(|waiter| {
-            let is_answered = !waiter.single && !waiter.long_poll;
-            if is_answered {
-                let outcome = TaskOutcome::Unknown { response: None, freshness: Freshness::Fetched };
-                waiter.waiter.fill(waiter.slot, outcome);
-            }
-            !is_answered
-        });
-    }
-
-    /// Spreads the news of an id. Whoever holds out goes on waiting unless it is a finish or a failure. Gives the bytes
-    /// of the remembered answer before and after.
-    pub(super) fn complete(
-        &mut self,
-        now: Instant,
-        limits: &QueueLimits,
-        id: &TaskId,
-        news: FetchOutcome,
-    ) -> (usize, usize) {
-        let Some(entry) = self.entries.get_mut(id) else { return (0, 0) };
-        let before = entry.remembered_bytes();
-        self.wanted.set(entry, Stage::Idle);
-        entry.grace_until = None;
-        entry.look_at = Some(now + LOOK_INTERVAL.0);
-        let look_again = std::mem::take(&mut entry.look_again);
-        match news {
-            FetchOutcome::Finished { text, stored } => {
-                (entry.pending, entry.negative) = (None, None);
-                entry.answer_all(&TaskOutcome::Final {
-                    record: text,
-                    source: RecordSource::Upstream { is_stored: stored },
-                });
-            }
-            FetchOutcome::Pending { text, task_age } => {
-                let first_seen = entry.pending.as_ref().map_or(now, |snapshot| snapshot.first_seen);
-                let task_age = task_age.unwrap_or_else(|| now.saturating_duration_since(first_seen));
-                entry.negative = None;
-                entry.look_at = Some(now + (task_age / 10).clamp(LOOK_INTERVAL.0, LOOK_INTERVAL.1));
-                let two_cycles = 2 * self.cycle_at_take;
-                let snapshot = Snapshot { text: text.clone(), taken_at: now, first_seen, two_cycles };
-                entry.pending = limits.remembers.then_some(snapshot);
-                entry.answer_patient_ones(&TaskOutcome::Pending {
-                    record: text,
-                    freshness: Freshness::Fetched,
-                });
-            }
-            FetchOutcome::Disputed(text) => {
-                entry.answer_all(&TaskOutcome::Pending { record: text, freshness: Freshness::Fetched });
-            }
-            FetchOutcome::Unknown(answer) => {
-                entry.pending = None;
-                let before = entry.negative.take();
-                let shown_for = before.as_ref().map_or(limits.pending_max_age, |negative| {
-                    (negative.shown_for * 2).max(limits.pending_max_age).min(MAX_NEGATIVE_AGE)
-                });
-                // Left out again: the word it got when asked alone still holds.
-                let answer = answer.or_else(|| before.and_then(|negative| negative.answer));
-                entry.look_at = Some(now + shown_for.max(LOOK_INTERVAL.0));
-                entry.negative = Some(NegativeEntry { answer: answer.clone(), taken_at: now, shown_for });
-                entry.answer_patient_ones(&TaskOutcome::Unknown {
-                    response: answer,
-                    freshness: Freshness::Fetched,
-                });
-            }
-            FetchOutcome::Relayed(answer, failure) => {
-                for waiter in std::mem::take(&mut entry.waiters) {
-                    let outcome = match waiter.single {
-                        true => TaskOutcome::Relayed(answer.clone()),
-                        false => TaskOutcome::Failed(failure.clone()),
-                    };
-                    waiter.waiter.fill(waiter.slot, outcome);
-                }
-            }
-            FetchOutcome::Failed(failure) => entry.answer_all(&TaskOutcome::Failed(failure)),
-        }
-        if look_again {
-            entry.look_at = None;
-        }
-        let after = entry.remembered_bytes();
-        self.forget_if_blank(id);
-        (before, after)
-    }
-
-    /// Fails every id that is wanted or put together but not in a call under way: the reason concerns them all.
-    pub(super) fn fail_waiting(&mut self, failure: &LookupFailure) {
-        for call in std::mem::take(&mut self.prepared) {
-            for id in call.ids {
-                if let Some(entry) = self.entries.get_mut(&id) {
-                    self.wanted.set(entry, Stage::Idle);
-                    entry.answer_all(&TaskOutcome::Failed(failure.clone()));
-                }
-            }
-        }
-        for entry in self.entries.values_mut() {
-            if entry.stage != Stage::Taken {
-                self.wanted.set(entry, Stage::Idle);
-                entry.grace_until = None;
-                entry.answer_all(&TaskOutcome::Failed(failure.clone()));
-            }
-        }
-        self.entries.retain(|_, entry| !entry.is_blank());
-    }
-
-    /// A caller's time in the queue is over: ids that no call has taken yet are answered with what is remembered, if
-    /// young enough, else with a 429. They stay wanted either way.
-    pub(super) fn stop_queueing(
-        &mut self,
-        now: Instant,
-        limits: &QueueLimits,
-        ids: &[TaskId],
-        waiter: &Arc<Waiter>,
-    ) {
-        let (longest_age, retry_after) = (self.max_stale(limits), self.estimate(limits));
-        for slot in waiter.open_slots() {
-            let Some(entry) = self.entries.get_mut(&ids[slot]) else { continue };
-            if entry.stage == Stage::Taken {
+    /// Ends a lookup's time in the queue. Ids that are not in a call are resolved with a snapshot that is young enough,
+    /// else with a failure. They stay queued either way.
+    pub(super) fn end_queueing(&mut self, context: &QueueContext, ids: &[TaskId], waiter: &Arc<Waiter>) {
+        let (max_age, retry_after) = (self.max_stale(context), self.estimate(context));
+        let Entries { map, active } = &mut self.entries;
+        for slot in waiter.unresolved() {
+            let Some(entry) = map.get_mut(&ids[slot]) else { continue };
+            if entry.stage == Stage::InCall {
                 continue;
             }
             let outcome = entry
-                .last_seen(now, longest_age, waiter)
+                .cached_outcome(context.now, max_age, waiter)
                 .unwrap_or(TaskOutcome::Failed(LookupFailure::QueueTimeout { retry_after }));
-            entry.leave(waiter);
-            entry.extend_grace(&mut self.wanted, now, limits);
-            waiter.fill(slot, outcome);
+            entry.remove_waiter(waiter);
+            entry.start_grace(active, context);
+            waiter.resolve(slot, outcome);
         }
     }
 
-    /// A caller holds out no longer: ids of which something is remembered that is not older than the looks of one who
-    /// holds out are answered with it, the others are wanted like any.
-    pub(super) fn stop_holding_out(
-        &mut self,
-        now: Instant,
-        limits: &QueueLimits,
-        ids: &[TaskId],
-        waiter: &Arc<Waiter>,
-    ) {
-        let longest_age = self.max_stale(limits).max(LOOK_INTERVAL.1 + self.cycle(limits));
-        for slot in waiter.open_slots() {
-            let Some(entry) = self.entries.get_mut(&ids[slot]) else { continue };
-            if let Some(outcome) = entry.last_seen(now, longest_age, waiter) {
-                entry.leave(waiter);
-                waiter.fill(slot, outcome);
+    /// Ends a long poll. Ids with a cached result that is not older than the interval of long polls are resolved with
+    /// it, the others are queued as for any lookup.
+    pub(super) fn end_long_poll(&mut self, context: &QueueContext, ids: &[TaskId], waiter: &Arc<Waiter>) {
+        let max_age = self.max_stale(context).max(MAX_POLL_INTERVAL + self.cycle(context));
+        let Entries { map, active } = &mut self.entries;
+        for slot in waiter.unresolved() {
+            let Some(entry) = map.get_mut(&ids[slot]) else { continue };
+            if let Some(outcome) = entry.cached_outcome(context.now, max_age, waiter) {
+                entry.remove_waiter(waiter);
+                waiter.resolve(slot, outcome);
                 continue;
             }
-            entry.waiters.iter_mut().filter(|slot| Arc::ptr_eq(&slot.waiter, waiter)).for_each(|waiter| {
-                waiter.long_poll = false;
-            });
+            for slot in entry.waiters.iter_mut().filter(|slot| Arc::ptr_eq(&slot.waiter, waiter)) {
+                slot.is_long_poll = false;
+            }
             if entry.stage == Stage::Idle {
-                self.wanted.set(entry, Stage::Wanted { since: now });
+                active.set_stage(entry, Stage::Queued { since: context.now });
             }
         }
     }
 
-    /// Answers a caller's open ids with what is remembered, however old; the others go on waiting.
-    pub(super) fn answer_with_last_seen(&mut self, now: Instant, ids: &[TaskId], waiter: &Arc<Waiter>) {
-        for slot in waiter.open_slots() {
-            let Some(entry) = self.entries.get_mut(&ids[slot]) else { continue };
-            if let Some(outcome) = entry.last_seen(now, Duration::MAX, waiter) {
-                entry.leave(waiter);
-                waiter.fill(slot, outcome);
+    /// Resolves a waiter's ids that have a cached result, however old.
+    pub(super) fn resolve_cached(&mut self, now: Instant, ids: &[TaskId], waiter: &Arc<Waiter>) {
+        for slot in waiter.unresolved() {
+            let Some(entry) = self.entries.map.get_mut(&ids[slot]) else { continue };
+            if let Some(outcome) = entry.cached_outcome(now, Duration::MAX, waiter) {
+                entry.remove_waiter(waiter);
+                waiter.resolve(slot, outcome);
             }
         }
     }
 
-    /// A caller goes. With `answered` it got an answer that lacks its open ids, and they stay wanted; without, it hung
-    /// up, and what only it asked for is dropped.
+    /// Removes a waiter from its unresolved ids.
     pub(super) fn leave(
         &mut self,
-        now: Instant,
-        limits: &QueueLimits,
+        context: &QueueContext,
         ids: &[TaskId],
         waiter: &Arc<Waiter>,
-        answered: bool,
+        departure: Departure,
     ) {
-        for slot in waiter.open_slots() {
-            let Some(entry) = self.entries.get_mut(&ids[slot]) else { continue };
-            entry.leave(waiter);
-            if answered {
-                entry.extend_grace(&mut self.wanted, now, limits);
-            } else if matches!(entry.stage, Stage::Wanted { .. }) && !entry.is_wanted(now) {
-                self.wanted.set(entry, Stage::Idle);
-            }
-            self.forget_if_blank(&ids[slot]);
-        }
-    }
-
-    /// A task's finish was found elsewhere. With its text the waiters are answered; without, whoever holds out for it
-    /// has it looked at now.
-    pub(super) fn finished_elsewhere(&mut self, id: &TaskId, text: Option<&Bytes>, stored: bool) {
-        let Some(entry) = self.entries.get_mut(id) else { return };
-        let Some(text) = text else {
-            entry.look_at = None;
-            entry.look_again = entry.stage == Stage::Taken;
-            return;
-        };
-        entry.answer_all(&TaskOutcome::Final {
-            record: text.clone(),
-            source: RecordSource::Upstream { is_stored: stored },
-        });
-        (entry.pending, entry.negative, entry.grace_until) = (None, None, None);
-        if entry.stage != Stage::Taken {
-            self.wanted.set(entry, Stage::Idle);
-        }
-        self.forget_if_blank(id);
-    }
-
-    /// Forgets what is remembered of an id.
-    pub(super) fn forget(&mut self, id: &TaskId) {
-        if let Some(entry) = self.entries.get_mut(id) {
-            (entry.pending, entry.negative, entry.look_at) = (None, None, None);
-            self.forget_if_blank(id);
-        }
-    }
-
-    /// Forgets everything that is remembered.
-    pub(super) fn forget_all(&mut self) {
-        self.entries.retain(|_, entry| {
-            (entry.pending, entry.negative, entry.look_at) = (None, None, None);
-            !entry.is_blank()
-        });
-    }
-
-    /// Drops the longer unseen half of what is only remembered.
-    fn make_room(&mut self) {
-        let is_spare = |entry: &Entry| entry.stage == Stage::Idle && entry.waiters.is_empty();
-        let mut seen: Vec<Option<Instant>> =
-            self.entries.values().filter(|entry| is_spare(entry)).map(Entry::seen_at).collect();
-        if seen.is_empty() {
-            return;
-        }
-        let middle = seen.len() / 2;
-        let until = *seen.select_nth_unstable(middle).1;
-        self.entries.retain(|_, entry| !is_spare(entry) || entry.seen_at() > until);
-    }
-
-    /// Drops what nobody will be shown any more; with `all`, everything that is only remembered. Gives the bytes of
-    /// pending answers still held.
-    pub(super) fn sweep(&mut self, now: Instant, limits: &QueueLimits, all: bool) -> usize {
-        let longest_age = self.max_stale(limits);
-        self.entries.retain(|_, entry| {
-            if entry.waiters.is_empty() {
-                let outlived = |at: Instant, age: Duration| now.saturating_duration_since(at) >= age;
-                entry.pending.take_if(|snapshot| {
-                    all || outlived(snapshot.taken_at, longest_age.max(snapshot.two_cycles))
-                });
-                entry.negative.take_if(|negative| {
-                    all || outlived(negative.taken_at, negative.shown_for + MAX_NEGATIVE_AGE)
-                });
-                if matches!(entry.stage, Stage::Wanted { .. }) && !entry.is_wanted(now) {
-                    self.wanted.set(entry, Stage::Idle);
+        for slot in waiter.unresolved() {
+            let Entries { map, active } = &mut self.entries;
+            let Some(entry) = map.get_mut(&ids[slot]) else { continue };
+            entry.remove_waiter(waiter);
+            match departure {
+                Departure::Returned => entry.start_grace(active, context),
+                Departure::HungUp => {
+                    if matches!(entry.stage, Stage::Queued { .. }) && !entry.is_needed(context.now) {
+                        active.set_stage(entry, Stage::Idle);
+                    }
                 }
             }
-            !entry.is_blank()
+            self.entries.remove_if_empty(&ids[slot]);
+        }
+    }
+}
+
+/// Calls and their results.
+impl Queue {
+    /// Marks the worker as running.
+    pub(super) fn start_worker(&mut self) -> WorkerStart {
+        match std::mem::replace(&mut self.is_worker_running, true) {
+            true => WorkerStart::AlreadyRunning,
+            false => WorkerStart::Needed,
+        }
+    }
+
+    /// Marks the worker as stopped after every id that waits for it received the failure.
+    pub(super) fn stop_worker(&mut self, failure: &LookupFailure) {
+        self.fail_waiting(failure);
+        self.is_worker_running = false;
+    }
+
+    /// Returns the next step of the worker. [`WorkerStep::Stop`] marks it as stopped in the same critical section, so
+    /// that a lookup that arrives afterwards starts a new one.
+    pub(super) fn next_step(&mut self, now: Instant) -> WorkerStep {
+        match self.schedule.next_due(&mut self.entries, now) {
+            Some(at) if at > now => WorkerStep::SleepUntil(at),
+            Some(_) if self.calls_in_flight < MAX_CALLS => WorkerStep::TakeCall,
+            None if self.calls_in_flight == 0 => {
+                self.is_worker_running = false;
+                WorkerStep::Stop
+            }
+            Some(_) | None => WorkerStep::AwaitChange,
+        }
+    }
+
+    /// Takes the next call, which counts as in flight until [`Queue::end_call`].
+    pub(super) fn take_call(&mut self, context: &QueueContext) -> Option<Call> {
+        self.schedule.drop_unneeded(&mut self.entries, context.now);
+        self.cycle_at_take = self.cycle(context);
+        let call = self.schedule.take(&mut self.entries, context)?;
+        self.calls_in_flight += 1;
+        Some(call)
+    }
+
+    pub(super) fn end_call(&mut self) {
+        self.calls_in_flight -= 1;
+    }
+
+    /// Adds a call for ids of an earlier call.
+    pub(super) fn prepare_call(&mut self, call: Call) {
+        self.schedule.prepare(call);
+    }
+
+    /// Whether one of the ids has a waiter.
+    pub(super) fn is_awaited(&self, ids: &[TaskId]) -> bool {
+        ids.iter().any(|id| self.entries.map.get(id).is_some_and(|entry| !entry.waiters.is_empty()))
+    }
+
+    /// Whether an id that a batch left out needs a call of its own: a single lookup waits for the upstream's response,
+    /// and that response is not cached.
+    pub(super) fn needs_own_call(&self, id: &TaskId) -> bool {
+        self.entries.map.get(id).is_some_and(|entry| {
+            entry.has_single_waiter()
+                && entry.negative.as_ref().is_none_or(|negative| negative.response.is_none())
+        })
+    }
+
+    /// Notes that a batch left the id out, before it gets a call of its own. Batches are resolved.
+    pub(super) fn leave_out(&mut self, now: Instant, id: &TaskId) {
+        let Some(entry) = self.entries.map.get_mut(id) else { return };
+        entry.snapshot = None;
+        let ttl = entry.negative.as_ref().map_or(Duration::ZERO, |negative| negative.ttl);
+        entry.negative = Some(NegativeEntry { response: None, fetched_at: now, ttl });
+        let outcome = TaskOutcome::Unknown { response: None, freshness: Freshness::Fetched };
+        entry.resolve_if(&outcome, |waiter| waiter.kind == LookupKind::Batch && !waiter.is_long_poll);
+    }
+
+    /// Caches the result of a fetch and resolves the waiters. Long polls go on unless it is final or a failure.
+    pub(super) fn complete(
+        &mut self,
+        context: &QueueContext,
+        id: &TaskId,
+        outcome: FetchOutcome,
+    ) -> SnapshotBytes {
+        let now = context.now;
+        let Entries { map, active } = &mut self.entries;
+        let Some(entry) = map.get_mut(id) else { return SnapshotBytes::default() };
+        let before = entry.snapshot_bytes();
+        active.set_stage(entry, Stage::Idle);
+        entry.grace_until = None;
+        entry.poll_at = Some(now + MIN_POLL_INTERVAL);
+        let poll_again = std::mem::take(&mut entry.poll_again);
+        match outcome {
+            FetchOutcome::Final { record, source } => {
+                (entry.snapshot, entry.negative) = (None, None);
+                entry.resolve_all(&TaskOutcome::Final { record, source });
+            }
+            FetchOutcome::Pending { record, task_age } => {
+                let first_seen = entry.snapshot.as_ref().map_or(now, |snapshot| snapshot.first_seen);
+                let task_age = task_age.unwrap_or_else(|| now.saturating_duration_since(first_seen));
+                entry.negative = None;
+                entry.poll_at = Some(now + (task_age / 10).clamp(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL));
+                entry.snapshot = context.caches_snapshots.then(|| PendingSnapshot {
+                    record: record.clone(),
+                    fetched_at: now,
+                    first_seen,
+                    two_cycles: 2 * self.cycle_at_take,
+                });
+                let outcome = TaskOutcome::Pending { record, freshness: Freshness::Fetched };
+                entry.resolve_all_but_long_polls(&outcome);
+            }
+            FetchOutcome::Conflicting(record) => {
+                entry.resolve_all(&TaskOutcome::Pending { record, freshness: Freshness::Fetched });
+            }
+            FetchOutcome::Unknown(response) => {
+                entry.snapshot = None;
+                let previous = entry.negative.take();
+                let ttl = previous.as_ref().map_or(context.pending_max_age, |negative| {
+                    (negative.ttl * 2).max(context.pending_max_age).min(MAX_NEGATIVE_AGE)
+                });
+                // If a batch left the id out again, the response to its own call still holds.
+                let response = response.or_else(|| previous.and_then(|negative| negative.response));
+                entry.poll_at = Some(now + ttl.max(MIN_POLL_INTERVAL));
+                entry.negative = Some(NegativeEntry { response: response.clone(), fetched_at: now, ttl });
+                let outcome = TaskOutcome::Unknown { response, freshness: Freshness::Fetched };
+                entry.resolve_all_but_long_polls(&outcome);
+            }
+            FetchOutcome::Relayed(response, failure) => {
+                let relayed = TaskOutcome::Relayed(response);
+                entry.resolve_if(&relayed, |waiter| waiter.kind == LookupKind::Single);
+                entry.resolve_all(&TaskOutcome::Failed(failure));
+            }
+            FetchOutcome::Failed(failure) => entry.resolve_all(&TaskOutcome::Failed(failure)),
+        }
+        if poll_again {
+            entry.poll_at = None;
+        }
+        let after = entry.snapshot_bytes();
+        self.entries.remove_if_empty(id);
+        SnapshotBytes { before, after }
+    }
+
+    /// Fails every id that is queued or in a prepared call, but not those in flight.
+    pub(super) fn fail_waiting(&mut self, failure: &LookupFailure) {
+        let outcome = TaskOutcome::Failed(failure.clone());
+        let Entries { map, active } = &mut self.entries;
+        for call in self.schedule.take_prepared() {
+            for id in call.ids {
+                if let Some(entry) = map.get_mut(&id) {
+                    active.set_stage(entry, Stage::Idle);
+                    entry.resolve_all(&outcome);
+                }
+            }
+        }
+        for entry in map.values_mut() {
+            if entry.stage != Stage::InCall {
+                active.set_stage(entry, Stage::Idle);
+                entry.grace_until = None;
+                entry.resolve_all(&outcome);
+            }
+        }
+        map.retain(|_, entry| !entry.is_empty());
+    }
+
+    /// Resolves an id with a final record that another queue of the same token fetched.
+    pub(super) fn resolve_final(&mut self, id: &TaskId, record: &Bytes, source: RecordSource) {
+        let Entries { map, active } = &mut self.entries;
+        let Some(entry) = map.get_mut(id) else { return };
+        entry.resolve_all(&TaskOutcome::Final { record: record.clone(), source });
+        (entry.snapshot, entry.negative, entry.grace_until) = (None, None, None);
+        if entry.stage != Stage::InCall {
+            active.set_stage(entry, Stage::Idle);
+        }
+        self.entries.remove_if_empty(id);
+    }
+
+    /// Makes an id due for its long polls because another token saw its final record.
+    pub(super) fn poll_now(&mut self, id: &TaskId) {
+        if let Some(entry) = self.entries.map.get_mut(id) {
+            entry.poll_at = None;
+            entry.poll_again = entry.stage == Stage::InCall;
+        }
+    }
+}
+
+/// Cached results.
+impl Queue {
+    /// Drops the cached results of an id.
+    pub(super) fn discard(&mut self, id: &TaskId) {
+        if let Some(entry) = self.entries.map.get_mut(id) {
+            entry.clear_cache();
+            self.entries.remove_if_empty(id);
+        }
+    }
+
+    /// Drops all cached results.
+    pub(super) fn discard_all(&mut self) {
+        self.entries.map.retain(|_, entry| {
+            entry.clear_cache();
+            !entry.is_empty()
         });
-        if self.entries.capacity() > 4 * self.entries.len() + 64 {
-            self.entries.shrink_to_fit();
-        }
-        self.entries.values().map(Entry::remembered_bytes).sum()
     }
 
-    /// Whether nothing is wanted or remembered here.
+    /// Drops the older half of the entries that only hold cached results.
+    fn evict_cached(&mut self) {
+        let is_cache_only = |entry: &QueueEntry| entry.stage == Stage::Idle && entry.waiters.is_empty();
+        let entries = &mut self.entries.map;
+        let mut fetched: Vec<Option<Instant>> =
+            entries.values().filter(|entry| is_cache_only(entry)).map(QueueEntry::fetched_at).collect();
+        if fetched.is_empty() {
+            return;
+        }
+        let middle = fetched.len() / 2;
+        let until = *fetched.select_nth_unstable(middle).1;
+        entries.retain(|_, entry| !is_cache_only(entry) || entry.fetched_at() > until);
+    }
+
+    /// Drops cached results and ids that are no longer needed. Returns the bytes of the remaining snapshots.
+    pub(super) fn sweep(&mut self, context: &QueueContext, scope: SweepScope) -> usize {
+        let max_age = self.max_stale(context);
+        let is_expired = |fetched_at: Instant, max_age: Duration| {
+            scope == SweepScope::Unawaited || context.now.saturating_duration_since(fetched_at) >= max_age
+        };
+        let Entries { map, active } = &mut self.entries;
+        map.retain(|_, entry| {
+            if entry.waiters.is_empty() {
+                entry
+                    .snapshot
+                    .take_if(|snapshot| is_expired(snapshot.fetched_at, max_age.max(snapshot.two_cycles)));
+                entry
+                    .negative
+                    .take_if(|negative| is_expired(negative.fetched_at, negative.ttl + MAX_NEGATIVE_AGE));
+                if matches!(entry.stage, Stage::Queued { .. }) && !entry.is_needed(context.now) {
+                    active.set_stage(entry, Stage::Idle);
+                }
+            }
+            !entry.is_empty()
+        });
+        super::evict::shrink_if_sparse(map);
+        map.values().map(QueueEntry::snapshot_bytes).sum()
+    }
+}
+
+/// Sizes and estimates.
+impl Queue {
+    /// Whether there are no ids, no calls and no worker.
     pub(super) fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.calls == 0 && !self.worker_running
+        self.entries.map.is_empty() && !self.is_working()
     }
 
-    /// How many ids are wanted or remembered.
+    /// Whether a worker or a call uses the queue.
+    pub(super) fn is_working(&self) -> bool {
+        self.calls_in_flight > 0 || self.is_worker_running
+    }
+
+    /// Returns the number of ids, those with cached results included.
     pub(super) fn len(&self) -> usize {
-        self.entries.len()
+        self.entries.map.len()
     }
 
-    /// How long the lane needs to ask for everything that is wanted now.
-    pub(super) fn cycle(&self, limits: &QueueLimits) -> Duration {
-        let prepared: usize = self.prepared.iter().map(|call| call.ids.len()).sum();
-        let folded = self.wanted.0.saturating_sub(prepared).div_ceil(limits.max_batch);
-        let calls = (self.prepared.len() + folded).max(1);
-        Duration::from_secs_f64(f64::from(u32::try_from(calls).unwrap_or(u32::MAX)) / limits.rate)
+    /// Returns the time that the queue needs to fetch every queued id once.
+    pub(super) fn cycle(&self, context: &QueueContext) -> Duration {
+        let calls = self.schedule.calls_per_cycle(self.entries.active.get(), context.max_batch);
+        Duration::from_secs_f64(f64::from(u32::try_from(calls).unwrap_or(u32::MAX)) / context.rate)
     }
 
-    /// When somebody who asks now can expect an answer: after a cycle, and after the pause that the upstream asked for.
-    fn estimate(&self, limits: &QueueLimits) -> Duration {
-        self.cycle(limits) + limits.held
+    /// Returns the time until an id that is queued now is fetched.
+    fn estimate(&self, context: &QueueContext) -> Duration {
+        self.cycle(context) + context.paused_for
     }
 
-    fn max_stale(&self, limits: &QueueLimits) -> Duration {
-        limits.pending_max_stale.max(2 * self.cycle(limits))
+    /// Returns the age up to which a snapshot is served to a lookup that waited in the queue.
+    fn max_stale(&self, context: &QueueContext) -> Duration {
+        context.pending_max_stale.max(2 * self.cycle(context))
     }
 
-    fn forget_if_blank(&mut self, id: &TaskId) {
-        if self.entries.get(id).is_some_and(Entry::is_blank) {
-            self.entries.remove(id);
+    /// Counts the ids. Those of a prepared call count as queued.
+    pub(super) fn counts(&self, now: Instant) -> QueueCounts {
+        let mut counts = QueueCounts::default();
+        let older = |oldest: Option<Instant>, since| Some(oldest.map_or(since, |oldest| oldest.min(since)));
+        for entry in self.entries.map.values() {
+            match entry.stage {
+                Stage::Queued { since } if entry.is_needed(now) => {
+                    counts.queued += 1;
+                    counts.oldest_queued = older(counts.oldest_queued, since);
+                }
+                Stage::InCall => counts.in_flight += 1,
+                Stage::Queued { .. } | Stage::Idle => {}
+            }
+            if entry.snapshot.is_some() {
+                counts.snapshots += 1;
+                counts.snapshot_bytes += entry.snapshot_bytes();
+            }
         }
+        for call in self.schedule.prepared() {
+            counts.queued += call.ids.len();
+            counts.in_flight = counts.in_flight.saturating_sub(call.ids.len());
+            counts.oldest_queued = older(counts.oldest_queued, call.taken_at);
+        }
+        counts
+    }
+
+    /// Returns the tasks whose last record is pending.
+    pub(super) fn pending_tasks(&self) -> impl Iterator<Item = PendingTask<'_>> {
+        self.entries.map.iter().filter_map(|(id, entry)| {
+            let snapshot = entry.snapshot.as_ref()?;
+            Some(PendingTask {
+                id,
+                record: &snapshot.record,
+                fetched_at: snapshot.fetched_at,
+                first_seen: snapshot.first_seen,
+                waiters: entry.waiters.len(),
+                is_queued: entry.stage != Stage::Idle,
+            })
+        })
     }
 }

@@ -1,175 +1,207 @@
-//! The bucket of each token, shared by its lanes, which take turns in the order they came.
+//! Rate limiters: one token bucket per upstream token, shared by the queues of that token.
 
 mod bucket;
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex as FairMutex, MutexGuard};
+use tokio::sync::{Mutex as FairMutex, MutexGuard as FairMutexGuard};
 use tokio::time::Instant;
 
 use self::bucket::TokenBucket;
+use super::evict::{evict_longest_idle, shrink_if_sparse};
 use crate::token::Digest;
 
-/// Most tokens at a time; the longest idle leave first.
+/// Most tokens at a time. The longest unused ones are evicted.
 const MAX_TOKENS: usize = 100_000;
 
+/// Share of the configured rate that is used. Calls that are sent exactly one interval apart sometimes arrive a little
+/// closer, and an upstream that counts strictly responds to those with 429, which halves the rate.
+pub(super) const USED_SHARE: f64 = 0.98;
+
+/// Rate limiters by token.
 #[derive(Debug)]
 pub(super) struct TokenLimiters {
-    buckets: Mutex<HashMap<Digest, Arc<TokenLimiter>>>,
-    requests_per_second: f64,
+    limiters: Mutex<HashMap<Digest, Arc<TokenLimiter>>>,
+    calls_per_second: f64,
     burst: u32,
 }
 
-/// One token's bucket and the queue for it.
+/// Rate limiter of one token.
 #[derive(Debug)]
 pub(super) struct TokenLimiter {
     bucket: Mutex<TokenBucket>,
-    /// First come, first served among the token's lanes.
-    queue: FairMutex<()>,
-    /// Batcher with something to ask.
-    busy_lanes: AtomicUsize,
+    /// Order in which the token's queues receive permits: first come, first served.
+    turn: FairMutex<()>,
+    /// Number of leases. A limiter without one may be evicted.
+    leases: AtomicUsize,
+    /// Number of queues with a running worker.
+    busy_queues: AtomicUsize,
     used_at: Mutex<Instant>,
 }
 
+/// Use of a limiter, which prevents its eviction.
+#[derive(Debug)]
+pub(super) struct LimiterLease {
+    limiter: Arc<TokenLimiter>,
+}
+
 impl TokenLimiters {
+    /// Creates limiters for the configured rate.
     pub(super) fn new(requests_per_second: f64, burst: u32) -> Self {
-        Self { buckets: Mutex::default(), requests_per_second, burst }
+        Self { limiters: Mutex::default(), calls_per_second: requests_per_second * USED_SHARE, burst }
     }
 
-    /// The bucket of a token; a new one holds one call.
-    pub(super) fn of(&self, token: &Digest, now: Instant) -> Arc<TokenLimiter> {
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(limiter) = buckets.get(token) {
-            limiter.touch(now);
-            return Arc::clone(limiter);
+    /// Returns the limiter of a token. A new one permits one call at once.
+    pub(super) fn lease(&self, token: &Digest, now: Instant) -> LimiterLease {
+        let mut limiters = self.lock();
+        if let Some(limiter) = limiters.get(token) {
+            *lock(&limiter.used_at) = now;
+            return LimiterLease::new(limiter);
         }
-        if buckets.len() >= MAX_TOKENS {
-            make_room(&mut buckets, now);
+        if limiters.len() >= MAX_TOKENS {
+            limiters.retain(|_, limiter| limiter.is_needed(now));
+        }
+        if limiters.len() >= MAX_TOKENS {
+            let idle_since =
+                |limiter: &Arc<TokenLimiter>| (!limiter.is_leased()).then(|| *lock(&limiter.used_at));
+            evict_longest_idle(&mut limiters, MAX_TOKENS / 10, idle_since);
         }
         let limiter = Arc::new(TokenLimiter {
-            bucket: Mutex::new(TokenBucket::new(self.requests_per_second, self.burst, now.into_std())),
-            queue: FairMutex::new(()),
-            busy_lanes: AtomicUsize::new(0),
+            bucket: Mutex::new(TokenBucket::new(self.calls_per_second, self.burst, now.into_std())),
+            turn: FairMutex::new(()),
+            leases: AtomicUsize::new(0),
+            busy_queues: AtomicUsize::new(0),
             used_at: Mutex::new(now),
         });
-        buckets.insert(*token, Arc::clone(&limiter));
-        limiter
+        let lease = LimiterLease::new(&limiter);
+        limiters.insert(*token, limiter);
+        lease
     }
 
-    /// Forgets buckets that are as good as new.
+    /// Drops limiters that are not in use and whose bucket is as good as a new one.
     pub(super) fn sweep(&self, now: Instant) {
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        buckets
-            .retain(|_, limiter| Arc::strong_count(limiter) > 1 || !limiter.lock().is_idle(now.into_std()));
-        if buckets.capacity() > 4 * buckets.len() + 64 {
-            buckets.shrink_to_fit();
-        }
+        let mut limiters = self.lock();
+        limiters.retain(|_, limiter| limiter.is_needed(now));
+        shrink_if_sparse(&mut limiters);
     }
 
     pub(super) fn len(&self) -> usize {
-        self.buckets.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.lock().len()
     }
-}
 
-/// Idle buckets go first, then a tenth of those that no lane holds, the longest unused.
-fn make_room(buckets: &mut HashMap<Digest, Arc<TokenLimiter>>, now: Instant) {
-    buckets.retain(|_, limiter| Arc::strong_count(limiter) > 1 || !limiter.lock().is_idle(now.into_std()));
-    if buckets.len() < MAX_TOKENS {
-        return;
-    }
-    let mut unused: Vec<(Instant, Digest)> = buckets
-        .iter()
-        .filter(|(_, limiter)| Arc::strong_count(limiter) == 1)
-        .map(|(token, limiter)| (limiter.used_at(), *token))
-        .collect();
-    unused.sort_unstable();
-    for (_, token) in unused.into_iter().take(MAX_TOKENS / 10) {
-        buckets.remove(&token);
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<TokenLimiter>>> {
+        lock(&self.limiters)
     }
 }
 
 impl TokenLimiter {
-    /// Waits in the token's queue until its bucket allows a call. Dropping the future leaves the queue; nothing is
-    /// spent until [`Permit::spend`].
-    pub(super) async fn wait(&self) -> Permit<'_> {
-        let queue = self.queue.lock().await;
+    /// Waits until a call may be sent. Cancel safe: dropping the future gives up the place among the token's queues.
+    pub(super) async fn acquire(&self) -> Permit<'_> {
+        let turn = self.turn.lock().await;
         loop {
             let now = Instant::now();
-            let wait = self.lock().wait(now.into_std());
+            let wait = self.bucket().wait(now.into_std());
             if wait.is_zero() {
-                return Permit { limiter: self, _queue: queue };
+                return Permit { limiter: self, _turn: turn };
             }
-            // The bucket may be slowed meanwhile, so it is asked again.
+            // The bucket may become slower during the sleep, so it is checked again.
             tokio::time::sleep_until(now + wait).await;
         }
     }
 
-    /// A passed-through request went.
-    pub(super) fn spend(&self, now: Instant) {
-        self.touch(now);
-        self.lock().spend(now.into_std());
+    /// Records a request that was passed through.
+    pub(super) fn charge(&self, now: Instant) {
+        self.bucket().charge(now.into_std());
     }
 
+    /// Halves the rate after a 429 to a call that began at `began`.
     pub(super) fn slow_down(&self, now: Instant, began: Instant, retry_after: Option<Duration>) {
-        self.lock().slow_down(now.into_std(), began.into_std(), retry_after);
+        self.bucket().slow_down(now.into_std(), began.into_std(), retry_after);
     }
 
-    /// The last call went later than it was taken.
-    pub(super) fn add_connect_delay(&self, now: Instant, by: Duration) {
-        self.lock().add_connect_delay(now.into_std(), by);
+    /// Records that the last call was sent `delay` later than it was taken, because it had to connect first.
+    pub(super) fn add_connect_delay(&self, now: Instant, delay: Duration) {
+        self.bucket().add_connect_delay(now.into_std(), delay);
     }
 
-    /// The upstream asked for a pause.
-    pub(super) fn hold(&self, now: Instant, pause: Duration) {
-        self.lock().hold(now.into_std(), pause);
+    /// Pauses all calls as the upstream requested.
+    pub(super) fn pause(&self, now: Instant, pause: Duration) {
+        self.bucket().pause_until(now.into_std() + pause);
     }
 
-    /// What is left of that pause.
-    pub(super) fn held(&self, now: Instant) -> Duration {
-        self.lock().held(now.into_std())
+    /// Returns the remaining time of the pause.
+    pub(super) fn paused_for(&self, now: Instant) -> Duration {
+        self.bucket().paused_for(now.into_std())
     }
 
-    /// One lane's share of the token's calls a second.
-    pub(super) fn share(&self, now: Instant) -> f64 {
-        let queues = u32::try_from(self.busy_lanes.load(Ordering::Relaxed)).unwrap_or(u32::MAX).max(1);
-        self.lock().rate(now.into_std()) / f64::from(queues)
+    /// Returns the calls per second for one of the busy queues.
+    pub(super) fn rate_per_queue(&self, now: Instant) -> f64 {
+        let queues = u32::try_from(self.busy_queues.load(Ordering::Relaxed)).unwrap_or(u32::MAX).max(1);
+        self.bucket().rate(now.into_std()) / f64::from(queues)
     }
 
-    pub(super) fn set_busy(&self, busy: bool) {
-        if busy {
-            self.busy_lanes.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.busy_lanes.fetch_sub(1, Ordering::Relaxed);
-        }
+    pub(super) fn add_busy_queue(&self) {
+        self.busy_queues.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn touch(&self, now: Instant) {
-        *self.used_at.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    pub(super) fn remove_busy_queue(&self) {
+        self.busy_queues.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn used_at(&self) -> Instant {
-        *self.used_at.lock().unwrap_or_else(PoisonError::into_inner)
+    fn is_leased(&self) -> bool {
+        self.leases.load(Ordering::Acquire) > 0
     }
 
-    /// Short sections only, never held over an await; a panic elsewhere leaves the bucket sound.
-    fn lock(&self) -> std::sync::MutexGuard<'_, TokenBucket> {
-        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+    fn is_needed(&self, now: Instant) -> bool {
+        self.is_leased() || !self.bucket().is_idle(now.into_std())
+    }
+
+    fn bucket(&self) -> MutexGuard<'_, TokenBucket> {
+        lock(&self.bucket)
     }
 }
 
-/// A token's turn, held while the call is put together.
+impl LimiterLease {
+    /// Leases are created under the lock of the map, so that a limiter without one can be removed safely.
+    fn new(limiter: &Arc<TokenLimiter>) -> Self {
+        limiter.leases.fetch_add(1, Ordering::Relaxed);
+        Self { limiter: Arc::clone(limiter) }
+    }
+}
+
+impl Deref for LimiterLease {
+    type Target = TokenLimiter;
+
+    fn deref(&self) -> &TokenLimiter {
+        &self.limiter
+    }
+}
+
+impl Drop for LimiterLease {
+    fn drop(&mut self) {
+        self.limiter.leases.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Permission to send one call. Holding it keeps the token's other queues waiting.
 #[derive(Debug)]
 pub(super) struct Permit<'a> {
     limiter: &'a TokenLimiter,
-    _queue: MutexGuard<'a, ()>,
+    _turn: FairMutexGuard<'a, ()>,
 }
 
 impl Permit<'_> {
-    /// A call goes now.
+    /// Takes the call out of the bucket. A permit that is dropped instead costs nothing.
     pub(super) fn spend(self, now: Instant) {
-        self.limiter.lock().take(now.into_std());
+        self.limiter.bucket().take(now.into_std());
     }
+}
+
+/// A panic elsewhere leaves the data consistent, so poisoning is ignored.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,14 +1,23 @@
-//! Batcher under paused time, with a simulated world outside: every way out, and the promises about calls and news.
+//! Tests of the batcher under paused time with a simulated backend.
+//!
+//! `harness` has the batcher under test and its assertions, `backend` the simulated upstream and store.
 
-mod ends;
-mod folding;
-mod gauges;
-mod joining;
-mod lab;
-mod pacing;
-mod pending;
-mod storm;
-mod trouble;
+mod backend;
+mod batching;
+mod bounds;
+mod circuit_breaker;
+mod coalescing;
+mod halving;
+mod harness;
+mod load;
+mod long_poll;
+mod panics;
+mod partial_failure;
+mod queue_timeout;
+mod rate_limit;
+mod responses;
+mod retries;
+mod shutdown;
+mod snapshots;
+mod unknown_ids;
 mod view;
-mod waiting;
-mod world;

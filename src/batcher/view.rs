@@ -1,179 +1,182 @@
-//! What goes on in the lanes, for people: each lane's numbers, and the tasks that are not finished yet.
+//! Views of the queues for metrics and the admin API.
 //!
-//! Callers wait while a lane is locked. So each is locked on its own, no longer than its entries take to be counted,
-//! and nothing of a task is copied or read then that is not shown.
+//! Each queue is locked on its own, only while its ids are counted, and only what is shown is copied.
 
-use std::cmp::Reverse;
-use std::sync::atomic::Ordering;
-use std::sync::{PoisonError, Weak};
+use std::cmp::{Ordering, Reverse};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::entry::{Entry, Snapshot, Stage};
-use super::gauges::Counts;
-use super::{Backend, Batcher, QueueHandle};
+use super::registry::{QueueHandle, Registry};
+use super::{Backend, Batcher};
 use crate::task::{Service, TaskId};
+use crate::telemetry::QueueTotals;
 use crate::token::Digest;
 
-/// The first part of a longer list.
+/// First part of a longer list.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listing<T> {
-    /// The items that are shown.
+    /// Items that are shown.
     pub items: Vec<T>,
     /// Number of items that are not shown.
     pub omitted: usize,
 }
 
-/// A lane as of one moment.
+/// State of one queue.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QueueView {
-    /// The service asked.
+    /// Service of the queue.
     pub service: Service,
-    /// The digest of the token that goes upstream.
+    /// Digest of the token that is sent to the upstream.
     pub token: Digest,
-    /// Ids that wait for their turn.
+    /// Ids that wait for a call.
     pub queued: usize,
     /// Ids in a call.
     pub in_flight: usize,
-    /// Callers that wait for an answer.
+    /// Lookups that wait.
     pub waiters: usize,
-    /// Pending answers in memory.
+    /// Pending records in memory.
     pub snapshots: usize,
-    /// For how long the id that has waited longest has waited for its turn.
+    /// Time for which the longest waiting id has been queued.
     pub longest_queued: Option<Duration>,
-    /// Calls a second that the lane may make now.
+    /// Calls per second that the queue may send at present.
     pub requests_per_second: f64,
-    /// What is left of a pause that the upstream asked for.
+    /// Remaining time of a pause that the upstream requested.
     pub paused_for: Duration,
-    /// Since the last look-up came.
+    /// Time since the last lookup arrived.
     pub idle: Duration,
 }
 
-/// A task of which an unfinished answer is remembered.
+/// A task whose last record is pending.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PendingView {
-    /// Its service.
+    /// Service of the task.
     pub service: Service,
-    /// Its id.
+    /// Id of the task.
     pub id: TaskId,
-    /// The digest of the token that was given the answer.
+    /// Digest of the token for which the record was fetched.
     pub token: Digest,
-    /// The answer.
+    /// The record.
     pub record: Bytes,
     /// Time since it was fetched.
     pub age: Duration,
-    /// How long ago the first unfinished answer came.
+    /// Time since the task's first pending record was fetched.
     pub known_for: Duration,
-    /// Callers that wait for news of it.
+    /// Lookups that wait for the task.
     pub waiters: usize,
     /// Whether the id is queued or in a call.
     pub is_queued: bool,
 }
 
-impl<O: Backend> Batcher<O> {
-    /// Returns the busiest queues, at most `limit`.
+impl<B: Backend> Batcher<B> {
+    /// Returns the busiest queues that are not empty, at most `limit`.
     pub fn queues(&self, limit: usize) -> Listing<QueueView> {
         let now = Instant::now();
-        let mut views: Vec<QueueView> =
-            self.weak().iter().filter_map(|queue| queue.upgrade()?.view(now)).collect();
+        let mut items: Vec<QueueView> =
+            self.registry.queues().iter().filter_map(|handle| handle.view(now)).collect();
         let busy = |view: &QueueView| {
-            let asked = view.queued + view.in_flight;
-            Reverse((asked, view.waiters, view.snapshots, view.service.clone(), view.token))
+            let active = view.queued + view.in_flight;
+            Reverse((active, view.waiters, view.snapshots, view.service.clone(), view.token))
         };
-        let omitted = keep_first(&mut views, limit, |one, other| busy(one).cmp(&busy(other)));
-        Listing { items: views, omitted }
+        let omitted = truncate_sorted(&mut items, limit, |one, other| busy(one).cmp(&busy(other)));
+        Listing { items, omitted }
     }
 
     /// Returns the tasks that have been pending for the longest time, at most `limit`.
     pub fn pending_tasks(&self, limit: usize) -> Listing<PendingView> {
         let now = Instant::now();
-        let (mut views, mut omitted) = (Vec::new(), 0);
-        for queue in self.weak() {
-            if let Some(queue) = queue.upgrade() {
-                omitted += queue.pending(now, limit, &mut views);
-            }
-            if views.len() > 10 * limit {
-                omitted += keep_oldest(&mut views, limit);
+        let (mut items, mut omitted) = (Vec::new(), 0);
+        for handle in self.registry.queues() {
+            omitted += handle.add_pending_tasks(now, limit, &mut items);
+            if items.len() > 10 * limit {
+                omitted += truncate_to_longest_pending(&mut items, limit);
             }
         }
-        omitted += keep_oldest(&mut views, limit);
-        Listing { items: views, omitted }
+        omitted += truncate_to_longest_pending(&mut items, limit);
+        Listing { items, omitted }
     }
 
-    /// All lanes, none of them held: one that is held counts as busy.
-    pub(super) fn weak(&self) -> Vec<Weak<QueueHandle<O>>> {
-        let queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        queues.values().map(std::sync::Arc::downgrade).collect()
+    /// Returns the totals of all queues.
+    pub fn totals(&self) -> QueueTotals {
+        let now = Instant::now();
+        let Registry { limiters, breaker, .. } = &*self.registry;
+        let handles = self.registry.queues();
+        let mut totals = QueueTotals {
+            queues: handles.len(),
+            tokens: limiters.len(),
+            is_upstream_down: breaker.is_open(),
+            ..QueueTotals::default()
+        };
+        for handle in handles {
+            let counts = handle.lock().counts(now);
+            totals.waiters += handle.waiters();
+            totals.queued += counts.queued;
+            totals.in_flight += counts.in_flight;
+            totals.snapshots += counts.snapshots;
+            totals.snapshot_bytes += counts.snapshot_bytes;
+            let wait = counts.oldest_queued.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+            totals.oldest_queued = totals.oldest_queued.max(wait);
+        }
+        totals
     }
 }
 
-impl<O> QueueHandle<O> {
+impl<B> QueueHandle<B> {
     fn view(&self, now: Instant) -> Option<QueueView> {
         let counts = {
-            let state = self.lock();
-            if state.is_empty() {
-                return None;
-            }
-            Counts::of(&state, now)
+            let queue = self.lock();
+            (!queue.is_empty()).then(|| queue.counts(now))?
         };
         Some(QueueView {
             service: self.key.service.clone(),
             token: self.key.token,
-            queued: counts.wanted,
-            in_flight: counts.under_way,
-            waiters: self.callers.load(Ordering::Relaxed),
-            snapshots: counts.remembered,
-            longest_queued: counts.oldest_wanted.map(|since| now.saturating_duration_since(since)),
-            requests_per_second: self.limiter.share(now),
-            paused_for: self.limiter.held(now),
+            queued: counts.queued,
+            in_flight: counts.in_flight,
+            waiters: self.waiters(),
+            snapshots: counts.snapshots,
+            longest_queued: counts.oldest_queued.map(|since| now.saturating_duration_since(since)),
+            requests_per_second: self.limiter.rate_per_queue(now),
+            paused_for: self.limiter.paused_for(now),
             idle: now.saturating_duration_since(self.used_at()),
         })
     }
 
-    /// Adds at most `most` of the lane's unfinished tasks, and tells how many others there are.
-    fn pending(&self, now: Instant, most: usize, views: &mut Vec<PendingView>) -> usize {
-        let state = self.lock();
-        let unfinished = |(id, entry)| -> Option<(&TaskId, &Entry, &Snapshot)> {
-            let entry: &Entry = entry;
-            Some((id, entry, entry.pending.as_ref()?))
-        };
-        let mut tasks: Vec<_> = state.entries.iter().filter_map(unfinished).collect();
-        let left_out = keep_first(&mut tasks, most, |one, other| {
-            (one.2.first_seen, one.0).cmp(&(other.2.first_seen, other.0))
+    /// Adds the queue's longest pending tasks, at most `limit`, and returns the number of the others.
+    fn add_pending_tasks(&self, now: Instant, limit: usize, views: &mut Vec<PendingView>) -> usize {
+        let queue = self.lock();
+        let mut tasks: Vec<_> = queue.pending_tasks().collect();
+        let omitted = truncate_sorted(&mut tasks, limit, |one, other| {
+            (one.first_seen, one.id).cmp(&(other.first_seen, other.id))
         });
-        views.extend(tasks.into_iter().map(|(id, entry, snapshot)| PendingView {
+        views.extend(tasks.into_iter().map(|task| PendingView {
             service: self.key.service.clone(),
-            id: id.clone(),
+            id: task.id.clone(),
             token: self.key.token,
-            record: snapshot.text.clone(),
-            age: now.saturating_duration_since(snapshot.taken_at),
-            known_for: now.saturating_duration_since(snapshot.first_seen),
-            waiters: entry.waiters.len(),
-            is_queued: entry.stage != Stage::Idle,
+            record: task.record.clone(),
+            age: now.saturating_duration_since(task.fetched_at),
+            known_for: now.saturating_duration_since(task.first_seen),
+            waiters: task.waiters,
+            is_queued: task.is_queued,
         }));
-        left_out
+        omitted
     }
 }
 
-fn keep_oldest(views: &mut Vec<PendingView>, most: usize) -> usize {
-    keep_first(views, most, |one, other| {
-        (Reverse(one.known_for), &one.id, one.token).cmp(&(Reverse(other.known_for), &other.id, other.token))
+fn truncate_to_longest_pending(views: &mut Vec<PendingView>, limit: usize) -> usize {
+    truncate_sorted(views, limit, |one, other| {
+        let (one_known, other_known) = (Reverse(one.known_for), Reverse(other.known_for));
+        (one_known, &one.id, one.token).cmp(&(other_known, &other.id, other.token))
     })
 }
 
-/// Keeps the first `most` in that order, and tells how many there were besides. Only those are sorted.
-fn keep_first<T>(
-    list: &mut Vec<T>,
-    most: usize,
-    compare: impl Fn(&T, &T) -> std::cmp::Ordering + Copy,
-) -> usize {
-    let left_out = list.len().saturating_sub(most);
-    if left_out > 0 && most > 0 {
-        list.select_nth_unstable_by(most - 1, compare);
+/// Truncates a list to its first `limit` items in sorted order. Returns the number of the others, which are not sorted.
+fn truncate_sorted<T>(list: &mut Vec<T>, limit: usize, compare: impl Fn(&T, &T) -> Ordering + Copy) -> usize {
+    let omitted = list.len().saturating_sub(limit);
+    if omitted > 0 && limit > 0 {
+        list.select_nth_unstable_by(limit - 1, compare);
     }
-    list.truncate(most);
+    list.truncate(limit);
     list.sort_unstable_by(compare);
-    left_out
+    omitted
 }

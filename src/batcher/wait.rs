@@ -1,129 +1,152 @@
-//! A caller's side of a lane: it registers its ids, waits as long as it may, and withdraws when it goes.
+//! Wait of one lookup: it registers its ids, waits within its time limits, and leaves the queue.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 
+use super::Backend;
+use super::outcome::{Handling, LookupFailure, LookupOptions, LookupResult, TaskOutcome};
+use super::queue::Departure;
+use super::registry::QueueHandle;
 use super::waiter::{Progress, Waiter};
-use super::{Backend, Handling, LookupFailure, LookupOptions, LookupResult, QueueHandle, TaskOutcome};
 use crate::task::TaskId;
 
-/// Withdraws a caller's question when its future ends or is dropped.
-struct PendingLookup<'a, O> {
-    queue: &'a QueueHandle<O>,
+/// Registration of a lookup. Removes the lookup from its queue when its future ends or is dropped.
+struct Registration<'a, B> {
+    handle: &'a QueueHandle<B>,
     ids: &'a [TaskId],
     waiter: Arc<Waiter>,
-    long_poll: bool,
-    /// The caller gets an answer; without, it hung up.
-    answered: bool,
+    is_long_poll: bool,
+    departure: Departure,
 }
 
-impl<O> Drop for PendingLookup<'_, O> {
+/// Phase of a wait.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// Waits for final records (`prefer: wait`).
+    LongPoll { until: Instant },
+    /// Waits for calls to take the ids.
+    Queueing,
+    /// Waits for calls in flight.
+    Fetching,
+}
+
+impl<B> Drop for Registration<'_, B> {
     fn drop(&mut self) {
-        self.queue.callers.fetch_sub(1, Ordering::Relaxed);
-        if self.long_poll {
-            self.queue.shared.long_polling.fetch_sub(1, Ordering::Relaxed);
-            self.queue.long_polling.fetch_sub(1, Ordering::Relaxed);
+        if self.is_long_poll {
+            self.handle.remove_long_poll();
         }
         if self.waiter.progress() != Progress::Done {
-            let limits = self.queue.limits();
-            self.queue.lock().leave(Instant::now(), &limits, self.ids, &self.waiter, self.answered);
-            self.queue.wake.notify_one();
+            let context = self.handle.context();
+            self.handle.lock().leave(&context, self.ids, &self.waiter, self.departure);
+            self.handle.wake.notify_one();
         }
     }
 }
 
-impl<O: Backend> QueueHandle<O> {
+impl<B: Backend> QueueHandle<B> {
+    /// Looks up the ids whose outcome is `None`. Cancel safe: dropping the future withdraws the lookup.
     pub(super) async fn look_up(
         self: &Arc<Self>,
         ids: &[TaskId],
         options: &LookupOptions,
         outcomes: Vec<Option<TaskOutcome>>,
     ) -> LookupResult {
-        let start = Instant::now();
         let waiter = Waiter::new(outcomes);
-        let long_poll = options.wait.is_some();
-        if long_poll {
-            self.shared.long_polling.fetch_add(1, Ordering::Relaxed);
-            self.long_polling.fetch_add(1, Ordering::Relaxed);
+        let is_long_poll = options.wait.is_some();
+        if is_long_poll {
+            self.add_long_poll();
         }
-        self.callers.fetch_add(1, Ordering::Relaxed);
-        let mut question = PendingLookup { queue: self, ids, waiter, long_poll, answered: false };
-        let limits = self.limits();
+        let mut registration = Registration {
+            handle: self,
+            ids,
+            waiter: Arc::clone(&waiter),
+            is_long_poll,
+            departure: Departure::HungUp,
+        };
+        let context = self.context();
         let enqueued = {
-            let mut state = self.lock();
-            let before = state.len();
-            let enqueued = state.arrive(start, &limits, ids, &question.waiter, options);
-            self.shared.ids.fetch_add(state.len().saturating_sub(before), Ordering::Relaxed);
-            if question.waiter.progress() != Progress::Done {
-                self.ensure_worker(&mut state);
+            let mut queue = self.lock();
+            let before = queue.len();
+            let enqueued = queue.enqueue(&context, ids, &waiter, options);
+            self.count_ids(queue.len().saturating_sub(before));
+            if waiter.progress() != Progress::Done {
+                self.ensure_worker(&mut queue);
                 self.wake.notify_one();
             }
             enqueued
         };
-        self.wait_for(&question, start, options).await;
-        question.answered = true;
-        let cycle = self.lock().cycle(&limits);
-        let waiter = Arc::clone(&question.waiter);
-        drop(question);
-        let outcomes = waiter.take();
-        LookupResult { outcomes, enqueued, cycle }
+        self.wait(&registration, context.now, options).await;
+        registration.departure = Departure::Returned;
+        let cycle = self.lock().cycle(&context);
+        drop(registration);
+        LookupResult { outcomes: waiter.take(), enqueued, cycle }
     }
 
-    /// Waits until the question is answered as far as it will be.
-    async fn wait_for(&self, question: &PendingLookup<'_, O>, start: Instant, options: &LookupOptions) {
-        let (wait, lenient) = (options.wait, options.handling == Handling::Lenient);
-        let PendingLookup { ids, waiter, .. } = question;
-        let queue_end = start + self.shared.settings.queue_timeout;
-        let wait_end = wait.map(|wait| start + wait);
-        let (mut queueing, mut long_polling, mut remembered) = (true, wait.is_some(), true);
+    /// Waits until the outcomes are as complete as they will be.
+    async fn wait(&self, registration: &Registration<'_, B>, start: Instant, options: &LookupOptions) {
+        let Registration { ids, waiter, .. } = registration;
+        let shutdown = &self.registry.shutdown;
+        let queue_end = start + self.registry.settings.queue_timeout;
+        let mut phase = match options.wait {
+            Some(wait) => Phase::LongPoll { until: start + wait },
+            None => Phase::Queueing,
+        };
+        let mut is_draining = false;
         loop {
-            let progress = waiter.progress();
-            if progress == Progress::Done || (progress == Progress::Failed && !lenient && !long_polling) {
-                return;
-            }
             let now = Instant::now();
-            if long_polling && (progress == Progress::Failed || wait_end.is_some_and(|end| end <= now)) {
-                long_polling = false;
-                let limits = self.limits();
-                self.lock().stop_holding_out(now, &limits, ids, waiter);
-                self.wake.notify_one();
-                continue;
+            match (waiter.progress(), phase) {
+                (Progress::Done, _) => return,
+                (Progress::PartlyFailed, Phase::LongPoll { .. }) => {
+                    phase = self.end_long_poll(ids, waiter);
+                    continue;
+                }
+                (Progress::PartlyFailed, _) if options.handling == Handling::Strict => return,
+                (_, Phase::LongPoll { until }) if until <= now => {
+                    phase = self.end_long_poll(ids, waiter);
+                    continue;
+                }
+                (_, Phase::Queueing) if queue_end <= now => {
+                    self.lock().end_queueing(&self.context(), ids, waiter);
+                    self.wake.notify_one();
+                    phase = Phase::Fetching;
+                    continue;
+                }
+                _ => {}
             }
-            if queueing && !long_polling && queue_end <= now {
-                queueing = false;
-                let limits = self.limits();
-                self.lock().stop_queueing(now, &limits, ids, waiter);
-                self.wake.notify_one();
-                continue;
-            }
+            let timer = match phase {
+                Phase::LongPoll { until } => Some(until),
+                Phase::Queueing => Some(queue_end),
+                Phase::Fetching => None,
+            };
             tokio::select! {
                 () = waiter.changed() => {}
-                () = until(wait_end), if long_polling => {}
-                () = tokio::time::sleep_until(queue_end), if queueing && !long_polling => {}
-                () = self.shared.shutdown.draining(), if remembered => {
-                    remembered = false;
-                    long_polling = false;
-                    let (now, limits) = (Instant::now(), self.limits());
-                    let mut state = self.lock();
-                    state.answer_with_last_seen(now, ids, waiter);
-                    state.stop_holding_out(now, &limits, ids, waiter);
-                    self.wake.notify_one();
+                () = sleep_until(timer) => {}
+                () = shutdown.draining(), if !is_draining => {
+                    is_draining = true;
+                    self.lock().resolve_cached(Instant::now(), ids, waiter);
+                    if let Phase::LongPoll { .. } = phase {
+                        phase = self.end_long_poll(ids, waiter);
+                    }
                 }
-                () = self.shared.shutdown.deadline() => {
-                    let limits = self.limits();
-                    self.lock().leave(Instant::now(), &limits, ids, waiter, false);
-                    for slot in waiter.open_slots() {
-                        waiter.fill(slot, TaskOutcome::Failed(LookupFailure::ShuttingDown));
+                () = shutdown.deadline() => {
+                    self.lock().leave(&self.context(), ids, waiter, Departure::HungUp);
+                    for slot in waiter.unresolved() {
+                        waiter.resolve(slot, TaskOutcome::Failed(LookupFailure::ShuttingDown));
                     }
                 }
             }
         }
     }
+
+    fn end_long_poll(&self, ids: &[TaskId], waiter: &Arc<Waiter>) -> Phase {
+        self.lock().end_long_poll(&self.context(), ids, waiter);
+        self.wake.notify_one();
+        Phase::Queueing
+    }
 }
 
-async fn until(end: Option<Instant>) {
+async fn sleep_until(end: Option<Instant>) {
     match end {
         Some(end) => tokio::time::sleep_until(end).await,
         None => std::future::pending().await,

@@ -1,83 +1,85 @@
-//! What a caller holds while its ids are looked up: one slot an id, filled once each, from whichever call.
+//! Outcomes of one lookup while calls resolve its ids.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::TaskOutcome;
+use super::outcome::TaskOutcome;
 
-/// One caller's open questions.
+/// Slots for the outcomes of one lookup, each resolved once.
 #[derive(Debug)]
 pub(super) struct Waiter {
     slots: Mutex<Slots>,
-    /// Told when all slots are filled, or the first is filled with a failure.
+    /// Notified when every slot is resolved, or one with a failure.
     changed: Notify,
 }
 
 #[derive(Debug)]
 struct Slots {
     outcomes: Vec<Option<TaskOutcome>>,
-    open: usize,
-    failed: bool,
+    unresolved: usize,
+    has_failed: bool,
 }
 
-/// Where a ticket stands.
+/// Progress of a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    Open,
-    /// Open, and at least one id has failed.
-    Failed,
+    /// Some slots are unresolved.
+    Waiting,
+    /// Some slots are unresolved, and at least one holds a failure.
+    PartlyFailed,
+    /// Every slot is resolved.
     Done,
 }
 
 impl Waiter {
     /// Creates a waiter for the outcomes that are `None`.
     pub(super) fn new(outcomes: Vec<Option<TaskOutcome>>) -> Arc<Self> {
-        let open = outcomes.iter().filter(|outcome| outcome.is_none()).count();
-        let slots = Slots { outcomes, open, failed: false };
+        let unresolved = outcomes.iter().filter(|outcome| outcome.is_none()).count();
+        let slots = Slots { outcomes, unresolved, has_failed: false };
         Arc::new(Self { slots: Mutex::new(slots), changed: Notify::new() })
     }
 
-    /// Fills a slot; the first word counts, and what comes after the caller took its answer goes nowhere.
-    pub(super) fn fill(&self, slot: usize, outcome: TaskOutcome) {
+    /// Resolves a slot. Does nothing if it is resolved already, or after [`Waiter::take`].
+    pub(super) fn resolve(&self, slot: usize, outcome: TaskOutcome) {
         let mut slots = self.lock();
-        let Some(open @ None) = slots.outcomes.get_mut(slot) else { return };
-        let failed = matches!(outcome, TaskOutcome::Failed(_));
-        *open = Some(outcome);
-        slots.failed |= failed;
-        slots.open -= 1;
-        if slots.open == 0 || slots.failed {
+        let Some(unresolved @ None) = slots.outcomes.get_mut(slot) else { return };
+        let is_failure = matches!(outcome, TaskOutcome::Failed(_));
+        *unresolved = Some(outcome);
+        slots.has_failed |= is_failure;
+        slots.unresolved -= 1;
+        if slots.unresolved == 0 || slots.has_failed {
             self.changed.notify_one();
         }
     }
 
     pub(super) fn progress(&self) -> Progress {
         let slots = self.lock();
-        match (slots.open, slots.failed) {
+        match (slots.unresolved, slots.has_failed) {
             (0, _) => Progress::Done,
-            (_, true) => Progress::Failed,
-            _ => Progress::Open,
+            (_, true) => Progress::PartlyFailed,
+            (_, false) => Progress::Waiting,
         }
     }
 
-    /// The slots that are not filled yet.
-    pub(super) fn open_slots(&self) -> Vec<usize> {
+    /// Returns the slots that are not resolved.
+    pub(super) fn unresolved(&self) -> Vec<usize> {
         let slots = self.lock();
         (0..slots.outcomes.len()).filter(|slot| slots.outcomes[*slot].is_none()).collect()
     }
 
-    /// Resolves at the next change; a change between two waits is not missed.
+    /// Resolves at the next change, or at once if there was one since the last call. Cancel safe.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// All outcomes, `None` where the caller went on without one.
+    /// Takes all outcomes; `None` for slots that are not resolved.
     pub(super) fn take(&self) -> Vec<Option<TaskOutcome>> {
         std::mem::take(&mut self.lock().outcomes)
     }
 
-    /// Short sections only, never held over an await; a panic elsewhere leaves the slots sound.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Slots> {
+    /// A panic elsewhere leaves the slots consistent, so poisoning is ignored.
+    fn lock(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

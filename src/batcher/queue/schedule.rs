@@ -1,133 +1,132 @@
-//! What goes next: the calls of a lane, put together from what is wanted.
+//! Choice of the next upstream call.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use super::Queue;
-use crate::batcher::QueueLimits;
-use crate::batcher::entry::{Entry, Stage, Wanted};
+use super::QueueContext;
+use super::entry::{Entries, Stage};
 use crate::task::TaskId;
 
 /// One upstream call.
 #[derive(Clone, Debug)]
 pub(in crate::batcher) struct Call {
+    /// `retrieve` is sent for one id, `retrieve_batch` for more.
     pub(in crate::batcher) ids: Vec<TaskId>,
-    /// How many times it was sent already.
+    /// How many times the call was sent already.
     pub(in crate::batcher) attempts: u32,
-    /// When it was first taken.
+    /// When its ids were taken from the queue for the first time.
     pub(in crate::batcher) taken_at: Instant,
     pub(in crate::batcher) not_before: Instant,
 }
 
-/// What the driver does next.
-#[derive(Debug, PartialEq, Eq)]
-pub(in crate::batcher) enum Next {
-    /// Something is due.
-    Take,
-    /// Something will be.
-    At(Instant),
-    /// Nothing is wanted.
-    Nothing,
+/// Order in which ids become calls.
+#[derive(Debug, Default)]
+pub(super) struct Schedule {
+    /// Calls whose ids are chosen already: halves of a refused batch, ids that a batch left out, retries.
+    prepared: VecDeque<Call>,
+    prepared_went_last: bool,
 }
 
-impl Queue {
-    /// What is due, as of now.
-    pub(in crate::batcher) fn next(&mut self, now: Instant) -> Next {
-        self.prepared.retain_mut(|call| keep_wanted(&mut self.entries, &mut self.wanted, now, call));
-        let mut next: Option<Instant> = self.prepared.iter().map(|call| call.not_before).min();
-        for entry in self.entries.values_mut() {
-            let due = match entry.stage {
-                Stage::Wanted { .. } if entry.is_wanted(now) => Some(now),
-                Stage::Wanted { .. } => {
-                    self.wanted.set(entry, Stage::Idle);
-                    None
-                }
-                Stage::Idle => entry.next_look(now),
-                Stage::Taken => None,
-            };
-            next = match (next, due) {
-                (Some(next), Some(due)) => Some(next.min(due)),
-                (next, due) => next.or(due),
-            };
-        }
-        match next {
-            None => Next::Nothing,
-            Some(at) if at <= now => Next::Take,
-            Some(at) => Next::At(at),
-        }
+impl Schedule {
+    pub(super) fn prepared(&self) -> impl Iterator<Item = &Call> {
+        self.prepared.iter()
     }
 
-    /// The next call: at most `max_batch` ids, never seen first, then the oldest snapshot. Calls that are put together
-    /// already take turns with new ones, so that neither starves the other.
-    pub(in crate::batcher) fn take(&mut self, now: Instant, limits: &QueueLimits) -> Option<Call> {
-        self.prepared.retain_mut(|call| keep_wanted(&mut self.entries, &mut self.wanted, now, call));
-        self.cycle_at_take = self.cycle(limits);
-        let prepared = self.prepared.iter().position(|call| call.not_before <= now);
-        let call = if self.prepared_went_last || prepared.is_none() { self.fold(now, limits) } else { None };
-        self.prepared_went_last = call.is_none();
-        call.or_else(|| self.prepared.remove(prepared?))
-    }
-
-    fn fold(&mut self, now: Instant, limits: &QueueLimits) -> Option<Call> {
-        let mut due: Vec<(bool, Instant, &TaskId)> = Vec::new();
-        for (id, entry) in &mut self.entries {
-            if entry.stage == Stage::Idle && entry.next_look(now).is_some_and(|at| at <= now) {
-                self.wanted.set(entry, Stage::Wanted { since: now });
-            }
-            if let Stage::Wanted { since } = entry.stage
-                && entry.is_wanted(now)
-            {
-                due.push(match entry.seen_at() {
-                    None => (false, since, id),
-                    Some(at) => (true, at, id),
-                });
-            }
-        }
-        let first = due.iter().min()?.2.clone();
-        let ids = if first.is_batchable() {
-            due.retain(|(.., id)| id.is_batchable());
-            if due.len() > limits.max_batch {
-                due.select_nth_unstable(limits.max_batch - 1);
-                due.truncate(limits.max_batch);
-            }
-            due.sort_unstable();
-            due.into_iter().map(|(.., id)| id.clone()).collect()
-        } else {
-            vec![first]
-        };
-        for id in &ids {
-            if let Some(entry) = self.entries.get_mut(id) {
-                self.wanted.set(entry, Stage::Taken);
-                entry.grace_until = None;
-            }
-        }
-        Some(Call { ids, attempts: 0, taken_at: now, not_before: now })
-    }
-
-    /// Puts calls back to be sent (again), each at its time.
-    pub(in crate::batcher) fn prepare(&mut self, call: Call) {
+    /// Adds a call that is due at its `not_before`.
+    pub(super) fn prepare(&mut self, call: Call) {
         self.prepared.push_back(call);
     }
+
+    /// Removes all prepared calls.
+    pub(super) fn take_prepared(&mut self) -> VecDeque<Call> {
+        std::mem::take(&mut self.prepared)
+    }
+
+    /// Returns the number of calls that fetch every active id once, at least one.
+    pub(super) fn calls_per_cycle(&self, active: usize, max_batch: usize) -> usize {
+        let prepared: usize = self.prepared.iter().map(|call| call.ids.len()).sum();
+        (self.prepared.len() + active.saturating_sub(prepared).div_ceil(max_batch)).max(1)
+    }
+
+    /// Returns when the next call is due; `None` if no id is queued.
+    pub(super) fn next_due(&mut self, entries: &mut Entries, now: Instant) -> Option<Instant> {
+        self.drop_unneeded(entries, now);
+        let Entries { map, active } = entries;
+        let queued = map.values_mut().filter_map(|entry| match entry.stage {
+            Stage::Queued { .. } if entry.is_needed(now) => Some(now),
+            Stage::Queued { .. } => {
+                active.set_stage(entry, Stage::Idle);
+                None
+            }
+            Stage::Idle => entry.next_poll(now),
+            Stage::InCall => None,
+        });
+        queued.chain(self.prepared.iter().map(|call| call.not_before)).min()
+    }
+
+    /// Takes the next call. Prepared calls and new batches take turns, so that neither starves the other.
+    pub(super) fn take(&mut self, entries: &mut Entries, context: &QueueContext) -> Option<Call> {
+        let prepared = self.prepared.iter().position(|call| call.not_before <= context.now);
+        let batch =
+            if self.prepared_went_last || prepared.is_none() { take_batch(entries, context) } else { None };
+        self.prepared_went_last = batch.is_none();
+        batch.or_else(|| self.prepared.remove(prepared?))
+    }
+
+    /// Removes ids that are no longer needed from the prepared calls.
+    pub(super) fn drop_unneeded(&mut self, entries: &mut Entries, now: Instant) {
+        self.prepared.retain_mut(|call| {
+            call.ids.retain(|id| {
+                let Some(entry) = entries.map.get_mut(id) else { return false };
+                let is_needed = entry.is_needed(now);
+                if !is_needed {
+                    entries.active.set_stage(entry, Stage::Idle);
+                    entries.remove_if_empty(id);
+                }
+                is_needed
+            });
+            !call.ids.is_empty()
+        });
+    }
 }
 
-/// Takes the ids that nobody wants any more out of a call; whether any is left.
-fn keep_wanted(
-    entries: &mut HashMap<TaskId, Entry>,
-    stages: &mut Wanted,
-    now: Instant,
-    call: &mut Call,
-) -> bool {
-    call.ids.retain(|id| {
-        let Some(entry) = entries.get_mut(id) else { return false };
-        let wanted = entry.is_wanted(now);
-        if !wanted {
-            stages.set(entry, Stage::Idle);
-            if entry.is_blank() {
-                entries.remove(id);
-            }
+/// Takes at most `max_batch` queued ids: first those without a cached result in the order in which they were queued,
+/// then those with the oldest result.
+fn take_batch(entries: &mut Entries, context: &QueueContext) -> Option<Call> {
+    let now = context.now;
+    let Entries { map, active } = entries;
+    let mut due: Vec<(bool, Instant, &TaskId)> = Vec::new();
+    for (id, entry) in map.iter_mut() {
+        if entry.stage == Stage::Idle && entry.next_poll(now).is_some_and(|at| at <= now) {
+            active.set_stage(entry, Stage::Queued { since: now });
         }
-        wanted
-    });
-    !call.ids.is_empty()
+        if let Stage::Queued { since } = entry.stage
+            && entry.is_needed(now)
+        {
+            due.push(match entry.fetched_at() {
+                None => (false, since, id),
+                Some(at) => (true, at, id),
+            });
+        }
+    }
+    let first = due.iter().min()?.2.clone();
+    let ids = if first.is_batchable() {
+        due.retain(|(.., id)| id.is_batchable());
+        if due.len() > context.max_batch {
+            due.select_nth_unstable(context.max_batch - 1);
+            due.truncate(context.max_batch);
+        }
+        due.sort_unstable();
+        due.into_iter().map(|(.., id)| id.clone()).collect()
+    } else {
+        vec![first]
+    };
+    for id in &ids {
+        if let Some(entry) = map.get_mut(id) {
+            active.set_stage(entry, Stage::InCall);
+            entry.grace_until = None;
+        }
+    }
+    Some(Call { ids, attempts: 0, taken_at: now, not_before: now })
 }
