@@ -7,8 +7,6 @@ mod body;
 mod connection;
 mod io;
 #[cfg(test)]
-pub(crate) mod raw;
-#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

@@ -12,6 +12,7 @@ mod clock;
 mod connection;
 mod exchange;
 mod hold;
+pub mod raw_http;
 mod record;
 mod rulebook;
 mod rules;

@@ -7,10 +7,9 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use super::*;
+use crate::raw_http::RawPeer;
 
 /// A simulator and a client of it.
 struct Bench {
@@ -56,12 +55,11 @@ impl Bench {
         self.tasks("a", json!({"action": "retrieve_batch", "ids": ids})).await.1
     }
 
-    /// Everything the server sends on a connection of its own until it closes it.
-    async fn raw(&self, request: &str) -> io::Result<Vec<u8>> {
-        let mut stream = TcpStream::connect(self.simulator.address()).await?;
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.map(|_| answer)
+    /// Sends `request` on a new connection and returns everything up to its end. `Err` has the bytes before a reset.
+    async fn raw(&self, request: &str) -> Result<Bytes, Bytes> {
+        let mut peer = RawPeer::connect(self.simulator.address()).await;
+        peer.write(request).await;
+        peer.read_to_end().await
     }
 }
 
@@ -280,13 +278,13 @@ async fn malformed_answers_are_byte_for_byte() {
     let bench = Bench::new().await;
     let simulator = &bench.simulator;
     simulator.add_rule(Rule::any().times(1).raw("HTTP/1.1 200 OK\r\nCL: \r\r\n"));
-    assert_eq!(bench.raw(ANY).await.unwrap(), b"HTTP/1.1 200 OK\r\nCL: \r\r\n");
+    assert_eq!(bench.raw(ANY).await.unwrap(), "HTTP/1.1 200 OK\r\nCL: \r\r\n");
     simulator.clear_rules();
     simulator.add_rule(Rule::any().times(1).close_without_response());
-    assert_eq!(bench.raw(ANY).await.unwrap(), b"");
+    assert_eq!(bench.raw(ANY).await.unwrap(), "");
     simulator.clear_rules();
     simulator.add_rule(Rule::any().times(1).reset_before_response());
-    assert_eq!(bench.raw(ANY).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    assert!(bench.raw(ANY).await.is_err());
     for (rule, length, end) in [
         (Rule::any().cut_after(3), "content-length: 10\r\n", "\r\n\r\n012"),
         (Rule::any().wrong_length(12), "content-length: 12\r\n", "\r\n\r\n0123456789"),
@@ -296,7 +294,7 @@ async fn malformed_answers_are_byte_for_byte() {
     ] {
         simulator.clear_rules();
         simulator.add_rule(rule.body("text/plain", "0123456789"));
-        let answer = String::from_utf8(bench.raw(ANY).await.unwrap()).unwrap();
+        let answer = String::from_utf8(bench.raw(ANY).await.unwrap().into()).unwrap();
         assert!(answer.contains(length) && answer.ends_with(end), "{answer}");
     }
     assert_eq!(simulator.aborted_calls(), 0);
@@ -331,7 +329,7 @@ async fn a_chunked_upload_is_decoded_and_its_head_kept_as_it_came() {
     let head = "POST /producer/tasks HTTP/1.1\r\nHoSt: h\r\nauthorization: Bearer a\r\nConnection: close\r\n\
                 Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n";
     let body = "1b\r\n{\"action\":\"retrieve\",\"id\":\"\r\n3;x=y\r\nx\"}\r\n0\r\nT: 1\r\n\r\n";
-    let answer = String::from_utf8(bench.raw(&format!("{head}{body}")).await.unwrap()).unwrap();
+    let answer = String::from_utf8(bench.raw(&format!("{head}{body}")).await.unwrap().into()).unwrap();
     assert!(answer.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n"), "{answer}");
     let call = &bench.simulator.lookup_calls()[0];
     assert_eq!(call.raw_head, head);
@@ -345,7 +343,8 @@ async fn stopped_it_refuses_and_resumed_it_is_the_same() {
     let task = bench.retrieve("a", &id).await;
     bench.simulator.stop().await;
     assert_eq!(bench.simulator.open_connections(), 0);
-    assert_eq!(bench.raw(ANY).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    let refused = RawPeer::try_connect(bench.simulator.address()).await.err().map(|error| error.kind());
+    assert_eq!(refused, Some(io::ErrorKind::ConnectionRefused));
     bench.simulator.resume().await.unwrap();
     assert_eq!(bench.retrieve("a", &id).await, task);
 }

@@ -8,9 +8,9 @@ use axum::response::IntoResponse;
 use http_body_util::BodyExt;
 use tokio::sync::Notify;
 
-use super::raw::{Peer, field, listen, soon, status, until};
 use super::*;
 use crate::api_error::ApiError;
+use refrain_simulator::raw_http::{RawPeer, RawResponse, listen, soon};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 
@@ -77,6 +77,23 @@ where
     }
 }
 
+/// Sends a request on a new connection and returns the status of its response.
+async fn status_of(address: SocketAddr, request: impl AsRef<[u8]>) -> u16 {
+    let mut peer = RawPeer::connect(address).await;
+    peer.write(request).await;
+    peer.read_head().await.status()
+}
+
+/// Waits until `condition` holds.
+async fn until(condition: impl Fn() -> bool) {
+    soon(async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
 async fn hello(_: Request<Body>) -> Response {
     "hello".into_response()
 }
@@ -101,28 +118,28 @@ fn a_broken_connection_delays_no_other() {
 async fn slow_heads_and_idle_connections_end_at_the_limit() {
     let limits = ServerLimits { header_timeout: Duration::from_millis(100), ..limits() };
     let edge = Edge::spawn(limits, hello).await;
-    let mut slow = Peer::connect(edge.address).await;
+    let mut slow = RawPeer::connect(edge.address).await;
     slow.write("GET / HTTP/1.1\r\nhost:").await;
-    assert_eq!(slow.rest().await.unwrap(), "");
-    let mut idle = Peer::connect(edge.address).await;
+    assert_eq!(slow.read_to_end().await.unwrap(), "");
+    let mut idle = RawPeer::connect(edge.address).await;
     idle.write(GET).await;
-    assert_eq!(idle.response().await.1, "hello");
-    assert_eq!(idle.rest().await.unwrap(), "");
+    assert_eq!(idle.read_response().await.body, "hello");
+    assert_eq!(idle.read_to_end().await.unwrap(), "");
 }
 
 #[tokio::test]
 async fn a_client_that_took_its_time_over_an_answer_may_ask_again() {
     let limits = ServerLimits { header_timeout: Duration::from_secs(2), ..limits() };
     let edge = Edge::spawn(limits, |_: Request<Body>| async { vec![b'x'; 32 << 20].into_response() }).await;
-    let mut slow = Peer::connect(edge.address).await;
+    let mut slow = RawPeer::connect(edge.address).await;
     slow.write(GET).await;
     // More than the sockets hold, and longer than the limit.
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(slow.response().await.1.len(), 32 << 20);
+    assert_eq!(slow.read_response().await.body.len(), 32 << 20);
     // Beyond twice the limit since the answer began.
     tokio::time::sleep(Duration::from_millis(1300)).await;
     slow.write(GET).await;
-    assert_eq!(slow.response().await.1.len(), 32 << 20);
+    assert_eq!(slow.read_response().await.body.len(), 32 << 20);
 }
 
 #[tokio::test]
@@ -131,15 +148,19 @@ async fn where_places_are_scarce_nobody_keeps_one() {
     let edge = Edge::spawn(limits, hello).await;
     let mut kept = Vec::new();
     for n in 0..10 {
-        let mut peer = Peer::connect(edge.address).await;
+        let mut peer = RawPeer::connect(edge.address).await;
         peer.write(GET).await;
-        let (head, body) = peer.response().await;
-        assert_eq!((field(&head, "connection"), body.as_str()), ((n > 1).then_some("close"), "hello"), "{n}");
+        let RawResponse { head, body, .. } = peer.read_response().await;
+        assert_eq!(
+            (head.header("connection"), &body[..]),
+            ((n > 1).then_some("close"), &b"hello"[..]),
+            "{n}"
+        );
         kept.push(peer);
     }
     for peer in &mut kept[..2] {
         peer.write(GET).await;
-        assert_eq!(peer.response().await.1, "hello", "it is still open");
+        assert_eq!(peer.read_response().await.body, "hello", "it is still open");
     }
 }
 
@@ -155,7 +176,7 @@ async fn heads_have_a_largest_size() {
         (head(&format!("x: {}\r\n", "a".repeat(70_000))), 431),
         (format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(1 << 20)), 431),
     ] {
-        assert_eq!(Peer::status_of(edge.address, request).await, expected);
+        assert_eq!(status_of(edge.address, request).await, expected);
     }
 }
 
@@ -166,13 +187,14 @@ async fn a_panic_is_a_500_in_our_shape() {
         "hello".into_response()
     })
     .await;
-    let mut peer = Peer::connect(edge.address).await;
+    let mut peer = RawPeer::connect(edge.address).await;
     peer.write("GET /panic HTTP/1.1\r\nhost: x\r\n\r\n").await;
-    let (head, body) = peer.response().await;
-    assert_eq!(status(&head), 500);
+    let response = peer.read_response().await;
+    assert_eq!(response.status, 500);
+    let body = response.text();
     assert!(body.contains(r#""code":"api_error""#) && !body.contains("canary"), "{body}");
     assert_eq!(edge.counts.panics.get(), 1);
-    assert_eq!(Peer::status_of(edge.address, GET).await, 200);
+    assert_eq!(status_of(edge.address, GET).await, 200);
 }
 
 #[tokio::test]
@@ -185,12 +207,12 @@ async fn a_silent_body_is_a_408_and_the_connection_ends() {
         }
     })
     .await;
-    let mut peer = Peer::connect(edge.address).await;
+    let mut peer = RawPeer::connect(edge.address).await;
     peer.write("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nab").await;
-    let (head, body) = peer.response().await;
-    assert_eq!((status(&head), field(&head, "connection")), (408, Some("close")));
-    assert!(body.contains("bad_request"), "{body}");
-    assert_eq!(peer.rest().await.unwrap(), "");
+    let response = peer.read_response().await;
+    assert_eq!((response.status, response.header("connection")), (408, Some("close")));
+    assert!(response.text().contains("bad_request"), "{response:?}");
+    assert_eq!(peer.read_to_end().await.unwrap(), "");
 }
 
 #[tokio::test]
@@ -206,24 +228,24 @@ async fn a_reader_that_takes_its_time_is_not_the_clients_silence() {
         read.to_string().into_response()
     })
     .await;
-    let mut peer = Peer::connect(edge.address).await;
+    let mut peer = RawPeer::connect(edge.address).await;
     peer.write("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n").await;
     peer.write(vec![b'a'; 200_000]).await;
-    assert_eq!(peer.response().await.1, "200000");
+    assert_eq!(peer.read_response().await.body, "200000");
 }
 
 #[tokio::test]
 async fn slots_come_back() {
     let edge = Edge::spawn(ServerLimits { max_connections: 2, ..limits() }, hello).await;
-    let first = Peer::connect(edge.address).await;
-    let mut second = Peer::connect(edge.address).await;
+    let first = RawPeer::connect(edge.address).await;
+    let mut second = RawPeer::connect(edge.address).await;
     second.write(GET).await;
-    second.response().await;
-    let mut third = Peer::connect(edge.address).await;
+    second.read_response().await;
+    let mut third = RawPeer::connect(edge.address).await;
     third.write(GET).await;
-    assert!(tokio::time::timeout(Duration::from_millis(50), third.head()).await.is_err());
+    assert!(tokio::time::timeout(Duration::from_millis(50), third.read_head()).await.is_err());
     drop(first);
-    assert_eq!(third.response().await.1, "hello");
+    assert_eq!(third.read_response().await.body, "hello");
 }
 
 #[tokio::test]
@@ -245,7 +267,7 @@ async fn a_hang_up_drops_the_handler() {
         }
     })
     .await;
-    let mut peer = Peer::connect(edge.address).await;
+    let mut peer = RawPeer::connect(edge.address).await;
     peer.write(GET).await;
     until(|| running.load(Ordering::SeqCst) == 1).await;
     drop(peer);
@@ -264,7 +286,7 @@ async fn bytes_of_an_unread_body_never_become_a_request() {
     // Short and with it at once; short and later; long.
     for (length, rest) in [(GET.len(), GET.len()), (GET.len() + 10, 0), (10 << 20, 10 << 20)] {
         seen.store(0, Ordering::SeqCst);
-        let mut peer = Peer::connect(edge.address).await;
+        let mut peer = RawPeer::connect(edge.address).await;
         let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
         let mut body = GET.repeat(length / GET.len() + 1);
         body.truncate(rest);
@@ -291,7 +313,7 @@ async fn bytes_of_an_unread_body_never_become_a_request() {
         drop(soon(sent).await.unwrap());
         drop(read);
         peer.write(GET).await;
-        assert_eq!(peer.response().await.1, "hello");
+        assert_eq!(peer.read_response().await.body, "hello");
         assert_eq!(seen.load(Ordering::SeqCst), 2, "length {length}");
     }
 }
@@ -319,14 +341,17 @@ async fn a_cut_answer_never_looks_complete() {
         Body::new(Cut(Some("part"))).into_response()
     })
     .await;
-    let mut modern = Peer::connect(edge.address).await;
+    let mut modern = RawPeer::connect(edge.address).await;
     modern.write(GET).await;
-    let answer = modern.rest().await.unwrap_or_else(|read| read);
-    assert!(answer.contains("part") && !answer.ends_with("0\r\n\r\n"), "{answer:?}");
+    let answer = modern.read_to_end().await.unwrap_or_else(|read| read);
+    assert!(
+        String::from_utf8_lossy(&answer).contains("part") && !answer.ends_with(b"0\r\n\r\n"),
+        "{answer:?}"
+    );
     // Where the end of the connection is the end of the answer, only a reset is none.
-    let mut old = Peer::connect(edge.address).await;
+    let mut old = RawPeer::connect(edge.address).await;
     old.write("GET / HTTP/1.0\r\n\r\n").await;
-    assert!(old.rest().await.is_err());
+    assert!(old.read_to_end().await.is_err());
 }
 
 #[tokio::test]
@@ -344,38 +369,38 @@ async fn a_drain_finishes_what_is_in_hand_and_then_ends() {
         }
     })
     .await;
-    let mut busy = Peer::connect(edge.address).await;
+    let mut busy = RawPeer::connect(edge.address).await;
     busy.write("GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await;
-    let mut kept = Peer::connect(edge.address).await;
+    let mut kept = RawPeer::connect(edge.address).await;
     kept.write(GET).await;
-    kept.response().await;
-    let mut silent = Peer::connect(edge.address).await;
-    let mut partial = Peer::connect(edge.address).await;
+    kept.read_response().await;
+    let mut silent = RawPeer::connect(edge.address).await;
+    let mut partial = RawPeer::connect(edge.address).await;
     partial.write("GET / HT").await;
     until(|| started.load(Ordering::SeqCst) == 2).await;
 
     edge.shutdown.start_drain();
     // A request on a connection kept alive still gets its answer, and learns that it was the last.
     kept.write(GET).await;
-    assert_eq!(field(&kept.response().await.0, "connection"), Some("close"));
-    assert_eq!(silent.rest().await.unwrap_or_default(), "");
-    assert_eq!(partial.rest().await.unwrap_or_default(), "");
+    assert_eq!(kept.read_response().await.header("connection"), Some("close"));
+    assert_eq!(silent.read_to_end().await.unwrap_or_default(), "");
+    assert_eq!(partial.read_to_end().await.unwrap_or_default(), "");
     assert!(tokio::net::TcpStream::connect(edge.address).await.is_err());
     assert!(!edge.task.is_finished());
     go.notify_one();
-    assert_eq!(busy.response().await.1, "hello");
+    assert_eq!(busy.read_response().await.body, "hello");
     edge.ended().await;
 }
 
 #[tokio::test]
 async fn a_drain_serves_what_waits_in_the_backlog() {
     let (listener, address) = listen().await;
-    let mut waiting = Peer::connect(address).await;
+    let mut waiting = RawPeer::connect(address).await;
     waiting.write(GET).await;
     let shutdown = Shutdown::new();
     shutdown.start_drain();
     let edge = Edge::spawn_on(listener, address, shutdown, limits(), hello);
-    assert_eq!(waiting.response().await.1, "hello");
+    assert_eq!(waiting.read_response().await.body, "hello");
     drop(waiting);
     edge.ended().await;
 }
@@ -384,12 +409,12 @@ async fn a_drain_serves_what_waits_in_the_backlog() {
 async fn a_slow_reader_gets_its_whole_answer_in_a_drain() {
     const SIZE: usize = 8 << 20;
     let edge = Edge::spawn(limits(), |_: Request<Body>| async { "a".repeat(SIZE).into_response() }).await;
-    let mut peer = Peer::connect(edge.address).await;
+    let mut peer = RawPeer::connect(edge.address).await;
     peer.write(GET).await;
-    peer.head().await;
+    peer.read_head().await;
     edge.shutdown.start_drain();
     tokio::time::sleep(Duration::from_millis(400)).await;
-    assert_eq!(peer.exactly(SIZE).await.len(), SIZE);
+    assert_eq!(peer.read_exact(SIZE).await.len(), SIZE);
     drop(peer);
     edge.ended().await;
 }
@@ -397,10 +422,10 @@ async fn a_slow_reader_gets_its_whole_answer_in_a_drain() {
 #[tokio::test]
 async fn a_cut_ends_everything_now() {
     let edge = Edge::spawn(limits(), |_: Request<Body>| std::future::pending()).await;
-    let mut peer = Peer::connect(edge.address).await;
+    let mut peer = RawPeer::connect(edge.address).await;
     peer.write(GET).await;
     edge.shutdown.abort();
-    assert_eq!(peer.rest().await.unwrap_or_default(), "");
+    assert_eq!(peer.read_to_end().await.unwrap_or_default(), "");
     edge.ended().await;
 }
 
@@ -410,12 +435,12 @@ async fn a_reader_that_stands_still_is_let_go() {
     const LENGTH: usize = 64 << 20;
     let limits = ServerLimits { write_idle_timeout: Duration::from_millis(100), ..limits() };
     let edge = Edge::spawn(limits, |_| async { vec![b'x'; LENGTH].into_response() }).await;
-    let mut client = Peer::connect(edge.address).await;
+    let mut client = RawPeer::connect(edge.address).await;
     client.write("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    client.head().await;
+    client.read_head().await;
     // The drain waits for answers under way, so it ends only because the client is given up.
     edge.shutdown.start_drain();
     edge.ended().await;
-    let read = client.rest().await.unwrap_or_else(|read| read);
+    let read = client.read_to_end().await.unwrap_or_else(|read| read);
     assert!(read.len() < LENGTH, "{}", read.len());
 }

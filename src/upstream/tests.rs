@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::server::raw::{Peer, field, listen, soon};
 use crate::task::{Service, TaskId};
 use crate::token::Token;
+use refrain_simulator::raw_http::{RawPeer, listen, soon};
 
 fn config(address: SocketAddr) -> UpstreamConfig {
     UpstreamConfig {

@@ -38,9 +38,9 @@ impl Upstream {
         close: bool,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let asking = self.ask(&["a"]);
-        let mut peer = Peer::accept(&self.listener).await;
-        peer.head().await;
-        peer.exactly(BODY.len()).await;
+        let mut peer = RawPeer::accept(&self.listener).await;
+        peer.read_head().await;
+        peer.read_exact(BODY.len()).await;
         peer.write(answer).await;
         if close {
             drop(peer);
@@ -56,8 +56,8 @@ const BODY: &str = r#"{"action":"retrieve","id":"a"}"#;
 async fn a_look_up_sends_what_it_must_and_no_more() {
     let upstream = Upstream::new().await;
     let asking = upstream.ask(&["a"]);
-    let mut peer = Peer::accept(&upstream.listener).await;
-    let head = peer.head().await;
+    let mut peer = RawPeer::accept(&upstream.listener).await;
+    let head = peer.read_head().await;
     let mut lines: Vec<_> = head.trim_end().lines().collect();
     assert_eq!(lines.remove(0), "POST /producer/tasks HTTP/1.1");
     lines.sort_unstable();
@@ -76,7 +76,7 @@ async fn a_look_up_sends_what_it_must_and_no_more() {
             "x-record-exempt: true",
         ]
     );
-    assert_eq!(peer.exactly(BODY.len()).await, BODY);
+    assert_eq!(peer.read_exact(BODY.len()).await, BODY);
     peer.write("HTTP/1.1 429 X\r\ncontent-type: a/b\r\nretry-after: 7\r\nset-cookie: a=b\r\ncontent-length: 2\r\n\r\n{}")
         .await;
     let answer = soon(asking).await.unwrap().unwrap();
@@ -88,9 +88,9 @@ async fn a_look_up_sends_what_it_must_and_no_more() {
     assert_eq!(answer.body, "{}");
     // More ids make a batch, on the same connection, in their order.
     let asking = upstream.ask(&["b\"\n", "a"]);
-    peer.head().await;
+    peer.read_head().await;
     let batch = r#"{"action":"retrieve_batch","ids":["b\"\n","a"]}"#;
-    assert_eq!(peer.exactly(batch.len()).await, batch);
+    assert_eq!(peer.read_exact(batch.len()).await, batch);
     peer.write("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     assert_eq!(soon(asking).await.unwrap().unwrap().body, "");
 }
@@ -221,8 +221,8 @@ async fn waiting_has_an_end() {
     // Nothing, and a body that never ends.
     for answer in ["", "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}"] {
         let asking = upstream.ask(&["a"]);
-        let mut peer = Peer::accept(&upstream.listener).await;
-        peer.head().await;
+        let mut peer = RawPeer::accept(&upstream.listener).await;
+        peer.read_head().await;
         peer.write(answer).await;
         assert_eq!(soon(asking).await.unwrap().unwrap_err(), UpstreamError::Timeout);
     }

@@ -141,10 +141,10 @@ async fn an_https_upstream_is_reached_through_a_tunnel() {
         tokio::spawn(async move { both_answers(&clients).await })
     };
     for _ in 0..2 {
-        let mut peer = Peer::accept(&proxy).await;
-        let head = peer.head().await;
+        let mut peer = RawPeer::accept(&proxy).await;
+        let head = peer.read_head().await;
         assert!(head.starts_with("CONNECT localhost:9443 HTTP/1.1\r\n"), "{head}");
-        assert_eq!(field(&head, "proxy-authorization"), Some("Basic eA=="));
+        assert_eq!(head.header("proxy-authorization"), Some("Basic eA=="));
         assert!(!head.contains("canary"));
         peer.write("HTTP/1.1 200 OK\r\n\r\n").await;
         tokio::spawn(serve_tls(peer.into_stream(), "http/1.1"));
@@ -158,8 +158,8 @@ async fn an_https_upstream_is_reached_through_a_tunnel() {
         let request = Request::get("/").header("connection", "close").body(Body::empty()).unwrap();
         build(&upstream, trusting(), through(address)).unwrap().1.send(request).await.map(drop)
     });
-    let mut peer = Peer::accept(&proxy).await;
-    peer.head().await;
+    let mut peer = RawPeer::accept(&proxy).await;
+    peer.read_head().await;
     peer.write("HTTP/1.1 403 Forbidden\r\n\r\n").await;
     assert_eq!(soon(asking).await.unwrap().unwrap_err(), UpstreamError::Unreachable(Unreachable::Proxy));
 }
@@ -178,16 +178,16 @@ async fn an_http_upstream_is_reached_by_its_whole_url() {
             (looked_up, clients.1.send(request).await.map(drop))
         })
     };
-    let mut peer = Peer::accept(&proxy).await;
-    let head = peer.head().await;
+    let mut peer = RawPeer::accept(&proxy).await;
+    let head = peer.read_head().await;
     assert!(head.starts_with("POST http://upstream.example/producer/tasks HTTP/1.1\r\n"), "{head}");
-    assert_eq!(field(&head, "proxy-authorization"), Some("Basic eA=="));
+    assert_eq!(head.header("proxy-authorization"), Some("Basic eA=="));
     peer.write("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
-    let mut peer = Peer::accept(&proxy).await;
-    let head = peer.head().await;
+    let mut peer = RawPeer::accept(&proxy).await;
+    let head = peer.read_head().await;
     assert!(head.starts_with("GET http://upstream.example//x?y HTTP/1.1\r\n"), "{head}");
-    assert_eq!(field(&head, "proxy-authorization"), Some("Basic eA=="));
-    assert_eq!(field(&head, "host"), Some("upstream.example"));
+    assert_eq!(head.header("proxy-authorization"), Some("Basic eA=="));
+    assert_eq!(head.header("host"), Some("upstream.example"));
     // It is us whom the proxy asks for credentials, not the client.
     peer.write("HTTP/1.1 407 X\r\nproxy-authenticate: Basic\r\ncontent-length: 0\r\n\r\n").await;
     let (looked_up, passed) = soon(asking).await.unwrap();

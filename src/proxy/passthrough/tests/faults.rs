@@ -3,9 +3,10 @@
 use super::*;
 
 /// That an answer is an error of ours, and tells nothing of what is behind it.
-fn assert_ours(proxy: &Proxy, (head, body): &(String, String), code: u16) {
-    assert_eq!(status(head), code, "{head}{body}");
-    assert!(field(head, "proxy-status").is_some_and(|value| value.starts_with("refrain; error=")), "{head}");
+fn assert_ours(proxy: &Proxy, response: &RawResponse, status: u16) {
+    let (head, body) = (&response.head, response.text());
+    assert_eq!(response.status, status, "{head}{body}");
+    assert!(head.header("proxy-status").is_some_and(|value| value.starts_with("refrain; error=")), "{head}");
     assert!(body.starts_with(r#"{"success":false,"error":{"code":""#), "{body}");
     let port = proxy.upstream.local_addr().unwrap().port().to_string();
     for secret in ["127.0.0.1", "hyper", "http://", "os error", "chunk", &port] {
@@ -18,18 +19,18 @@ async fn a_clients_broken_chunk_is_a_400() {
     let proxy = Proxy::spawn().await;
     let request = post("transfer-encoding: chunked\r\n", "2\r\nhi\r\nZZ\r\n");
     let (mut client, _upstream, _) = proxy.exchange(&request).await;
-    let answer = client.response().await;
+    let answer = client.read_response().await;
     assert_ours(&proxy, &answer, 400);
-    assert_eq!(client.rest().await.unwrap(), "");
+    assert_eq!(client.read_to_end().await.unwrap(), "");
 }
 
 #[tokio::test]
 async fn a_client_that_falls_silent_gets_a_408() {
     let proxy = Proxy::spawn().await;
     let (mut client, _upstream, _) = proxy.exchange(&post("content-length: 5\r\n", "hi")).await;
-    let answer = client.response().await;
+    let answer = client.read_response().await;
     assert_ours(&proxy, &answer, 408);
-    assert_eq!(client.rest().await.unwrap(), "");
+    assert_eq!(client.read_to_end().await.unwrap(), "");
 }
 
 #[tokio::test]
@@ -49,15 +50,15 @@ async fn an_answer_that_could_be_read_in_two_ways_is_a_502_and_its_connection_is
     ] {
         let (mut client, mut upstream, _) = proxy.exchange(&get("/first")).await;
         upstream.write(answer).await;
-        let refusal = client.response().await;
+        let refusal = client.read_response().await;
         assert_ours(&proxy, &refusal, 502);
         // The client's connection is as good as before, the upstream's is not used again.
         client.write(get("/second")).await;
-        let mut other = Peer::accept(&proxy.upstream).await;
-        assert!(other.head().await.starts_with("GET /second "));
+        let mut other = RawPeer::accept(&proxy.upstream).await;
+        assert!(other.read_head().await.starts_with("GET /second "));
         // Closed too, so that it is not the one that the next round would use.
         other.write("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok").await;
-        assert_eq!(client.response().await.1, "ok");
+        assert_eq!(client.read_response().await.body, "ok");
     }
 }
 
@@ -67,12 +68,12 @@ async fn bytes_after_a_whole_answer_end_its_connection() {
     for extra in ["x", "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged"] {
         let (mut client, mut upstream, _) = proxy.exchange(&get("/first")).await;
         upstream.write(format!("{OK}{extra}")).await;
-        assert_eq!(client.response().await.1, "ok");
+        assert_eq!(client.read_response().await.body, "ok");
         client.write(get("/second")).await;
-        let mut other = Peer::accept(&proxy.upstream).await;
-        assert!(other.head().await.starts_with("GET /second "));
+        let mut other = RawPeer::accept(&proxy.upstream).await;
+        assert!(other.read_head().await.starts_with("GET /second "));
         other.write("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok").await;
-        assert_eq!(client.response().await.1, "ok");
+        assert_eq!(client.read_response().await.body, "ok");
     }
 }
 
@@ -84,20 +85,20 @@ async fn nothing_is_sent_twice() {
         let mut client = proxy.client().await;
         let mut upstream = if warm {
             client.write(get("/warm")).await;
-            let mut upstream = Peer::accept(&proxy.upstream).await;
-            upstream.head().await;
+            let mut upstream = RawPeer::accept(&proxy.upstream).await;
+            upstream.read_head().await;
             upstream.write(OK).await;
-            client.response().await;
+            client.read_response().await;
             client.write(post("content-length: 4\r\n", "paid")).await;
             upstream
         } else {
             client.write(post("content-length: 4\r\n", "paid")).await;
-            Peer::accept(&proxy.upstream).await
+            RawPeer::accept(&proxy.upstream).await
         };
-        assert!(upstream.head().await.starts_with("POST /x "));
-        assert_eq!(upstream.exactly(4).await, "paid");
+        assert!(upstream.read_head().await.starts_with("POST /x "));
+        assert_eq!(upstream.read_exact(4).await, "paid");
         drop(upstream);
-        assert_ours(&proxy, &client.response().await, 502);
+        assert_ours(&proxy, &client.read_response().await, 502);
         proxy.upstream_was_spared().await;
     }
 }
@@ -107,13 +108,13 @@ async fn a_connection_that_the_upstream_closed_is_not_used() {
     let proxy = Proxy::spawn().await;
     let (mut client, mut upstream, _) = proxy.exchange(&get("/first")).await;
     upstream.write(OK).await;
-    client.response().await;
+    client.read_response().await;
     drop(upstream);
     for _ in 0..3 {
         let (mut client, mut upstream, _) = proxy.exchange(&post("content-length: 4\r\n", "paid")).await;
-        upstream.exactly(4).await;
+        upstream.read_exact(4).await;
         upstream.write(OK).await;
-        assert_eq!(client.response().await.1, "ok");
+        assert_eq!(client.read_response().await.body, "ok");
         drop(upstream);
     }
 }
@@ -123,15 +124,15 @@ async fn an_early_answer_leaves_the_next_request_clean() {
     let proxy = Proxy::spawn().await;
     let (mut client, mut upstream, _) = proxy.exchange(&post("content-length: 1000000\r\n", "begin")).await;
     upstream.write(OK).await;
-    assert_eq!(client.response().await.1, "ok");
+    assert_eq!(client.read_response().await.body, "ok");
     // Another client meanwhile gets another connection.
     let (mut second, mut other, head) = proxy.exchange(&get("/second")).await;
     assert!(head.starts_with("GET /second "));
     other.write(OK).await;
-    assert_eq!(second.response().await.1, "ok");
+    assert_eq!(second.read_response().await.body, "ok");
     // The rest of the first body still goes where its beginning went.
     client.write("a".repeat(1_000_000 - 5)).await;
-    assert_eq!(upstream.exactly(1_000_000).await.len(), 1_000_000);
+    assert_eq!(upstream.read_exact(1_000_000).await.len(), 1_000_000);
 }
 
 #[tokio::test]
@@ -142,9 +143,9 @@ async fn an_upstream_that_refuses_is_a_502() {
     let proxy = Proxy::spawn_with(unused, &config(address)).await;
     let mut client = proxy.client().await;
     client.write(get("/")).await;
-    let answer = client.response().await;
+    let answer = client.read_response().await;
     assert_ours(&proxy, &answer, 502);
-    assert_eq!(field(&answer.0, "proxy-status"), Some("refrain; error=connection_refused"));
+    assert_eq!(answer.header("proxy-status"), Some("refrain; error=connection_refused"));
 }
 
 #[tokio::test]
@@ -156,9 +157,9 @@ async fn an_unknown_name_is_a_502() {
     let proxy = Proxy::spawn_with(unused, &config).await;
     let mut client = proxy.client().await;
     client.write(get("/")).await;
-    let answer = client.response().await;
+    let answer = client.read_response().await;
     assert_ours(&proxy, &answer, 502);
-    assert_eq!(field(&answer.0, "proxy-status"), Some("refrain; error=dns_error"));
+    assert_eq!(answer.header("proxy-status"), Some("refrain; error=dns_error"));
 }
 
 #[tokio::test]
@@ -170,10 +171,10 @@ async fn a_black_hole_at_the_connection_is_a_504() {
     let proxy = Proxy::spawn_with(upstream, &config).await;
     let mut client = proxy.client().await;
     client.write(get("/")).await;
-    let _silent = Peer::accept(&proxy.upstream).await;
-    let answer = client.response().await;
+    let _silent = RawPeer::accept(&proxy.upstream).await;
+    let answer = client.read_response().await;
     assert_ours(&proxy, &answer, 504);
-    assert_eq!(field(&answer.0, "proxy-status"), Some("refrain; error=connection_timeout"));
+    assert_eq!(answer.header("proxy-status"), Some("refrain; error=connection_timeout"));
 }
 
 #[tokio::test]
@@ -183,5 +184,5 @@ async fn an_upstream_that_takes_its_time_is_waited_for() {
     // Longer than the connect limit.
     tokio::time::sleep(Duration::from_millis(700)).await;
     upstream.write(OK).await;
-    assert_eq!(client.response().await.1, "ok");
+    assert_eq!(client.read_response().await.body, "ok");
 }
