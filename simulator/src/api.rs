@@ -1,40 +1,40 @@
-//! What the simulated upstream answers when no rule says otherwise: the task API and the calls that start paid work.
+//! Task API and the calls that start paid work: the response if no rule applies.
 //!
-//! [`admit`] runs when a call arrives (path, token, rate), [`perform`] when it is answered. Called by
-//! [`super::exchange`].
+//! [`admit`] checks a call when it arrives (path, token, rate), [`perform`] executes it when the response is due.
 
 use std::time::Instant;
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::answers::{Answer, BatchItem};
-use super::record::RecordedCall;
-use super::server::State;
-use super::tasks::{Filter, Start, Task, Tasks};
-use super::{locked, text};
+use super::calls::RecordedCall;
+use super::response::{BatchItem, Response};
+use super::state::SharedState;
+use super::tasks::{Filter, NewTask, Task, Tasks};
+use super::{locked, task_json};
 
-/// What starts paid work: `POST /{service}/{kind}`.
+/// Kinds of paid work, started with `POST /{service}/{kind}`.
 const KINDS: [&str; 14] = [
     "audios", "lyrics", "upload", "videos", "wav", "images", "imagine", "edit", "tts", "voices", "style",
     "persona", "midi", "mp4",
 ];
 
-/// Listings give so many tasks unless asked otherwise, and at most [`MAX_LIMIT`].
+/// Tasks in a listing without `limit`.
 const DEFAULT_LIMIT: usize = 20;
+/// Largest number of tasks in a listing.
 const MAX_LIMIT: usize = 100;
 
-/// Where a call goes.
+/// Operation that a call requests.
 pub(super) enum Route {
     Preflight,
     Tasks,
     Start,
 }
 
-/// The answer to a call.
+/// Result of a call.
 pub(super) enum Outcome {
-    Answer(Answer),
-    /// Paid work whose result the caller waits for.
+    Response(Response),
+    /// Paid work whose result the client waits for.
     Job {
         service: String,
         id: String,
@@ -42,15 +42,15 @@ pub(super) enum Outcome {
     },
 }
 
-/// How a caller wants to see the work progress.
+/// Format in which the client wants to see progress.
 #[derive(Clone, Copy)]
 pub(super) enum StreamFormat {
     Ndjson,
     Sse,
 }
 
-/// Checks path, token and rate, in this order, and counts paid work.
-pub(super) fn admit(state: &State, call: &RecordedCall) -> Result<Route, Answer> {
+/// Checks path, token and rate, in this order, and counts paid calls. `Err` is the refusal.
+pub(super) fn admit(state: &SharedState, call: &RecordedCall) -> Result<Route, Response> {
     if call.method == "OPTIONS" {
         return Ok(Route::Preflight);
     }
@@ -72,44 +72,42 @@ pub(super) fn admit(state: &State, call: &RecordedCall) -> Result<Route, Answer>
         return Err(state.error(status, &code));
     }
     if let Err(wait) = tokens.spend(token, call.at) {
-        let answer = state.error(429, "too_many_requests");
+        let response = state.error(429, "too_many_requests");
         return Err(if state.config.retry_after_on_429 {
-            answer.header("retry-after", wait.as_secs_f64().ceil().max(1.0).to_string())
+            response.header("retry-after", wait.as_secs_f64().ceil().max(1.0).to_string())
         } else {
-            answer
+            response
         });
     }
     drop(tokens);
     if matches!(route, Route::Start) {
-        state.count_paid_start();
+        state.count_paid_call();
     }
     Ok(route)
 }
 
-/// Does what the call asks for.
-pub(super) fn perform(state: &State, call: &RecordedCall, route: &Route) -> Outcome {
+/// Executes a call.
+pub(super) fn perform(state: &SharedState, call: &RecordedCall, route: &Route) -> Outcome {
     let (service, kind) = call.route().unwrap_or_default();
     let token = call.token.as_deref().unwrap_or_default();
     match route {
-        Route::Preflight => Outcome::Answer(preflight(call)),
-        Route::Tasks => Outcome::Answer(tasks(state, call, service, token)),
+        Route::Preflight => Outcome::Response(preflight(call)),
+        Route::Tasks => Outcome::Response(tasks(state, call, service, token)),
         Route::Start => start(state, call, service, kind, token),
     }
 }
 
-fn preflight(call: &RecordedCall) -> Answer {
-    let headers = call.header("access-control-request-headers").unwrap_or("authorization, content-type");
-    let mut answer = Answer::json("");
-    answer.status = 204;
-    answer.headers = vec![
+fn preflight(call: &RecordedCall) -> Response {
+    let allowed = call.header("access-control-request-headers").unwrap_or("authorization, content-type");
+    let headers = vec![
         ("access-control-allow-origin".into(), "*".into()),
         ("access-control-allow-methods".into(), "GET, POST, PUT, PATCH, DELETE, OPTIONS".into()),
-        ("access-control-allow-headers".into(), headers.into()),
+        ("access-control-allow-headers".into(), allowed.into()),
     ];
-    answer
+    Response { status: 204, headers, ..Response::json("") }
 }
 
-fn tasks(state: &State, call: &RecordedCall, service: &str, token: &str) -> Answer {
+fn tasks(state: &SharedState, call: &RecordedCall, service: &str, token: &str) -> Response {
     let bad_request = || state.error(400, "bad_request");
     let Value::Object(body) = call.json() else { return bad_request() };
     let now = Instant::now();
@@ -124,7 +122,7 @@ fn tasks(state: &State, call: &RecordedCall, service: &str, token: &str) -> Answ
             } else {
                 return bad_request();
             };
-            Answer::json(task.map_or_else(|| "{}".into(), |task| tasks.text_of(task, now)))
+            Response::json(task.map_or_else(|| "{}".into(), |task| tasks.record_of(task, now)))
         }
         Some("retrieve_batch") => {
             let (ids, by_trace) = match (body.get("ids"), body.get("trace_ids")) {
@@ -143,22 +141,28 @@ fn tasks(state: &State, call: &RecordedCall, service: &str, token: &str) -> Answ
                     tasks.find(service, token, id, now)
                 };
                 let task = task?.sequence();
-                Some(BatchItem { id: id.to_owned(), record: tasks.text_of(task, now) })
+                Some(BatchItem { id: id.to_owned(), record: tasks.record_of(task, now) })
             });
-            Answer::items(found.collect(), None)
+            Response::items(found.collect(), None)
         }
         Some("delete") => {
             let Some(id) = body.get("id").and_then(Value::as_str) else { return bad_request() };
             let deleted = tasks.find(service, token, id, now).is_some() && tasks.remove(id);
             drop(tasks);
             state.task_changed();
-            Answer::json(serde_json::json!({"id": id, "deleted": deleted}).to_string())
+            Response::json(serde_json::json!({"id": id, "deleted": deleted}).to_string())
         }
         _ => bad_request(),
     }
 }
 
-fn listing(tasks: &mut Tasks, service: &str, token: &str, body: &Map<String, Value>, now: Instant) -> Answer {
+fn listing(
+    tasks: &mut Tasks,
+    service: &str,
+    token: &str,
+    body: &Map<String, Value>,
+    now: Instant,
+) -> Response {
     let text = |key: &str| body.get(key).and_then(Value::as_str);
     let number = |key: &str| body.get(key).and_then(Value::as_f64);
     let count = |key: &str| body.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
@@ -172,17 +176,17 @@ fn listing(tasks: &mut Tasks, service: &str, token: &str, body: &Map<String, Val
         limit: count("limit").unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT),
     };
     let (found, count) = tasks.list(service, token, &filter, now);
-    Answer::items(found, Some(count))
+    Response::items(found, Some(count))
 }
 
-fn start(state: &State, call: &RecordedCall, service: &str, kind: &str, token: &str) -> Outcome {
-    // An upload may be no JSON at all; then the task keeps an empty request.
+fn start(state: &SharedState, call: &RecordedCall, service: &str, kind: &str, token: &str) -> Outcome {
+    // An upload need not be JSON. Its task has an empty request.
     let request = std::str::from_utf8(&call.body).unwrap_or_default().trim();
     let request = if call.json().is_object() { request } else { "{}" };
     let request = RawValue::from_string(request.to_owned()).ok();
-    let asks = |key: &str| call.json().get(key);
-    let at_once =
-        asks("async").is_some_and(|value| *value == Value::Bool(true)) || asks("callback_url").is_some();
+    let field = |key: &str| call.json().get(key);
+    let is_async =
+        field("async").is_some_and(|value| *value == Value::Bool(true)) || field("callback_url").is_some();
     let accept = call.header("accept").unwrap_or_default().to_ascii_lowercase();
     let stream = if accept.contains("application/x-ndjson") {
         Some(StreamFormat::Ndjson)
@@ -191,12 +195,12 @@ fn start(state: &State, call: &RecordedCall, service: &str, kind: &str, token: &
     };
     let now = Instant::now();
     let mut tasks = locked(&state.tasks);
-    let id = tasks.create(service, kind, token, Start::Timed(request), now);
-    if !at_once {
+    let id = tasks.create(service, kind, token, NewTask::Timed(request), now);
+    if !is_async {
         return Outcome::Job { service: service.to_owned(), id, stream };
     }
     let trace_id = tasks.find(service, token, &id, now).map_or("", Task::trace_id);
-    Outcome::Answer(Answer::json(text::accepted(&id, trace_id)))
+    Outcome::Response(Response::json(task_json::accepted(&id, trace_id)))
 }
 
 fn strings(value: &Value) -> Option<Vec<&str>> {

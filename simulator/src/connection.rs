@@ -1,7 +1,6 @@
-//! One client's connection, read by hand: heads as raw bytes, bodies piece by piece.
+//! Server side of a connection: reads heads as raw bytes and bodies piece by piece.
 //!
-//! Written by hand because tests need what a library hides: the exact bytes of a head, and a socket that can be cut
-//! at any byte. Used by [`super::exchange`]; knows nothing of tasks or rules.
+//! An HTTP library hides the exact bytes of a head, and cannot close the socket after any byte of a response.
 
 use std::io::{self, ErrorKind};
 use std::time::Duration;
@@ -11,31 +10,34 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// The longest head that is read, and as much is read ahead while an answer is under way.
+/// Longest head in bytes. This much is also read ahead during a response.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// The longest line of chunked framing.
+/// Longest line of chunked framing in bytes.
 const MAX_LINE: usize = 4 * 1024;
 
-/// How long a closed connection is still read, so that unread bytes do not turn the close into a reset.
+/// Time for which a closed connection is still read. Unread bytes would turn the close into a reset.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// How long an idle connection is kept.
-const IDLE: Duration = Duration::from_secs(300);
+/// Time after which an idle connection is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Connection of a client.
 pub(super) struct Connection {
     stream: TcpStream,
+    /// Bytes received and not yet parsed.
     buffer: BytesMut,
 }
 
 impl Connection {
     pub(super) fn new(stream: TcpStream) -> Self {
-        // A failure only means slower small writes.
+        // If this fails, small writes are slower.
         let _ = stream.set_nodelay(true);
         Self { stream, buffer: BytesMut::with_capacity(4096) }
     }
 
-    /// The next head with its empty line; `None` once the client is done, or silent for long.
+    /// Reads the next head with its empty line. `None` once the client has closed the connection or was idle for
+    /// [`IDLE_TIMEOUT`].
     pub(super) async fn read_head(&mut self) -> io::Result<Option<Bytes>> {
         let mut searched = 0;
         loop {
@@ -46,15 +48,15 @@ impl Connection {
                 return Err(malformed("head too long"));
             }
             searched = self.buffer.len().saturating_sub(3);
-            let Ok(read) = timeout(IDLE, self.fill()).await else { return Ok(None) };
+            let Ok(read) = timeout(IDLE_TIMEOUT, self.fill()).await else { return Ok(None) };
             if read? == 0 {
                 return if self.buffer.is_empty() { Ok(None) } else { Err(ErrorKind::UnexpectedEof.into()) };
             }
         }
     }
 
-    /// Returns once the client hung up. What it sends meanwhile is kept for later. Cancel safe.
-    pub(super) async fn hung_up(&mut self) {
+    /// Returns once the client has closed the connection. Keeps the bytes received meanwhile. Cancel safe.
+    pub(super) async fn closed(&mut self) {
         while self.buffer.len() < MAX_HEAD {
             if !matches!(self.fill().await, Ok(1..)) {
                 return;
@@ -63,12 +65,12 @@ impl Connection {
         std::future::pending::<()>().await;
     }
 
-    /// Waits for the future; an error if the client hangs up first.
-    pub(super) async fn unless_hung_up<T>(&mut self, future: impl Future<Output = T>) -> io::Result<T> {
+    /// Awaits a future. Returns an error if the client closes the connection first.
+    pub(super) async fn unless_closed<T>(&mut self, future: impl Future<Output = T>) -> io::Result<T> {
         tokio::select! {
             biased;
             value = future => Ok(value),
-            () = self.hung_up() => Err(ErrorKind::ConnectionAborted.into()),
+            () = self.closed() => Err(ErrorKind::ConnectionAborted.into()),
         }
     }
 
@@ -76,7 +78,7 @@ impl Connection {
         self.stream.write_all(bytes).await
     }
 
-    /// Ends the connection in order.
+    /// Closes the connection in order.
     pub(super) async fn close(mut self) {
         if self.stream.shutdown().await.is_ok() {
             let drained = async {
@@ -89,9 +91,9 @@ impl Connection {
         }
     }
 
-    /// Ends the connection with a reset (RST).
+    /// Closes the connection with a reset (RST).
     pub(super) fn reset(self) {
-        // If it cannot be set, the connection is closed all the same.
+        // If this fails, the connection is closed in order.
         let _ = self.stream.set_zero_linger();
     }
 
@@ -123,17 +125,18 @@ impl Connection {
     }
 }
 
-/// A request line and headers, taken apart.
+/// Parsed request line and headers.
 #[derive(Default)]
-pub(super) struct Head {
+pub(super) struct RequestHead {
     pub(super) method: String,
     pub(super) target: String,
     pub(super) keep_alive: bool,
+    /// Names in lower case.
     pub(super) headers: Vec<(String, Vec<u8>)>,
 }
 
-impl Head {
-    /// Takes a head apart; `None` for one that is no HTTP/1 request.
+impl RequestHead {
+    /// Parses a head. `None` if it is not the head of an HTTP/1 request.
     pub(super) fn parse(raw: &[u8]) -> Option<Self> {
         let mut lines = raw.strip_suffix(b"\r\n\r\n")?.split(|byte| *byte == b'\n');
         let line = String::from_utf8_lossy(lines.next()?.trim_ascii_end()).into_owned();
@@ -155,16 +158,17 @@ impl Head {
         Some(head)
     }
 
+    /// Returns the values of all headers of this lower-case name.
     pub(super) fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         self.headers.iter().filter(move |(found, _)| found == name).map(|(_, value)| value.as_slice())
     }
 
-    /// Whether a header of this name says just this, in any letter case.
+    /// Returns whether a header of this lower-case name has exactly this value, in any letter case.
     pub(super) fn has(&self, name: &str, value: &str) -> bool {
         self.values(name).any(|found| found.eq_ignore_ascii_case(value.as_bytes()))
     }
 
-    /// The bearer token, or the payment signature that stands in its place.
+    /// Returns the bearer token, or the `payment-signature` that replaces it.
     pub(super) fn token(&self) -> Option<String> {
         let authorization = String::from_utf8_lossy(self.values("authorization").next().or_else(|| {
             let payment = self.values("payment-signature").next();
@@ -179,64 +183,68 @@ impl Head {
         }
     }
 
-    /// The body that follows; `None` if its framing is ambiguous.
-    pub(super) fn body(&self) -> Option<Body> {
+    /// Returns the body that follows. `None` if its framing is ambiguous.
+    pub(super) fn body(&self) -> Option<RequestBody> {
         let mut codings = self.values("transfer-encoding");
         let mut lengths = self.values("content-length");
         let state = match (codings.next(), lengths.next()) {
-            (None, None) => State::Done,
-            (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => State::ChunkSize,
-            (None, Some(length)) => State::Length(parse_digits(length, 10)?),
+            (None, None) => BodyState::Done,
+            (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => BodyState::ChunkSize,
+            (None, Some(length)) => BodyState::Length(parse_digits(length, 10)?),
             _ => return None,
         };
         let once = codings.next().is_none() && lengths.next().is_none();
-        once.then_some(Body { state })
+        once.then_some(RequestBody { state })
     }
 }
 
-/// The rest of a request's body.
-pub(super) struct Body {
-    state: State,
+/// Rest of a request body.
+pub(super) struct RequestBody {
+    state: BodyState,
 }
 
-enum State {
+/// Next part of a body.
+enum BodyState {
     Length(u64),
     ChunkSize,
     Chunk(u64),
     Done,
 }
 
-impl Body {
-    /// The next piece; `None` at the end. `UnexpectedEof` if the client left, `InvalidData` for broken framing.
+impl RequestBody {
+    /// Reads the next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the client closed the connection, `InvalidData` for malformed framing.
     pub(super) async fn next(&mut self, connection: &mut Connection) -> io::Result<Option<Bytes>> {
         loop {
             match self.state {
-                State::Done | State::Length(0) => return Ok(None),
-                State::Length(left) => {
+                BodyState::Done | BodyState::Length(0) => return Ok(None),
+                BodyState::Length(left) => {
                     let piece = connection.read_some(left).await?;
-                    self.state = State::Length(left - piece.len() as u64);
+                    self.state = BodyState::Length(left - piece.len() as u64);
                     return Ok(Some(piece));
                 }
-                State::ChunkSize => {
+                BodyState::ChunkSize => {
                     let line = connection.read_line().await?;
                     let digits = line.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
                     self.state = match parse_digits(digits, 16).ok_or_else(|| malformed("chunk size"))? {
                         0 => {
                             while !connection.read_line().await?.is_empty() {}
-                            State::Done
+                            BodyState::Done
                         }
-                        size => State::Chunk(size),
+                        size => BodyState::Chunk(size),
                     };
                 }
-                State::Chunk(0) => {
+                BodyState::Chunk(0) => {
                     if !connection.read_line().await?.is_empty() {
                         return Err(malformed("chunk end"));
                     }
-                    self.state = State::ChunkSize;
+                    self.state = BodyState::ChunkSize;
                 }
-                State::Chunk(left) => {
+                BodyState::Chunk(left) => {
                     let piece = connection.read_some(left).await?;
-                    self.state = State::Chunk(left - piece.len() as u64);
+                    self.state = BodyState::Chunk(left - piece.len() as u64);
                     return Ok(Some(piece));
                 }
             }
@@ -263,21 +271,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heads_are_taken_apart() {
+    fn request_head_is_parsed() {
         let raw = b"POST /a/tasks?x=1 HTTP/1.1\r\nHost: h\r\nAuthorization: bEaReR  t1 \r\nX: \xff\r\n\r\n";
-        let head = Head::parse(raw).unwrap();
+        let head = RequestHead::parse(raw).unwrap();
         assert_eq!((head.method.as_str(), head.target.as_str()), ("POST", "/a/tasks?x=1"));
         assert_eq!(head.token().as_deref(), Some("t1"));
         assert_eq!(head.values("x").next(), Some(b"\xff".as_slice()));
         assert!(head.keep_alive);
-        assert!(Head::parse(b"POST\r\n\r\n").is_none());
-        assert!(Head::parse(b"GET / HTTP/1.1\r\nno colon\r\n\r\n").is_none());
+        assert!(RequestHead::parse(b"POST\r\n\r\n").is_none());
+        assert!(RequestHead::parse(b"GET / HTTP/1.1\r\nno colon\r\n\r\n").is_none());
     }
 
     #[test]
-    fn ambiguous_framing_is_no_body() {
+    fn ambiguous_framing_is_refused() {
         let body = |headers: &str| {
-            Head::parse(format!("POST / HTTP/1.1\r\n{headers}\r\n").as_bytes()).unwrap().body().is_some()
+            RequestHead::parse(format!("POST / HTTP/1.1\r\n{headers}\r\n").as_bytes())
+                .unwrap()
+                .body()
+                .is_some()
         };
         assert!(body("host: h\r\n"));
         assert!(body("content-length: 3\r\n"));

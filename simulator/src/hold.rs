@@ -1,35 +1,36 @@
-//! A gate that keeps calls waiting until a test lets them go.
+//! Gate that holds calls back until a test releases them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// Keeps every call of its rule waiting until [`Hold::release`], or until it is dropped.
-#[must_use = "dropping a hold lets the calls go on"]
+use super::WAIT_TIMEOUT;
+
+/// Test's handle of a rule that holds its calls back. Releases them when dropped.
+#[must_use = "dropping a hold releases its calls"]
 pub struct Hold {
     gate: Arc<Gate>,
 }
 
 impl Hold {
-    /// Lets the waiting calls go on; later ones pass at once.
+    /// Releases the held calls. Later calls are not held.
     pub fn release(&self) {
-        self.gate.open.send_replace(true);
+        self.gate.is_open.send_replace(true);
     }
 
-    /// How many calls came to the gate so far.
+    /// Returns the number of calls that have reached the gate.
     pub fn held_calls(&self) -> usize {
         *self.gate.arrived.borrow()
     }
 
-    /// Returns once so many calls came to the gate.
+    /// Returns once this many calls have reached the gate.
     ///
     /// # Panics
     /// After 10 seconds.
     pub async fn wait_for_held(&self, at_least: usize) {
         let mut arrived = self.gate.arrived.subscribe();
-        let reached = timeout(Duration::from_secs(10), arrived.wait_for(|count| *count >= at_least)).await;
+        let reached = timeout(WAIT_TIMEOUT, arrived.wait_for(|count| *count >= at_least)).await;
         assert!(
             reached.is_ok(),
             "the simulator held {} calls within 10 s, not {at_least}",
@@ -44,22 +45,23 @@ impl Drop for Hold {
     }
 }
 
-/// The rule's side of a [`Hold`].
+/// Rule's side of a [`Hold`].
 pub(super) struct Gate {
-    open: watch::Sender<bool>,
+    is_open: watch::Sender<bool>,
+    /// Number of calls that have reached the gate.
     arrived: watch::Sender<usize>,
 }
 
 impl Gate {
     pub(super) fn new() -> (Arc<Self>, Hold) {
-        let gate = Arc::new(Self { open: watch::Sender::new(false), arrived: watch::Sender::new(0) });
+        let gate = Arc::new(Self { is_open: watch::Sender::new(false), arrived: watch::Sender::new(0) });
         (Arc::clone(&gate), Hold { gate })
     }
 
     /// Returns once the hold is released.
     pub(super) async fn pass(&self) {
         self.arrived.send_modify(|count| *count += 1);
-        // The sender lives in `self`, so this cannot end early.
-        let _ = self.open.subscribe().wait_for(|open| *open).await;
+        // `self` owns the sender, so this cannot end early.
+        let _ = self.is_open.subscribe().wait_for(|open| *open).await;
     }
 }

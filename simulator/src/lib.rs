@@ -1,27 +1,32 @@
-//! A simulated upstream: a real HTTP/1.1 server on the loopback that behaves as Ace Data Cloud's task API is known
-//! to, and on request as badly as any server may.
+//! Simulated upstream: an HTTP/1.1 server on the loopback interface that behaves like Ace Data Cloud's task API.
 //!
-//! Used by `refrain demo`, `refrain simulate` and the tests; it knows nothing of the proxy. By default it answers
-//! as documented: tasks move on with time and belong to the token that started them, each token may call once a
-//! second, starting work is counted as paid. A [`Rule`] makes it answer otherwise, every call is kept as a
-//! [`RecordedCall`]. HTTP is written by hand, since a test must be able to see every byte sent and to send any.
+//! `refrain demo`, `refrain simulate`, the tests and the benchmarks use it. It knows nothing of the proxy. By
+//! default it responds as the API is documented: tasks progress with time and belong to the token that started
+//! them, each token may call once a second, and calls that start work count as paid. A [`Rule`] makes it respond in
+//! another way, as badly as any server may. Every call is recorded as a [`RecordedCall`].
+//!
+//! HTTP is written by hand: a test must see every byte received and be able to send any byte. [`raw_http`] is the
+//! counterpart for tests: a peer that sends and receives raw bytes.
 
-mod answers;
 mod api;
+mod calls;
 mod clock;
 mod connection;
 mod exchange;
 mod hold;
+mod matcher;
 pub mod raw_http;
-mod record;
-mod rulebook;
+mod responder;
+mod response;
+mod rule_set;
 mod rules;
 mod server;
 mod songs;
+mod state;
+mod task_json;
 mod tasks;
 #[cfg(test)]
 mod tests;
-mod text;
 mod tokens;
 
 use std::io;
@@ -31,45 +36,46 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use server::{Listening, State};
-use tasks::Start;
+use server::RunningServer;
+use state::SharedState;
+use tasks::NewTask;
 
-pub use answers::BatchItem;
+pub use calls::{MAX_RECORDED_BODY, RecordedCall};
 pub use hold::Hold;
-pub use record::{MAX_RECORDED_BODY, RecordedCall};
+pub use response::BatchItem;
 pub use rules::Rule;
 
-/// How long the `wait_…` helpers wait before they panic.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest time that the `wait_…` methods wait before they panic.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How the simulated upstream behaves from the start.
+/// Initial behaviour of the simulated upstream.
 #[derive(Clone, Debug)]
 pub struct SimulatorConfig {
-    /// Where to listen; port 0 takes a free one.
+    /// Address of the listener. Port 0 takes a free port.
     pub listen: SocketAddr,
-    /// How often each token may call; `None` for no limit.
+    /// Calls per second that each token may make. `None` for no limit.
     pub requests_per_second: Option<f64>,
-    /// How many calls a token's bucket holds.
+    /// Capacity of a token's bucket, in calls.
     pub burst: u32,
-    /// How much too early a call may come because the one before it was late; the mean rate stays the same.
+    /// How much too early a call may arrive if the call before it was late. The mean rate stays the same.
     pub rate_tolerance: Duration,
-    /// Whether a 429 says when to come again.
+    /// Whether a 429 response has the header `retry-after`.
     pub retry_after_on_429: bool,
-    /// After this time a task is forgotten.
+    /// Time after which a task is deleted.
     pub retention: Duration,
-    /// How long a task takes.
+    /// Time from the creation of a task to its end.
     pub task_duration: Duration,
-    /// The share of tasks that fail, from 0 to 1.
+    /// Share of tasks that fail, from 0 to 1.
     pub failure_rate: f64,
-    /// The only good tokens; `None` for any that is not refused.
+    /// The only tokens that are accepted. `None` accepts every token that is not refused.
     pub accepted_tokens: Option<Vec<String>>,
-    /// A batch of more ids is a bad request; `None` for no limit.
+    /// Largest number of ids in a batch; a larger batch is a bad request. `None` for no limit.
     pub max_batch: Option<usize>,
-    /// How many tasks are kept; the oldest leave first.
+    /// Largest number of tasks. The oldest are deleted first.
     pub max_tasks: usize,
-    /// How much memory the record of calls takes; the oldest leave first.
+    /// Memory for recorded calls, in bytes. The oldest are dropped first.
     pub max_recorded_bytes: usize,
-    /// Decides ids, songs and failures.
+    /// Seed of the ids, songs and failures.
     pub seed: u64,
 }
 
@@ -93,186 +99,188 @@ impl Default for SimulatorConfig {
     }
 }
 
-/// A running simulated upstream. Clones share it; it ends with the last of them.
+/// Running simulated upstream. Clones share it; it stops when the last of them is dropped.
 #[derive(Clone)]
 pub struct Simulator {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    state: Arc<State>,
+    state: Arc<SharedState>,
     address: SocketAddr,
-    listening: Mutex<Option<Listening>>,
+    /// `None` while the simulator is stopped.
+    server: Mutex<Option<RunningServer>>,
 }
 
-/// Its life.
+/// Start and stop.
 impl Simulator {
-    /// Listens and serves in the background.
+    /// Starts to listen and to serve in the background.
     pub async fn start(config: SimulatorConfig) -> io::Result<Self> {
         let listen = config.listen;
-        let state = Arc::new(State::new(config));
-        let (listening, address) = Listening::start(listen, Arc::clone(&state)).await?;
-        Ok(Self { inner: Arc::new(Inner { state, address, listening: Mutex::new(Some(listening)) }) })
+        let state = Arc::new(SharedState::new(config));
+        let (server, address) = RunningServer::start(listen, Arc::clone(&state)).await?;
+        Ok(Self { inner: Arc::new(Inner { state, address, server: Mutex::new(Some(server)) }) })
     }
 
-    /// Where it listens.
+    /// Returns the address of the listener.
     pub fn address(&self) -> SocketAddr {
         self.inner.address
     }
 
-    /// `http://` and its address, without a slash at the end.
+    /// Returns `http://` and the address, without a slash at the end.
     pub fn base_url(&self) -> String {
         format!("http://{}", self.inner.address)
     }
 
-    /// Closes the listener and every connection: new ones are refused. Tasks, rules and record stay.
+    /// Closes the listener and every connection, so that new ones are refused. Tasks, rules and recorded calls stay.
     pub async fn stop(&self) {
-        let listening = locked(&self.inner.listening).take();
-        if let Some(listening) = listening {
-            listening.stop().await;
+        let server = locked(&self.inner.server).take();
+        if let Some(server) = server {
+            server.stop().await;
         }
     }
 
-    /// Listens again at the same address after [`Simulator::stop`].
+    /// Listens on the same address again after [`Simulator::stop`].
     pub async fn resume(&self) -> io::Result<()> {
-        if locked(&self.inner.listening).is_some() {
+        if locked(&self.inner.server).is_some() {
             return Ok(());
         }
-        let (listening, _) = Listening::start(self.inner.address, Arc::clone(&self.inner.state)).await?;
-        *locked(&self.inner.listening) = Some(listening);
+        let (server, _) = RunningServer::start(self.inner.address, Arc::clone(&self.inner.state)).await?;
+        *locked(&self.inner.server) = Some(server);
         Ok(())
     }
 }
 
-/// Its tasks.
+/// Tasks.
 impl Simulator {
-    /// A task that settles by itself after the configured duration; gives its id.
+    /// Creates a task that ends after the configured duration, and returns its id.
     pub fn create_task(&self, service: &str, token: &str) -> String {
-        self.create(service, token, Start::Timed(None))
+        self.create(service, token, NewTask::Timed(None))
     }
 
-    /// A task that succeeded already.
+    /// Creates a task that has already succeeded, and returns its id.
     pub fn create_finished(&self, service: &str, token: &str) -> String {
-        self.create(service, token, Start::Finished)
+        self.create(service, token, NewTask::Finished)
     }
 
-    /// A task that is processing, with previews, until it is told otherwise.
+    /// Creates a task that is processing, with previews, until [`Simulator::finish`] or [`Simulator::fail`]. Returns
+    /// its id.
     pub fn create_pending(&self, service: &str, token: &str) -> String {
-        self.create(service, token, Start::Pending)
+        self.create(service, token, NewTask::Pending)
     }
 
-    fn create(&self, service: &str, token: &str, start: Start) -> String {
-        locked(&self.inner.state.tasks).create(service, "audios", token, start, Instant::now())
+    fn create(&self, service: &str, token: &str, task: NewTask) -> String {
+        locked(&self.inner.state.tasks).create(service, "audios", token, task, Instant::now())
     }
 
-    /// The task succeeds now, if it has not settled yet.
+    /// Lets a task succeed now if it has not ended.
     pub fn finish(&self, id: &str) {
-        self.settle(id, false);
+        self.end_task(id, false);
     }
 
-    /// The task fails now, if it has not settled yet.
+    /// Lets a task fail now if it has not ended.
     pub fn fail(&self, id: &str) {
-        self.settle(id, true);
+        self.end_task(id, true);
     }
 
-    fn settle(&self, id: &str, failed: bool) {
-        locked(&self.inner.state.tasks).settle(id, failed, Instant::now());
+    fn end_task(&self, id: &str, failed: bool) {
+        locked(&self.inner.state.tasks).end(id, failed, Instant::now());
         self.inner.state.task_changed();
     }
 
-    /// Exactly these bytes as what `retrieve` answers this token for the id, and as an item of its batches. Other
+    /// Sets the exact bytes that `retrieve` returns to this token for this id, also as an item of its batches. Other
     /// tokens may have other bytes under the same id.
-    pub fn put_record(&self, service: &str, token: &str, id: &str, text: impl Into<Bytes>) {
-        locked(&self.inner.state.tasks).put_record(service, token, id, text.into(), Instant::now());
+    pub fn put_record(&self, service: &str, token: &str, id: &str, record: impl Into<Bytes>) {
+        locked(&self.inner.state.tasks).put_record(service, token, id, record.into(), Instant::now());
         self.inner.state.task_changed();
     }
 
-    /// Lets one more token see the task.
+    /// Lets one more token see a task.
     pub fn share(&self, id: &str, token: &str) {
         locked(&self.inner.state.tasks).share(id, token);
     }
 
-    /// The task is forgotten.
+    /// Deletes a task.
     pub fn remove(&self, id: &str) {
         locked(&self.inner.state.tasks).remove(id);
         self.inner.state.task_changed();
     }
 
-    /// What `retrieve` would answer the task's owner now.
+    /// Returns the record that `retrieve` would return to the task's owner now.
     pub fn task_record(&self, id: &str) -> Option<Bytes> {
         let now = Instant::now();
         let mut tasks = locked(&self.inner.state.tasks);
         let task = tasks.find_any(id, now)?.sequence();
-        Some(tasks.text_of(task, now))
+        Some(tasks.record_of(task, now))
     }
 }
 
-/// How it answers.
+/// Behaviour.
 impl Simulator {
-    /// Adds a rule; of all that match a call the one added first decides.
+    /// Adds a rule. The first rule that matches a call decides.
     pub fn add_rule(&self, rule: Rule) {
         locked(&self.inner.state.rules).add(rule);
     }
 
-    /// Drops all rules; calls that are being answered keep theirs.
+    /// Removes all rules. Calls that already have a rule keep it.
     pub fn clear_rules(&self) {
         locked(&self.inner.state.rules).clear();
     }
 
-    /// How often each token may call from now on; all buckets start full.
+    /// Sets the rate of each token, in calls per second. All buckets start full.
     pub fn set_rate(&self, requests_per_second: Option<f64>) {
         locked(&self.inner.state.tokens).set_rate(requests_per_second);
     }
 
-    /// Refuses a token on every path with this status and code.
+    /// Refuses a token on every path with this status and error code.
     pub fn refuse_token(&self, token: &str, status: u16, code: &str) {
         locked(&self.inner.state.tokens).refuse(token, status, code);
     }
 
-    /// Accepts a token again, or a new one where the configuration names the good ones.
+    /// Accepts a refused token again, or adds a token to [`SimulatorConfig::accepted_tokens`].
     pub fn accept_token(&self, token: &str) {
         locked(&self.inner.state.tokens).accept(token);
     }
 }
 
-/// What it saw.
+/// Observations.
 impl Simulator {
-    /// Every call, in the order in which they had come whole, malformed ones included.
+    /// Returns all recorded calls in the order in which they were complete, malformed ones included.
     pub fn calls(&self) -> Vec<RecordedCall> {
-        self.inner.state.record.calls()
+        self.inner.state.calls.calls()
     }
 
-    /// How many calls came since the last [`Simulator::clear_calls`].
+    /// Returns the number of calls since the last [`Simulator::clear_calls`].
     pub fn call_count(&self) -> usize {
-        self.inner.state.record.count()
+        self.inner.state.calls.count()
     }
 
-    /// Forgets the calls and starts counting them from 0; the other counters go on.
+    /// Drops the recorded calls and counts them from 0 again. The other counters continue.
     pub fn clear_calls(&self) {
-        self.inner.state.record.clear();
+        self.inner.state.calls.clear();
     }
 
-    /// The calls that retrieve tasks, alone or in batches.
+    /// Returns the recorded `retrieve` and `retrieve_batch` calls.
     pub fn lookup_calls(&self) -> Vec<RecordedCall> {
         self.calls().into_iter().filter(RecordedCall::is_lookup).collect()
     }
 
-    /// How many calls were answered 429, by the token's bucket or by a rule.
+    /// Returns the number of 429 responses, whether a token's bucket or a rule caused them.
     pub fn rate_limited_calls(&self) -> u64 {
-        self.inner.state.too_many_requests()
+        self.inner.state.rate_limited_calls()
     }
 
-    /// How many calls to start paid work were let in, whatever became of their answers.
+    /// Returns the number of admitted calls that start paid work, whatever the response was.
     pub fn paid_calls(&self) -> u64 {
         self.inner.state.paid_calls()
     }
 
-    /// How many clients hung up before they had sent their call, or before it was answered whole.
+    /// Returns the number of calls whose client closed the connection before the response was sent completely.
     pub fn aborted_calls(&self) -> u64 {
-        self.inner.state.record.aborted_calls()
+        self.inner.state.calls.aborted_calls()
     }
 
-    /// How many connections are open.
+    /// Returns the number of open connections.
     pub fn open_connections(&self) -> usize {
         self.inner.state.open_connections()
     }
@@ -283,19 +291,20 @@ impl Simulator {
     /// After 10 seconds.
     pub async fn wait_for_calls(&self, at_least: usize) {
         let reached = self.reached(|| self.call_count() >= at_least).await;
-        assert!(reached, "the simulator saw {} calls within 10 s, not {at_least}", self.call_count());
+        assert!(reached, "the simulator received {} calls within 10 s, not {at_least}", self.call_count());
     }
 
-    /// Returns once the condition holds; it is looked at whenever a call or connection comes, changes or ends.
+    /// Returns once the condition holds. The condition is checked whenever a call or connection starts, changes or
+    /// ends.
     ///
     /// # Panics
-    /// After 10 seconds, naming what was waited for.
+    /// After 10 seconds, with `what` in the message.
     pub async fn wait_until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         assert!(self.reached(|| condition(self)).await, "the simulator waited 10 s for: {what}");
     }
 
     async fn reached(&self, condition: impl Fn() -> bool) -> bool {
-        let mut changes = self.inner.state.record.changes();
+        let mut changes = self.inner.state.calls.changes();
         let wait = async {
             while !condition() {
                 if changes.changed().await.is_err() {
@@ -303,11 +312,11 @@ impl Simulator {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, wait).await.is_ok() || condition()
+        tokio::time::timeout(WAIT_TIMEOUT, wait).await.is_ok() || condition()
     }
 }
 
-/// Locks for plain computing. A panic elsewhere leaves nothing half done that would matter to a simulator.
+/// Locks a mutex. A panic of another holder leaves no state that a simulator could not continue with.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

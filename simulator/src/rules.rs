@@ -1,43 +1,43 @@
-//! Rules: which calls are answered otherwise than usual, and how.
+//! Rules: which calls get another response than the default, and which response.
 //!
-//! Built by tests and given to [`super::Simulator::script`]; the first rule that matches a call decides. A rule
-//! without a reply of its own leaves the usual answer, changed by what else it says (headers, items, delivery).
+//! A rule without a response of its own changes the default response: its headers, its batch items or its delivery.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::answers::BatchItem;
+use super::calls::RecordedCall;
 use super::hold::{Gate, Hold};
-use super::record::RecordedCall;
-use super::rulebook::Matcher;
+use super::matcher::Matcher;
+use super::response::{BatchItem, Content, Response, gzip};
 
-/// One rule: what it matches, and what happens then.
+/// Conditions on a call and the response to it. Added with [`Simulator::add_rule`](super::Simulator::add_rule).
 #[derive(Default)]
 pub struct Rule {
     pub(super) matcher: Matcher,
-    /// How many matches fall to the next rules first.
+    /// Number of first matches that the rule leaves to the next rules.
     pub(super) skip: u64,
-    /// For how many matches after those it is.
+    /// Number of matches after those that the rule applies to. `None` for all.
     pub(super) times: Option<u64>,
-    pub(super) early: bool,
+    /// Whether the rule responds before the request body is read.
+    pub(super) responds_early: bool,
     pub(super) gate: Option<Arc<Gate>>,
     pub(super) delay: Option<Duration>,
     pub(super) reply: Reply,
-    pub(super) headers: Vec<(String, String)>,
-    pub(super) edits: Vec<Edit>,
+    headers: Vec<(String, String)>,
+    edits: Vec<Edit>,
     pub(super) delivery: Delivery,
     pub(super) gzip: bool,
     pub(super) close_afterwards: bool,
 }
 
-/// What is answered.
+/// Response of a rule.
 #[derive(Default)]
 pub(super) enum Reply {
-    /// What would have been answered without the rule.
+    /// Response without the rule.
     #[default]
-    Usual,
+    Default,
     Error {
         status: u16,
         code: String,
@@ -70,17 +70,17 @@ pub(super) enum Reply {
     Mirror,
 }
 
-/// How a well-formed answer goes over the wire.
+/// How a well-formed response is sent.
 #[derive(Clone, Copy, Default)]
 pub(super) enum Delivery {
     #[default]
     Whole,
-    /// The right length, then the connection is closed (or reset) after so many bytes of the body.
+    /// Correct `content-length`, but the connection is closed or reset after this many bytes of the body.
     Cut {
         after: usize,
         reset: bool,
     },
-    /// The right length, then silence after so many bytes of the body.
+    /// Correct `content-length`, but nothing is sent after this many bytes of the body.
     Stall {
         after: usize,
     },
@@ -98,190 +98,191 @@ pub(super) enum Delivery {
 type ItemsEdit = Box<dyn Fn(Vec<BatchItem>) -> Vec<BatchItem> + Send + Sync>;
 type BodyEdit = Box<dyn Fn(Bytes) -> Bytes + Send + Sync>;
 
-/// A change to the usual answer.
-pub(super) enum Edit {
+/// Change of the default response.
+enum Edit {
     Items(ItemsEdit),
     Body(BodyEdit),
 }
 
-/// Which calls.
+/// Conditions on the call.
 impl Rule {
-    /// Matches every call.
+    /// Creates a rule for every call.
     pub fn any() -> Self {
         Self::default()
     }
 
-    /// Matches `retrieve` and `retrieve_batch` on `POST /{service}/tasks`.
+    /// Creates a rule for `retrieve` and `retrieve_batch` on `POST /{service}/tasks`.
     pub fn lookups() -> Self {
         let mut rule = Self::default();
-        rule.matcher.look_ups = true;
+        rule.matcher.lookups_only = true;
         rule
     }
 
-    /// Matches calls on exactly this path, whatever the query.
+    /// Creates a rule for calls on exactly this path, with any query.
     pub fn path(path: &str) -> Self {
         Self::any().on_path(path)
     }
 
-    /// Only on exactly this path, whatever the query.
+    /// Requires exactly this path, with any query.
     pub fn on_path(mut self, path: &str) -> Self {
         self.matcher.path = Some(path.to_owned());
         self
     }
 
-    /// Only with this method.
+    /// Requires this method.
     pub fn method(mut self, method: &str) -> Self {
         self.matcher.method = Some(method.to_owned());
         self
     }
 
-    /// Only if the body's `action` is this.
+    /// Requires this `action` in the body.
     pub fn action(mut self, action: &str) -> Self {
         self.matcher.action = Some(action.to_owned());
         self
     }
 
-    /// Only if this id is among those asked for.
+    /// Requires this id among the requested ids.
     pub fn containing_id(mut self, id: &str) -> Self {
         self.matcher.id = Some(id.to_owned());
         self
     }
 
-    /// Only if more than so many ids are asked for.
+    /// Requires more than this many requested ids.
     pub fn more_ids_than(mut self, count: usize) -> Self {
         self.matcher.more_ids_than = Some(count);
         self
     }
 
-    /// Only with this token.
+    /// Requires this token.
     pub fn token(mut self, token: &str) -> Self {
         self.matcher.token = Some(token.to_owned());
         self
     }
 
-    /// Only if the predicate says so; it must not call the simulator.
+    /// Requires that the predicate holds. The predicate must not call the simulator.
     pub fn matching(mut self, predicate: impl Fn(&RecordedCall) -> bool + Send + Sync + 'static) -> Self {
         self.matcher.predicate = Some(Box::new(predicate));
         self
     }
 
-    /// Only for so many matching calls (those after [`Rule::after`]'s); later ones fall to the next rules.
+    /// Limits the rule to this many matches, counted after those of [`Rule::skip_first`]. Later ones are left to the
+    /// next rules.
     pub fn times(mut self, count: u64) -> Self {
         self.times = Some(count);
         self
     }
 
-    /// Lets the first so many matching calls fall to the next rules.
-    pub fn after(mut self, count: u64) -> Self {
+    /// Leaves this many first matches to the next rules.
+    pub fn skip_first(mut self, count: u64) -> Self {
         self.skip = count;
         self
     }
 
-    /// Only the n-th matching call, counted from 1.
+    /// Limits the rule to the n-th match, counted from 1.
     pub fn nth(self, n: u64) -> Self {
-        self.after(n.saturating_sub(1)).times(1)
+        self.skip_first(n.saturating_sub(1)).times(1)
     }
 }
 
-/// When.
+/// Time of the response.
 impl Rule {
-    /// Keeps the calls waiting until the handle is released or dropped; then they go on as the rule says.
+    /// Holds the calls back until the handle is released or dropped.
     pub fn hold(mut self) -> (Self, Hold) {
         let (gate, hold) = Gate::new();
         self.gate = Some(gate);
         (self, hold)
     }
 
-    /// Waits before the answer.
+    /// Waits before the response.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = Some(delay);
         self
     }
 
-    /// Answers before the body is read, then reads and drops the body. Matches by method, path and token only.
+    /// Responds before the body is read, then reads and discards the body. Only conditions on method, path and token
+    /// are possible.
     pub fn before_body(mut self) -> Self {
-        self.early = true;
+        self.responds_early = true;
         self
     }
 }
 
-/// What is answered.
+/// Response.
 impl Rule {
     fn reply(mut self, reply: Reply) -> Self {
         self.reply = reply;
         self
     }
 
-    /// An error in the documented shape.
+    /// Responds with an error in the documented shape.
     pub fn error(self, status: u16, code: &str) -> Self {
         self.reply(Reply::Error { status, code: code.to_owned() })
     }
 
-    /// Status 200 with this body.
+    /// Responds with status 200 and this body.
     pub fn body(self, content_type: &str, body: impl Into<Bytes>) -> Self {
         self.respond_with(200, content_type, body)
     }
 
-    /// Any status with this body.
+    /// Responds with this status and body.
     pub fn respond_with(self, status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
         self.reply(Reply::Body { status, content_type: content_type.to_owned(), body: body.into() })
     }
 
-    /// Status 200 with an HTML page.
+    /// Responds with status 200 and an HTML page.
     pub fn html(self) -> Self {
         self.body("text/html; charset=utf-8", "<!doctype html><title>Down</title><p>Back in a moment.</p>\n")
     }
 
-    /// A 302 to this place.
+    /// Redirects with status 302 to this URL.
     pub fn redirect(self, location: &str) -> Self {
         self.respond_with(302, "text/plain", "").header("location", location)
     }
 
-    /// Exactly these bytes on the socket, which is then closed.
+    /// Sends exactly these bytes and closes the connection.
     pub fn raw(self, bytes: impl Into<Bytes>) -> Self {
         self.reply(Reply::Raw { bytes: bytes.into(), keep_open: false })
     }
 
-    /// Exactly these bytes on the socket, which then stays open until the client closes it.
+    /// Sends exactly these bytes and keeps the connection open until the client closes it.
     pub fn raw_keep_open(self, bytes: impl Into<Bytes>) -> Self {
         self.reply(Reply::Raw { bytes: bytes.into(), keep_open: true })
     }
 
-    /// A reset (RST) instead of an answer.
+    /// Resets the connection (RST) without a response.
     pub fn reset_before_response(self) -> Self {
         self.reply(Reply::Reset)
     }
 
-    /// The connection is closed in order, without an answer.
+    /// Closes the connection in order without a response.
     pub fn close_without_response(self) -> Self {
         self.reply(Reply::Close)
     }
 
-    /// Never an answer; the connection stays open.
+    /// Never responds and keeps the connection open.
     pub fn black_hole(self) -> Self {
         self.reply(Reply::BlackHole)
     }
 
-    /// Lines of NDJSON, one each interval, the first at once.
+    /// Streams lines of NDJSON, one per interval, the first at once.
     pub fn ndjson(self, lines: impl IntoIterator<Item = impl AsRef<[u8]>>, interval: Duration) -> Self {
         let pieces = lines.into_iter().map(|line| [line.as_ref(), b"\n"].concat().into()).collect();
         self.stream("application/x-ndjson", pieces, interval)
     }
 
-    /// Server-sent events, one each interval, the first at once.
+    /// Streams server-sent events, one per interval, the first at once.
     pub fn sse(self, events: impl IntoIterator<Item = impl AsRef<[u8]>>, interval: Duration) -> Self {
         let pieces = events.into_iter().map(|event| [b"data: ", event.as_ref(), b"\n\n"].concat().into());
-        let pieces = pieces.collect();
-        self.stream("text/event-stream", pieces, interval)
+        self.stream("text/event-stream", pieces.collect(), interval)
     }
 
-    /// These pieces in a chunked answer, one each interval, the first at once. With [`Rule::unfinished`] the last
-    /// chunk is missing.
+    /// Streams these pieces as chunks, one per interval, the first at once. With [`Rule::unfinished`] the last chunk
+    /// is missing.
     pub fn stream(self, content_type: &str, pieces: Vec<Bytes>, interval: Duration) -> Self {
         self.reply(Reply::Stream { content_type: content_type.to_owned(), pieces, interval, endless: false })
     }
 
-    /// The pieces of a stream are repeated for ever.
+    /// Repeats the pieces of a stream for ever.
     pub fn endless(mut self) -> Self {
         if let Reply::Stream { endless, .. } = &mut self.reply {
             *endless = true;
@@ -289,48 +290,49 @@ impl Rule {
         self
     }
 
-    /// Status 200 with so many bytes that nobody holds in memory.
+    /// Responds with status 200 and a body of this many bytes, which is never in memory as a whole.
     pub fn large(self, length: u64) -> Self {
         self.reply(Reply::Large { length })
     }
 
-    /// A small gzip body that unpacks to so many zeros.
+    /// Responds with a small gzip body that decompresses to this many zeros.
     pub fn gzip_bomb(self, length: u64) -> Self {
         self.reply(Reply::GzipBomb { length })
     }
 
-    /// JSON that tells what came: `method`, `target`, `headers`, `body_length`, `body_sha256`.
+    /// Responds with a JSON description of the request: `method`, `target`, `headers`, `body_length`, `body_sha256`.
     pub fn echo(self) -> Self {
         self.reply(Reply::Echo)
     }
 
-    /// The request's body and content type back, streaming while it comes. Matches by method, path and token only.
+    /// Streams the request's body back while it arrives, with its content type. Only conditions on method, path and
+    /// token are possible.
     pub fn mirror(mut self) -> Self {
-        self.early = true;
+        self.responds_early = true;
         self.reply(Reply::Mirror)
     }
 }
 
-/// Changes to a well-formed answer, the usual one included.
+/// Changes of a well-formed response, the default one included.
 impl Rule {
-    /// One more header.
+    /// Adds a header.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// `retry-after` with any text.
+    /// Adds a `retry-after` with any value.
     pub fn retry_after(self, value: &str) -> Self {
         self.header("retry-after", value)
     }
 
-    /// Changes the items of a usual batch answer.
+    /// Changes the items of a default batch response.
     pub fn items(mut self, edit: impl Fn(Vec<BatchItem>) -> Vec<BatchItem> + Send + Sync + 'static) -> Self {
         self.edits.push(Edit::Items(Box::new(edit)));
         self
     }
 
-    /// Leaves these ids out of batch answers; asked for alone they are answered as usual.
+    /// Leaves these ids out of batch responses. `retrieve` still returns them.
     pub fn omit_ids<I: Into<String>>(self, ids: impl IntoIterator<Item = I>) -> Self {
         let ids: Vec<String> = ids.into_iter().map(Into::into).collect();
         self.items(move |mut items| {
@@ -339,78 +341,103 @@ impl Rule {
         })
     }
 
-    /// Adds this text as one more item to batch answers.
-    pub fn add_item(self, text: impl Into<Bytes>) -> Self {
-        let text = text.into();
+    /// Adds an item to batch responses.
+    pub fn add_item(self, record: impl Into<Bytes>) -> Self {
+        let record = record.into();
         self.items(move |mut items| {
-            items.push(BatchItem { id: String::new(), record: text.clone() });
+            items.push(BatchItem { id: String::new(), record: record.clone() });
             items
         })
     }
 
-    /// Gives every item of batch answers twice in a row.
+    /// Repeats every item of batch responses directly after itself.
     pub fn repeat_items(self) -> Self {
         self.items(|items| items.into_iter().flat_map(|item| [item.clone(), item]).collect())
     }
 
-    /// Gives the items of batch answers in reverse.
+    /// Reverses the items of batch responses.
     pub fn reverse_items(self) -> Self {
         self.items(|items| items.into_iter().rev().collect())
     }
 
-    /// Changes the whole body of the usual answer.
+    /// Changes the whole body of the default response.
     pub fn replace_body(mut self, edit: impl Fn(Bytes) -> Bytes + Send + Sync + 'static) -> Self {
         self.edits.push(Edit::Body(Box::new(edit)));
         self
     }
 
-    /// Encodes the body with gzip, whatever the client accepts.
+    /// Compresses the body with gzip, whatever the client accepts.
     pub fn gzip(mut self) -> Self {
         self.gzip = true;
         self
     }
 
+    /// Applies these changes to a response, and returns its body.
+    pub(super) fn apply(&self, response: &mut Response) -> Bytes {
+        for edit in &self.edits {
+            let content = std::mem::replace(&mut response.content, Content::Bytes(Bytes::new()));
+            response.content = match (edit, content) {
+                (Edit::Items(edit), Content::Items { items, .. }) => {
+                    Content::Items { items: edit(items), count: None }
+                }
+                (Edit::Items(_), unchanged) => unchanged,
+                (Edit::Body(edit), content) => Content::Bytes(edit(content.into_bytes())),
+            };
+        }
+        let mut body = response.take_body();
+        if self.gzip {
+            body = gzip(&body);
+            response.headers.push(("content-encoding".into(), "gzip".into()));
+        }
+        response.headers.extend(self.headers.iter().cloned());
+        body
+    }
+}
+
+/// Delivery.
+impl Rule {
     fn delivered(mut self, delivery: Delivery) -> Self {
         self.delivery = delivery;
         self
     }
 
-    /// The right content-length, but the connection is closed after so many bytes of the body.
+    /// Sends the correct `content-length`, but closes the connection after this many bytes of the body.
     pub fn cut_after(self, bytes: usize) -> Self {
         self.delivered(Delivery::Cut { after: bytes, reset: false })
     }
 
-    /// The right content-length, but the connection is reset after so many bytes of the body.
+    /// Sends the correct `content-length`, but resets the connection after this many bytes of the body.
     pub fn reset_after(self, bytes: usize) -> Self {
         self.delivered(Delivery::Cut { after: bytes, reset: true })
     }
 
-    /// The right content-length, but silence after so many bytes of the body.
+    /// Sends the correct `content-length`, but nothing after this many bytes of the body.
     pub fn stall_after(self, bytes: usize) -> Self {
         self.delivered(Delivery::Stall { after: bytes })
     }
 
-    /// This content-length whatever the body: too long, and the connection is closed early; too short, and bytes follow.
+    /// Sends this `content-length` with any body. If it is too long, the connection is closed early; if it is too
+    /// short, more bytes follow.
     pub fn wrong_length(self, declared: u64) -> Self {
         self.delivered(Delivery::WrongLength { declared })
     }
 
-    /// One byte of the body each interval.
+    /// Sends one byte of the body per interval.
     pub fn drip(self, interval: Duration) -> Self {
         self.delivered(Delivery::Drip { interval })
     }
 
-    /// A chunked answer.
+    /// Sends the body in chunks.
     pub fn chunked(self) -> Self {
         self.delivered(Delivery::Chunked { finished: true })
     }
 
-    /// A chunked answer or stream whose last chunk never comes: the connection is closed instead.
+    /// Sends the body in chunks, and closes the connection instead of sending the last chunk.
     pub fn unfinished(self) -> Self {
         self.delivered(Delivery::Chunked { finished: false })
     }
 
-    /// The connection is closed after the answer without having said so, as an idle one would be.
+    /// Closes the connection after the response without announcing it, as a server closes an idle connection.
     pub fn close_afterwards(mut self) -> Self {
         self.close_afterwards = true;
         self

@@ -1,14 +1,12 @@
-//! A small songbook, so that what the simulated upstream answers looks like the work of a music service.
-//!
-//! Used by [`super::text`]. Titles and verses were written for this file.
+//! Titles and lyrics for simulated music tasks. They were written for this file.
 
-/// One song: its title and its words.
+/// Song of a simulated task.
 pub(super) struct Song {
     pub(super) title: &'static str,
     pub(super) lyric: &'static str,
 }
 
-/// The songbook; a task picks from it by its seed.
+/// All songs. The seed of a task selects one.
 pub(super) const SONGS: [Song; 6] = [
     Song {
         title: "Lanterns on the Canal",

@@ -1,7 +1,6 @@
-//! The tasks the simulated upstream knows: who owns them, how they move on with time, when they are forgotten.
+//! Simulated tasks: their owners, their progress with time, their deletion.
 //!
-//! Plain data on a given `now`; called by [`super::api`] and by the test handles of [`super::Simulator`]. A task
-//! belongs to the tokens that own it and does not exist for any other.
+//! Every method computes on a given `now`. A task exists only for the tokens that own it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -11,26 +10,26 @@ use fastrand::Rng;
 use serde_json::value::RawValue;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::answers::BatchItem;
-use super::text::{self, Account, Facts, Phase};
+use super::response::BatchItem;
+use super::task_json::{self, Account, Phase, TaskFields};
 
-/// The share of a task's duration that it stands in the queue.
+/// Share of a task's duration that it spends queued.
 const QUEUED_SHARE: f64 = 0.15;
 
-/// How a task goes on.
+/// Progress of a task.
 #[derive(Clone, Debug)]
-enum Course {
-    /// Settles by itself, `duration` seconds after its creation.
+enum Progress {
+    /// Ends `duration` seconds after its creation.
     Timed { duration: f64, fails: bool },
-    /// Processing until told otherwise.
+    /// Processing until a test ends it.
     Pending,
-    /// Settled; `at` in seconds since the start.
-    Settled { at: f64, failed: bool },
-    /// Whatever a test put there.
+    /// Ended; `at` in seconds since the start of the simulator.
+    Ended { at: f64, failed: bool },
+    /// Exact record set by a test.
     Raw(Bytes),
 }
 
-/// One task.
+/// Simulated task.
 pub(super) struct Task {
     sequence: u64,
     pub(super) id: String,
@@ -39,34 +38,34 @@ pub(super) struct Task {
     owners: Vec<String>,
     trace_id: String,
     request: Box<RawValue>,
-    /// Seconds since the start; before it for tasks that were made as finished.
+    /// Creation in seconds since the start of the simulator. Negative for some tasks that were created finished.
     created: f64,
-    /// Seconds since the start at which it was put here, which is what retention counts from.
-    kept_since: f64,
-    course: Course,
+    /// Insertion in seconds since the start of the simulator. The retention counts from it.
+    inserted: f64,
+    progress: Progress,
 }
 
-/// How new tasks behave.
-pub(super) struct Habits {
+/// Settings that all tasks share.
+pub(super) struct TaskDefaults {
     pub(super) seed: u64,
     pub(super) duration: Duration,
     pub(super) retention: Duration,
-    /// The share of timed tasks that fail, from 0 to 1.
+    /// Share of timed tasks that fail, from 0 to 1.
     pub(super) failure_rate: f64,
     pub(super) max_tasks: usize,
 }
 
-/// How a task is made.
-pub(super) enum Start {
-    /// Moves on with time.
+/// Kind of a new task.
+pub(super) enum NewTask {
+    /// Progresses with time. Has a sample request if it is `None`.
     Timed(Option<Box<RawValue>>),
-    /// Never settles by itself.
+    /// Ends only when a test ends it.
     Pending,
-    /// Settled already.
+    /// Has already succeeded.
     Finished,
 }
 
-/// What a listing asks for; `None` leaves a filter out.
+/// Filter and page of a listing. `None` accepts every task.
 #[derive(Default)]
 pub(super) struct Filter<'a> {
     pub(super) kind: Option<&'a str>,
@@ -78,47 +77,48 @@ pub(super) struct Filter<'a> {
     pub(super) limit: usize,
 }
 
-/// All tasks, oldest first.
+/// All tasks, by sequence number.
 pub(super) struct Tasks {
-    habits: Habits,
+    defaults: TaskDefaults,
     start: Instant,
-    /// The wall clock at `start`, in Unix seconds.
+    /// Wall-clock time at `start`, in Unix seconds.
     epoch: f64,
-    next: u64,
+    next_sequence: u64,
     tasks: BTreeMap<u64, Task>,
     by_id: HashMap<String, Vec<u64>>,
 }
 
 impl Tasks {
-    /// No tasks yet; `unix_now` is the wall clock at `now`.
-    pub(super) fn new(habits: Habits, now: Instant, unix_now: i64) -> Self {
+    /// Creates an empty collection. `unix_now` is the wall-clock time at `now`.
+    pub(super) fn new(defaults: TaskDefaults, now: Instant, unix_now: i64) -> Self {
         let epoch = unix_now as f64;
-        Self { habits, start: now, epoch, next: 0, tasks: BTreeMap::new(), by_id: HashMap::new() }
+        Self { defaults, start: now, epoch, next_sequence: 0, tasks: BTreeMap::new(), by_id: HashMap::new() }
     }
 
-    /// Makes a task with an id of its own, and gives the id.
+    /// Creates a task and returns its new id.
     pub(super) fn create(
         &mut self,
         service: &str,
         kind: &str,
         token: &str,
-        start: Start,
+        task: NewTask,
         now: Instant,
     ) -> String {
-        let mut rng = Rng::with_seed(self.seed_of(self.next));
-        let (id, trace_id, fails) = (text::uuid(&mut rng), text::uuid(&mut rng), rng.f64());
+        let mut rng = Rng::with_seed(self.seed_of(self.next_sequence));
+        let (id, trace_id, fails) = (task_json::uuid(&mut rng), task_json::uuid(&mut rng), rng.f64());
         let now = self.seconds(now);
-        let duration = self.habits.duration.as_secs_f64();
-        let (created, request, course) = match start {
-            Start::Timed(request) => {
-                (now, request, Course::Timed { duration, fails: fails < self.habits.failure_rate })
+        let duration = self.defaults.duration.as_secs_f64();
+        let (created, request, progress) = match task {
+            NewTask::Timed(request) => {
+                (now, request, Progress::Timed { duration, fails: fails < self.defaults.failure_rate })
             }
-            Start::Pending => (now, None, Course::Pending),
-            Start::Finished => (now - duration, None, Course::Settled { at: now, failed: false }),
+            NewTask::Pending => (now, None, Progress::Pending),
+            NewTask::Finished => (now - duration, None, Progress::Ended { at: now, failed: false }),
         };
-        let request = request.unwrap_or_else(|| text::sample_request(self.seed_of(self.next), kind));
+        let request =
+            request.unwrap_or_else(|| task_json::sample_request(self.seed_of(self.next_sequence), kind));
         self.insert(Task {
-            sequence: self.next,
+            sequence: self.next_sequence,
             id: id.clone(),
             service: service.to_owned(),
             kind: kind.to_owned(),
@@ -126,14 +126,14 @@ impl Tasks {
             trace_id,
             request,
             created,
-            kept_since: now,
-            course,
+            inserted: now,
+            progress,
         });
         id
     }
 
-    /// Puts exact bytes in place of whatever this token had under this id.
-    pub(super) fn put_record(&mut self, service: &str, token: &str, id: &str, text: Bytes, now: Instant) {
+    /// Sets the exact record of this token under this id.
+    pub(super) fn put_record(&mut self, service: &str, token: &str, id: &str, record: Bytes, now: Instant) {
         let known = self
             .by_id
             .get(id)
@@ -142,36 +142,36 @@ impl Tasks {
             .copied()
             .find(|sequence| self.tasks.get(sequence).is_some_and(|task| task.is_for(service, token)));
         if let Some(task) = known.and_then(|sequence| self.tasks.get_mut(&sequence)) {
-            task.course = Course::Raw(text);
+            task.progress = Progress::Raw(record);
             return;
         }
         let now = self.seconds(now);
         self.insert(Task {
-            sequence: self.next,
+            sequence: self.next_sequence,
             id: id.to_owned(),
             service: service.to_owned(),
             kind: "audios".to_owned(),
             owners: vec![token.to_owned()],
             trace_id: String::new(),
-            request: text::sample_request(self.next, "audios"),
+            request: task_json::sample_request(self.next_sequence, "audios"),
             created: now,
-            kept_since: now,
-            course: Course::Raw(text),
+            inserted: now,
+            progress: Progress::Raw(record),
         });
     }
 
-    /// Settles every task with this id now. One that settled before, or is raw, stays as it is.
-    pub(super) fn settle(&mut self, id: &str, failed: bool, now: Instant) {
+    /// Ends every task with this id now, except those that have already ended or have a raw record.
+    pub(super) fn end(&mut self, id: &str, failed: bool, now: Instant) {
         let at = self.seconds(now);
         for sequence in self.by_id.get(id).into_iter().flatten() {
             let Some(task) = self.tasks.get_mut(sequence) else { continue };
-            let settled = match task.course {
-                Course::Pending => false,
-                Course::Timed { duration, .. } => at >= task.created + duration,
-                Course::Settled { .. } | Course::Raw(_) => true,
+            let has_ended = match task.progress {
+                Progress::Pending => false,
+                Progress::Timed { duration, .. } => at >= task.created + duration,
+                Progress::Ended { .. } | Progress::Raw(_) => true,
             };
-            if !settled {
-                task.course = Course::Settled { at, failed };
+            if !has_ended {
+                task.progress = Progress::Ended { at, failed };
             }
         }
     }
@@ -187,7 +187,7 @@ impl Tasks {
         }
     }
 
-    /// Forgets every task with this id; says whether there was one.
+    /// Deletes every task with this id. Returns whether there was one.
     pub(super) fn remove(&mut self, id: &str) -> bool {
         let sequences = self.by_id.remove(id).unwrap_or_default();
         for sequence in &sequences {
@@ -196,20 +196,20 @@ impl Tasks {
         !sequences.is_empty()
     }
 
-    /// The task of this id, if this token may see it in this service.
+    /// Returns the task with this id if this token owns it in this service.
     pub(super) fn find(&mut self, service: &str, token: &str, id: &str, now: Instant) -> Option<&Task> {
-        self.forget_old(now);
+        self.delete_expired(now);
         let mut known = self.by_id.get(id)?.iter().filter_map(|sequence| self.tasks.get(sequence));
         known.find(|task| task.is_for(service, token))
     }
 
-    /// The first task of this id, whoever owns it.
+    /// Returns the first task with this id, of any owner.
     pub(super) fn find_any(&mut self, id: &str, now: Instant) -> Option<&Task> {
-        self.forget_old(now);
+        self.delete_expired(now);
         self.by_id.get(id)?.iter().find_map(|sequence| self.tasks.get(sequence))
     }
 
-    /// The task of this trace id, if this token may see it in this service.
+    /// Returns the task with this trace id if this token owns it in this service.
     pub(super) fn find_trace(
         &mut self,
         service: &str,
@@ -217,13 +217,13 @@ impl Tasks {
         trace_id: &str,
         now: Instant,
     ) -> Option<&Task> {
-        self.forget_old(now);
+        self.delete_expired(now);
         self.tasks
             .values()
             .find(|task| !trace_id.is_empty() && task.trace_id == trace_id && task.is_for(service, token))
     }
 
-    /// This token's tasks that pass the filter, newest first: the page asked for, and how many there are in all.
+    /// Returns the requested page of this token's tasks that pass the filter, newest first, and their total number.
     pub(super) fn list(
         &mut self,
         service: &str,
@@ -231,8 +231,8 @@ impl Tasks {
         filter: &Filter<'_>,
         now: Instant,
     ) -> (Vec<BatchItem>, usize) {
-        self.forget_old(now);
-        let account = Account::of(token, self.habits.seed);
+        self.delete_expired(now);
+        let account = Account::of(token, self.defaults.seed);
         let is = |wanted: Option<&str>, found: &str| wanted.is_none_or(|wanted| wanted == found);
         let passes = |task: &&Task| {
             let created_at = self.epoch + task.created;
@@ -246,39 +246,39 @@ impl Tasks {
         let matching: Vec<&Task> = self.tasks.values().rev().filter(passes).collect();
         let count = matching.len();
         let page = matching.into_iter().skip(filter.offset).take(filter.limit);
-        (page.map(|task| BatchItem { id: task.id.clone(), record: self.text(task, now) }).collect(), count)
+        (page.map(|task| BatchItem { id: task.id.clone(), record: self.record(task, now) }).collect(), count)
     }
 
-    /// What `retrieve` answers for the task of this number; nothing if it left meanwhile.
-    pub(super) fn text_of(&self, sequence: u64, now: Instant) -> Bytes {
-        self.tasks.get(&sequence).map(|task| self.text(task, now)).unwrap_or_default()
+    /// Returns the record of the task with this sequence number. Empty if the task was deleted.
+    pub(super) fn record_of(&self, sequence: u64, now: Instant) -> Bytes {
+        self.tasks.get(&sequence).map(|task| self.record(task, now)).unwrap_or_default()
     }
 
-    fn text(&self, task: &Task, now: Instant) -> Bytes {
-        if let Course::Raw(text) = &task.course {
-            return text.clone();
+    fn record(&self, task: &Task, now: Instant) -> Bytes {
+        if let Progress::Raw(record) = &task.progress {
+            return record.clone();
         }
-        text::task(&self.facts(task), self.phase(task, now)).into()
+        task_json::record(&self.fields(task), self.phase(task, now)).into()
     }
 
-    /// How the job of a task stands, for the call that started it; `None` once it is forgotten.
-    pub(super) fn job(&mut self, service: &str, token: &str, id: &str, now: Instant) -> Option<Job> {
+    /// Returns the state of a task for the call that started it. `None` if the task was deleted.
+    pub(super) fn job(&mut self, service: &str, token: &str, id: &str, now: Instant) -> Option<JobStatus> {
         let sequence = self.find(service, token, id, now)?.sequence;
         let task = self.tasks.get(&sequence)?;
         let phase = self.phase(task, now);
-        let settles_in = match task.course {
-            Course::Timed { duration, .. } => {
+        let ends_in = match task.progress {
+            Progress::Timed { duration, .. } => {
                 Duration::try_from_secs_f64(task.created + duration - self.seconds(now)).ok()
             }
             _ => None,
         };
-        Some(Job { text: text::result(&self.facts(task), phase), phase, settles_in })
+        Some(JobStatus { json: task_json::result(&self.fields(task), phase), phase, ends_in })
     }
 
     fn phase(&self, task: &Task, now: Instant) -> Phase {
         let age = self.seconds(now) - task.created;
-        let typical = self.habits.duration.as_secs_f64().max(0.001);
-        let settled = |at: f64, failed: bool| {
+        let typical = self.defaults.duration.as_secs_f64().max(0.001);
+        let ended = |at: f64, failed: bool| {
             let (created_at, finished_at) = (self.epoch + task.created, self.epoch + at);
             let started_at = created_at + (finished_at - created_at) * QUEUED_SHARE;
             if failed {
@@ -287,24 +287,24 @@ impl Tasks {
                 Phase::Succeeded { started_at, finished_at }
             }
         };
-        match task.course {
-            Course::Settled { at, failed } => settled(at, failed),
-            Course::Timed { duration, fails } if age >= duration => settled(task.created + duration, fails),
-            Course::Timed { duration, .. } if age < duration * QUEUED_SHARE => Phase::Queued,
-            Course::Timed { duration, .. } => Phase::Processing {
+        match task.progress {
+            Progress::Ended { at, failed } => ended(at, failed),
+            Progress::Timed { duration, fails } if age >= duration => ended(task.created + duration, fails),
+            Progress::Timed { duration, .. } if age < duration * QUEUED_SHARE => Phase::Queued,
+            Progress::Timed { duration, .. } => Phase::Processing {
                 started_at: self.epoch + task.created + duration * QUEUED_SHARE,
                 percent: (100.0 * age / duration).clamp(1.0, 99.0) as u8,
             },
-            Course::Pending | Course::Raw(_) => Phase::Processing {
+            Progress::Pending | Progress::Raw(_) => Phase::Processing {
                 started_at: self.epoch + task.created,
                 percent: (95.0 * age / typical).clamp(5.0, 95.0) as u8,
             },
         }
     }
 
-    fn facts<'a>(&self, task: &'a Task) -> Facts<'a> {
+    fn fields<'a>(&self, task: &'a Task) -> TaskFields<'a> {
         let owner = task.owners.first().map_or("", String::as_str);
-        Facts {
+        TaskFields {
             seed: self.seed_of(task.sequence),
             id: &task.id,
             service: &task.service,
@@ -312,27 +312,27 @@ impl Tasks {
             trace_id: &task.trace_id,
             request: &task.request,
             created_at: self.epoch + task.created,
-            account: Account::of(owner, self.habits.seed),
+            account: Account::of(owner, self.defaults.seed),
         }
     }
 
     fn insert(&mut self, task: Task) {
         self.by_id.entry(task.id.clone()).or_default().push(task.sequence);
         self.tasks.insert(task.sequence, task);
-        self.next += 1;
-        while self.tasks.len() > self.habits.max_tasks {
-            self.forget_oldest();
+        self.next_sequence += 1;
+        while self.tasks.len() > self.defaults.max_tasks {
+            self.delete_oldest();
         }
     }
 
-    fn forget_old(&mut self, now: Instant) {
-        let oldest_kept = self.seconds(now) - self.habits.retention.as_secs_f64();
-        while self.tasks.first_key_value().is_some_and(|(_, task)| task.kept_since < oldest_kept) {
-            self.forget_oldest();
+    fn delete_expired(&mut self, now: Instant) {
+        let expiry = self.seconds(now) - self.defaults.retention.as_secs_f64();
+        while self.tasks.first_key_value().is_some_and(|(_, task)| task.inserted < expiry) {
+            self.delete_oldest();
         }
     }
 
-    fn forget_oldest(&mut self) {
+    fn delete_oldest(&mut self) {
         let Some((sequence, task)) = self.tasks.pop_first() else { return };
         if let Some(sequences) = self.by_id.get_mut(&task.id) {
             sequences.retain(|other| *other != sequence);
@@ -347,26 +347,26 @@ impl Tasks {
     }
 
     fn seed_of(&self, sequence: u64) -> u64 {
-        xxh3_64_with_seed(&sequence.to_le_bytes(), self.habits.seed)
+        xxh3_64_with_seed(&sequence.to_le_bytes(), self.defaults.seed)
     }
 }
 
-/// How a job stands.
-pub(super) struct Job {
-    /// What its caller is told by now.
-    pub(super) text: String,
+/// State of a task for the call that started it.
+pub(super) struct JobStatus {
+    /// Current content of the response.
+    pub(super) json: String,
     pub(super) phase: Phase,
-    /// How long until it settles by itself; `None` if it does not, or did.
-    pub(super) settles_in: Option<Duration>,
+    /// Time until the task ends by itself. `None` if it does not, or has ended.
+    pub(super) ends_in: Option<Duration>,
 }
 
 impl Task {
-    /// The task's number, in the order of creation.
+    /// Returns the task's number in the order of creation.
     pub(super) fn sequence(&self) -> u64 {
         self.sequence
     }
 
-    /// The id under which its work is traced.
+    /// Returns the trace id.
     pub(super) fn trace_id(&self) -> &str {
         &self.trace_id
     }
@@ -384,25 +384,25 @@ mod tests {
 
     fn tasks() -> (Tasks, Instant) {
         let now = Instant::now();
-        let habits = Habits {
+        let defaults = TaskDefaults {
             seed: 7,
             duration: Duration::from_secs(40),
             retention: Duration::from_secs(100),
             failure_rate: 0.0,
             max_tasks: 10,
         };
-        (Tasks::new(habits, now, 1_767_119_745), now)
+        (Tasks::new(defaults, now, 1_767_119_745), now)
     }
 
     fn json(tasks: &mut Tasks, id: &str, now: Instant) -> Value {
         let task = tasks.find("producer", "a", id, now).unwrap().sequence();
-        serde_json::from_slice(&tasks.text_of(task, now)).unwrap()
+        serde_json::from_slice(&tasks.record_of(task, now)).unwrap()
     }
 
     #[test]
-    fn a_task_moves_on_with_time_and_stands_still_once_settled() {
+    fn timed_task_progresses_and_does_not_change_after_its_end() {
         let (mut tasks, start) = tasks();
-        let id = tasks.create("producer", "audios", "a", Start::Timed(None), start);
+        let id = tasks.create("producer", "audios", "a", NewTask::Timed(None), start);
         let after = |seconds| start + Duration::from_secs(seconds);
 
         let queued = json(&mut tasks, &id, after(1));
@@ -422,13 +422,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pending_task_waits_to_be_told_and_a_settled_one_does_not_change() {
+    fn pending_task_ends_only_when_a_test_ends_it() {
         let (mut tasks, start) = tasks();
-        let id = tasks.create("producer", "audios", "a", Start::Pending, start);
+        let id = tasks.create("producer", "audios", "a", NewTask::Pending, start);
         let later = start + Duration::from_secs(90);
         assert_eq!(json(&mut tasks, &id, later)["response"]["data"][1]["state"], "processing");
-        tasks.settle(&id, true, later);
-        tasks.settle(&id, false, later);
+        tasks.end(&id, true, later);
+        tasks.end(&id, false, later);
         let failed = json(&mut tasks, &id, later);
         assert_eq!(failed["response"]["success"], false);
         assert_eq!(failed["response"]["error"]["code"], "api_error");
@@ -436,10 +436,10 @@ mod tests {
     }
 
     #[test]
-    fn tasks_are_forgotten_with_age_and_in_number() {
+    fn tasks_beyond_the_retention_or_number_are_deleted() {
         let (mut tasks, start) = tasks();
         let ids: Vec<_> =
-            (0..11).map(|_| tasks.create("producer", "audios", "a", Start::Finished, start)).collect();
+            (0..11).map(|_| tasks.create("producer", "audios", "a", NewTask::Finished, start)).collect();
         assert!(tasks.find("producer", "a", &ids[0], start).is_none());
         assert!(tasks.find("producer", "a", &ids[1], start + Duration::from_secs(100)).is_some());
         assert!(tasks.find("producer", "a", &ids[1], start + Duration::from_secs(101)).is_none());

@@ -1,43 +1,51 @@
-//! Tokens at the simulated upstream: which are refused and how, and how often each may call.
+//! Tokens of the simulated upstream: which are refused, and how often each may call.
 //!
-//! Plain arithmetic on a given `now`; called by [`super::api`].
+//! Every method computes on a given `now`.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-/// How many tokens' buckets are kept; beyond it the full ones leave, which changes nothing for them.
+/// Largest number of buckets. Beyond it the full ones are dropped; a token without a bucket has a full one.
 const MAX_BUCKETS: usize = 10_000;
 
-/// What is known of tokens.
+/// Accepted and refused tokens with their buckets.
 pub(super) struct Tokens {
-    /// `None`: every token is good unless refused.
-    known: Option<HashSet<String>>,
+    /// The only accepted tokens. `None` accepts every token that is not refused.
+    accepted: Option<HashSet<String>>,
+    /// Status and error code by token.
     refused: HashMap<String, (u16, String)>,
+    /// Calls per second. `None` for no limit.
     rate: Option<f64>,
     burst: u32,
-    leeway: Duration,
+    /// A bucket holds this much more than `burst`.
+    tolerance: Duration,
     buckets: HashMap<String, Bucket>,
 }
 
 struct Bucket {
+    /// Calls in the bucket at `at`.
     level: f64,
     at: Instant,
 }
 
 impl Tokens {
-    /// `known` are the only good tokens, if given. A bucket holds `burst` calls, plus what fills in `leeway`.
-    pub(super) fn new(known: Option<Vec<String>>, rate: Option<f64>, burst: u32, leeway: Duration) -> Self {
+    pub(super) fn new(
+        accepted: Option<Vec<String>>,
+        rate: Option<f64>,
+        burst: u32,
+        tolerance: Duration,
+    ) -> Self {
         Self {
-            known: known.map(|known| known.into_iter().collect()),
+            accepted: accepted.map(|accepted| accepted.into_iter().collect()),
             refused: HashMap::new(),
             rate,
             burst,
-            leeway,
+            tolerance,
             buckets: HashMap::new(),
         }
     }
 
-    /// Every bucket starts anew with the rate given.
+    /// Sets the rate. All buckets start full.
     pub(super) fn set_rate(&mut self, rate: Option<f64>) {
         self.rate = rate;
         self.buckets.clear();
@@ -49,32 +57,33 @@ impl Tokens {
 
     pub(super) fn accept(&mut self, token: &str) {
         self.refused.remove(token);
-        if let Some(known) = &mut self.known {
-            known.insert(token.to_owned());
+        if let Some(accepted) = &mut self.accepted {
+            accepted.insert(token.to_owned());
         }
     }
 
-    /// The status and code a token is refused with; `None` for a good one.
+    /// Returns the status and error code with which a token is refused.
     pub(super) fn refusal(&self, token: &str) -> Option<(u16, String)> {
         if let Some(refusal) = self.refused.get(token) {
             return Some(refusal.clone());
         }
-        let unknown = self.known.as_ref().is_some_and(|known| !known.contains(token));
+        let unknown = self.accepted.as_ref().is_some_and(|accepted| !accepted.contains(token));
         unknown.then(|| (401, "invalid_token".to_owned()))
     }
 
-    /// Takes one call from the token's bucket, or says how long until there is one.
+    /// Takes one call from the token's bucket. `Err` is the time until the bucket has one.
     pub(super) fn spend(&mut self, token: &str, now: Instant) -> Result<(), Duration> {
         let Some(rate) = self.rate else { return Ok(()) };
-        let most = f64::from(self.burst.max(1)) + rate * self.leeway.as_secs_f64();
+        let capacity = f64::from(self.burst.max(1)) + rate * self.tolerance.as_secs_f64();
         if self.buckets.len() >= MAX_BUCKETS && !self.buckets.contains_key(token) {
-            self.buckets.retain(|_, bucket| bucket.filled(rate, most, now) < most);
+            self.buckets.retain(|_, bucket| bucket.level_at(rate, capacity, now) < capacity);
             if self.buckets.len() >= MAX_BUCKETS {
                 self.buckets.clear();
             }
         }
-        let bucket = self.buckets.entry(token.to_owned()).or_insert_with(|| Bucket { level: most, at: now });
-        bucket.level = bucket.filled(rate, most, now);
+        let bucket =
+            self.buckets.entry(token.to_owned()).or_insert_with(|| Bucket { level: capacity, at: now });
+        bucket.level = bucket.level_at(rate, capacity, now);
         bucket.at = bucket.at.max(now);
         if bucket.level >= 1.0 {
             bucket.level -= 1.0;
@@ -86,8 +95,8 @@ impl Tokens {
 }
 
 impl Bucket {
-    fn filled(&self, rate: f64, most: f64, now: Instant) -> f64 {
-        (self.level + rate * now.saturating_duration_since(self.at).as_secs_f64()).min(most)
+    fn level_at(&self, rate: f64, capacity: f64, now: Instant) -> f64 {
+        (self.level + rate * now.saturating_duration_since(self.at).as_secs_f64()).min(capacity)
     }
 }
 
@@ -96,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_gives_its_burst_and_then_its_rate() {
+    fn bucket_allows_its_burst_and_then_its_rate() {
         let mut tokens = Tokens::new(None, Some(2.0), 3, Duration::ZERO);
         let now = Instant::now();
         for _ in 0..3 {
@@ -111,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn leeway_forgives_a_late_call_but_not_a_higher_rate() {
+    fn tolerance_allows_late_calls_but_no_higher_rate() {
         let start = Instant::now();
         let passed = |times_ms: Vec<u64>| {
             let mut tokens = Tokens::new(None, Some(1.0), 1, Duration::from_millis(100));
@@ -125,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn only_known_tokens_pass_where_some_are_named() {
+    fn tokens_outside_the_accepted_list_are_refused() {
         let mut tokens = Tokens::new(Some(vec!["a".into()]), None, 1, Duration::ZERO);
         assert_eq!(tokens.refusal("a"), None);
         assert_eq!(tokens.refusal("b"), Some((401, "invalid_token".into())));

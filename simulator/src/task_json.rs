@@ -1,7 +1,6 @@
-//! The JSON text of a simulated task: the documentation's full field set, in its order.
+//! JSON of a simulated task, with all documented fields in the documented order.
 //!
-//! Called by [`super::tasks`]; knows nothing of who may see a task or how it is asked for. The same task in the
-//! same phase always gives the same bytes.
+//! The same task in the same phase always has the same bytes.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -12,29 +11,29 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::songs::SONGS;
 
-/// Where a task stands. Times are Unix seconds.
+/// Phase of a task. Times are Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Phase {
-    /// Taken, not begun: there is no `response` yet.
+    /// Accepted but not started: there is no `response` yet.
     Queued,
-    /// Under way, with previews that are no result.
+    /// Started. The response has previews.
     Processing { started_at: f64, percent: u8 },
-    /// Settled well.
+    /// Ended with a result.
     Succeeded { started_at: f64, finished_at: f64 },
-    /// Settled badly: `response.success` is false.
+    /// Ended without a result: `response.success` is false.
     Failed { started_at: f64, finished_at: f64 },
 }
 
 impl Phase {
-    /// Whether the job settled, well or badly.
-    pub(super) fn is_settled(self) -> bool {
+    /// Returns whether the task has succeeded or failed.
+    pub(super) fn has_ended(self) -> bool {
         matches!(self, Phase::Succeeded { .. } | Phase::Failed { .. })
     }
 }
 
-/// What of a task never changes; the rest follows from the phase.
-pub(super) struct Facts<'a> {
-    /// Decides everything that looks random: the songs, their ids and lengths.
+/// Fields of a task that never change. The others follow from the phase.
+pub(super) struct TaskFields<'a> {
+    /// Seed of everything random: the songs, their ids and lengths.
     pub(super) seed: u64,
     pub(super) id: &'a str,
     pub(super) service: &'a str,
@@ -45,7 +44,7 @@ pub(super) struct Facts<'a> {
     pub(super) account: Account,
 }
 
-/// The ids that stand for a token's owner in its tasks.
+/// Ids of a token's owner in its tasks.
 pub(super) struct Account {
     pub(super) user_id: String,
     pub(super) application_id: String,
@@ -53,19 +52,19 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// The account behind a token: the same token always has the same one.
+    /// Returns the account of a token. The same token always has the same account.
     pub(super) fn of(token: &str, seed: u64) -> Self {
         let mut rng = Rng::with_seed(xxh3_64_with_seed(token.as_bytes(), seed));
         Self { user_id: uuid(&mut rng), application_id: uuid(&mut rng), credential_id: uuid(&mut rng) }
     }
 }
 
-/// A random UUID (version 4) out of a seeded source.
+/// Returns a UUID (version 4) from a seeded source.
 pub(super) fn uuid(rng: &mut Rng) -> String {
     uuid::Builder::from_random_bytes(rng.u128(..).to_le_bytes()).into_uuid().to_string()
 }
 
-/// What a generated task is asked for if nobody asked: a song of the songbook.
+/// Returns the request of a task that was created without one.
 pub(super) fn sample_request(seed: u64, kind: &str) -> Box<RawValue> {
     let song = &SONGS[Rng::with_seed(seed).usize(..SONGS.len())];
     let request = SampleRequest {
@@ -76,14 +75,14 @@ pub(super) fn sample_request(seed: u64, kind: &str) -> Box<RawValue> {
         custom: true,
         r#async: true,
     };
-    serde_json::value::to_raw_value(&request).expect("plain data has a JSON text")
+    serde_json::value::to_raw_value(&request).expect("plain data can be serialized")
 }
 
-/// The task as `retrieve` answers it.
-pub(super) fn task(facts: &Facts<'_>, phase: Phase) -> String {
-    let mut rng = Rng::with_seed(facts.seed);
-    let record_id = format!("{:08x}{:016x}", facts.created_at as u32, rng.u64(..));
-    let api_id = uuid(&mut Rng::with_seed(xxh3_64_with_seed(facts.service.as_bytes(), 0)));
+/// Returns the task record that `retrieve` returns.
+pub(super) fn record(fields: &TaskFields<'_>, phase: Phase) -> String {
+    let mut rng = Rng::with_seed(fields.seed);
+    let record_id = format!("{:08x}{:016x}", fields.created_at as u32, rng.u64(..));
+    let api_id = uuid(&mut Rng::with_seed(xxh3_64_with_seed(fields.service.as_bytes(), 0)));
     let (started_at, finished_at) = match phase {
         Phase::Queued => (None, None),
         Phase::Processing { started_at, .. } => (Some(started_at), None),
@@ -93,43 +92,43 @@ pub(super) fn task(facts: &Facts<'_>, phase: Phase) -> String {
     };
     let record = Record {
         _id: &record_id,
-        id: facts.id,
+        id: fields.id,
         api_id: &api_id,
-        application_id: &facts.account.application_id,
-        created_at: millis(facts.created_at),
+        application_id: &fields.account.application_id,
+        created_at: millis(fields.created_at),
         started_at: started_at.map(millis),
-        credential_id: &facts.account.credential_id,
-        request: facts.request,
-        trace_id: facts.trace_id,
-        r#type: facts.kind,
-        user_id: &facts.account.user_id,
-        response: response(facts, phase),
-        elapsed: finished_at.map(|at| millis(at - facts.created_at)),
+        credential_id: &fields.account.credential_id,
+        request: fields.request,
+        trace_id: fields.trace_id,
+        r#type: fields.kind,
+        user_id: &fields.account.user_id,
+        response: response(fields, phase),
+        elapsed: finished_at.map(|at| millis(at - fields.created_at)),
         finished_at: finished_at.map(millis),
     };
-    serde_json::to_string(&record).expect("plain data has a JSON text")
+    serde_json::to_string(&record).expect("plain data can be serialized")
 }
 
-/// What the call that started the work answers or streams: the `response` so far.
-pub(super) fn result(facts: &Facts<'_>, phase: Phase) -> String {
-    response(facts, phase).map_or_else(
-        || accepted(facts.id, facts.trace_id),
-        |response| serde_json::to_string(&response).expect("plain data has a JSON text"),
+/// Returns the current `response` of a task, for the call that started it.
+pub(super) fn result(fields: &TaskFields<'_>, phase: Phase) -> String {
+    response(fields, phase).map_or_else(
+        || accepted(fields.id, fields.trace_id),
+        |response| serde_json::to_string(&response).expect("plain data can be serialized"),
     )
 }
 
-/// What a call that started work answers at once.
+/// Returns the immediate response to a call that starts work.
 pub(super) fn accepted(id: &str, trace_id: &str) -> String {
     serde_json::json!({"success": true, "task_id": id, "trace_id": trace_id}).to_string()
 }
 
-fn response<'a>(facts: &'a Facts<'_>, phase: Phase) -> Option<Response<'a>> {
+fn response<'a>(fields: &'a TaskFields<'_>, phase: Phase) -> Option<Response<'a>> {
     let mut response =
-        Response { success: true, task_id: facts.id, trace_id: facts.trace_id, data: None, error: None };
+        Response { success: true, task_id: fields.id, trace_id: fields.trace_id, data: None, error: None };
     match phase {
         Phase::Queued => return None,
-        Phase::Processing { percent, .. } => response.data = Some(works(facts, "processing", percent)),
-        Phase::Succeeded { .. } => response.data = Some(works(facts, "succeeded", 100)),
+        Phase::Processing { percent, .. } => response.data = Some(works(fields, "processing", percent)),
+        Phase::Succeeded { .. } => response.data = Some(works(fields, "succeeded", 100)),
         Phase::Failed { .. } => {
             response.success = false;
             response.error =
@@ -139,16 +138,16 @@ fn response<'a>(facts: &'a Facts<'_>, phase: Phase) -> Option<Response<'a>> {
     Some(response)
 }
 
-fn works(facts: &Facts<'_>, state: &'static str, percent: u8) -> Vec<Work> {
-    let mut rng = Rng::with_seed(facts.seed);
+fn works(fields: &TaskFields<'_>, state: &'static str, percent: u8) -> Vec<Work> {
+    let mut rng = Rng::with_seed(fields.seed);
     let song = &SONGS[rng.usize(..SONGS.len())];
-    let count = if facts.kind == "audios" { 2 } else { 1 };
+    let count = if fields.kind == "audios" { 2 } else { 1 };
     let done = percent == 100;
     (0..count)
         .map(|_| {
             let id = uuid(&mut rng);
-            let folder = format!("https://media.example/{}/{}", facts.service, facts.account.user_id);
-            let (audio, video) = match facts.kind {
+            let folder = format!("https://media.example/{}/{}", fields.service, fields.account.user_id);
+            let (audio, video) = match fields.kind {
                 "videos" => (None, Some(format!("{folder}/video/{id}.mp4"))),
                 "lyrics" => (None, None),
                 "wav" => (Some(format!("{folder}/audio/{id}.wav")), None),
@@ -165,7 +164,7 @@ fn works(facts: &Facts<'_>, state: &'static str, percent: u8) -> Vec<Work> {
                 topic: None,
                 seed: rng.u32(..).to_string(),
                 sound: "",
-                created_at: rfc3339(facts.created_at + rng.f64()),
+                created_at: rfc3339(fields.created_at + rng.f64()),
                 model: MODEL,
                 progress: format!("{percent}%"),
                 state,

@@ -1,6 +1,4 @@
-//! What the simulated upstream saw: every call with its exact head, its body and what became of it.
-//!
-//! Written by [`super::exchange`], read by tests. Bounded: the oldest calls leave first.
+//! Record of received calls: each with its exact head, its body and its outcome.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -11,59 +9,59 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use super::connection::Head;
+use super::connection::RequestHead;
 use super::locked;
 
-/// The longest part of a body that is kept.
+/// Largest part of a body that is recorded, in bytes.
 pub const MAX_RECORDED_BODY: usize = 1024 * 1024;
 
-/// About what a call costs besides its head and body.
+/// Approximate memory of a call besides its head and body, in bytes.
 const CALL_OVERHEAD: usize = 512;
 
-/// One call as it arrived, and what became of it.
+/// Received call and its outcome.
 #[derive(Clone, Debug)]
 pub struct RecordedCall {
-    /// Counts all calls of this simulator from 0.
+    /// Number of the call, counted from 0 over the life of the simulator.
     pub sequence: u64,
-    /// Which connection it came on; calls of one connection share the number.
+    /// Number of the connection. Calls on the same connection share it.
     pub connection: u64,
-    /// When its head was read.
+    /// Time at which the head was read.
     pub at: Instant,
-    /// The request line and headers as they came, up to and with the empty line.
+    /// Request line and headers exactly as received, with the empty line.
     pub raw_head: Bytes,
-    /// The method; empty if the head was malformed.
+    /// Method. Empty if the head was malformed.
     pub method: String,
-    /// The raw target, query and all.
+    /// Raw request target with its query.
     pub target: String,
-    /// The headers in their order, names in lower case, values without the white space around them.
+    /// Headers in order, with names in lower case and values without surrounding white space.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The body without its framing, at most [`MAX_RECORDED_BODY`] bytes of it.
+    /// Body without its framing, at most its first [`MAX_RECORDED_BODY`] bytes.
     pub body: Bytes,
-    /// The length of the whole body.
+    /// Length of the whole body.
     pub body_length: u64,
-    /// The SHA-256 of the whole body in hex.
+    /// SHA-256 of the whole body in hexadecimal.
     pub body_sha256: String,
-    /// Whether the body came to its end.
+    /// Whether the whole body was received.
     pub body_complete: bool,
-    /// The bearer token.
+    /// Bearer token.
     pub token: Option<String>,
-    /// The status answered, set before the first byte is sent; `None` for no or a raw answer.
+    /// Status of the response, set before its first byte is sent. `None` for no response or a raw one.
     pub status: Option<u16>,
-    /// Whether the client hung up before the answer was sent whole.
+    /// Whether the client closed the connection before the response was sent completely.
     pub aborted: bool,
-    asked: Arc<Asked>,
+    content: Arc<ParsedBody>,
 }
 
-/// What a body asks for, read once.
+/// JSON content of a body, parsed once.
 #[derive(Debug, Default)]
-struct Asked {
+struct ParsedBody {
     json: Value,
     action: Option<String>,
     ids: Vec<String>,
 }
 
 impl RecordedCall {
-    pub(super) fn new(connection: u64, at: Instant, head: &Head, raw_head: Bytes) -> Self {
+    pub(super) fn new(connection: u64, at: Instant, head: &RequestHead, raw_head: Bytes) -> Self {
         Self {
             sequence: 0,
             connection,
@@ -79,64 +77,64 @@ impl RecordedCall {
             token: head.token(),
             status: None,
             aborted: false,
-            asked: Arc::default(),
+            content: Arc::default(),
         }
     }
 
-    /// The first header of this name (lower case), if it is text.
+    /// Returns the first header of this lower-case name, if it is UTF-8.
     pub fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(found, _)| found == name)?;
         std::str::from_utf8(value).ok()
     }
 
-    /// The target without its query.
+    /// Returns the target without its query.
     pub fn path(&self) -> &str {
         self.target.split_once('?').map_or(&self.target, |(path, _)| path)
     }
 
-    /// The first path segment, if the path is `/{service}/{something}`.
+    /// Returns the first path segment if the path has exactly two.
     pub fn service(&self) -> Option<&str> {
         self.route().map(|(service, _)| service)
     }
 
-    /// The body's `action`, if it is a JSON object with one.
+    /// Returns the body's `action`, if it is a JSON object with one.
     pub fn action(&self) -> Option<&str> {
-        self.asked.action.as_deref()
+        self.content.action.as_deref()
     }
 
-    /// The ids the body asks for, by `id` or `ids`, in their order.
+    /// Returns the ids in the body's `id` and `ids`, in order.
     pub fn ids(&self) -> Vec<String> {
-        self.asked.ids.clone()
+        self.content.ids.clone()
     }
 
-    /// The body as JSON; `Null` if it is none.
+    /// Returns the body as JSON, or `Null` if it is not JSON.
     pub fn json(&self) -> &Value {
-        &self.asked.json
+        &self.content.json
     }
 
-    /// Whether this is a `retrieve` or `retrieve_batch` on `POST /{service}/tasks`.
+    /// Returns whether this is a `retrieve` or `retrieve_batch` on `POST /{service}/tasks`.
     pub fn is_lookup(&self) -> bool {
         self.method == "POST"
             && self.route().is_some_and(|(_, kind)| kind == "tasks")
             && matches!(self.action(), Some("retrieve" | "retrieve_batch"))
     }
 
-    /// The two segments of `/{service}/{kind}`.
+    /// Returns the two segments of `/{service}/{kind}`.
     pub(super) fn route(&self) -> Option<(&str, &str)> {
         let (service, kind) = self.path().strip_prefix('/')?.split_once('/')?;
         (!service.is_empty() && !kind.is_empty() && !kind.contains('/')).then_some((service, kind))
     }
 
-    pub(super) fn set_body(&mut self, body: Captured) {
+    pub(super) fn set_body(&mut self, body: BodyRecorder) {
         self.body_length = body.length;
         self.body_sha256 = hex(&body.digest.finalize());
-        self.body_complete = body.complete;
-        self.body = body.kept.freeze();
+        self.body_complete = body.is_complete;
+        self.body = body.recorded.freeze();
         let json: Value = serde_json::from_slice(&self.body).unwrap_or_default();
         let action = json.get("action").and_then(Value::as_str).map(str::to_owned);
         let many = json.get("ids").and_then(Value::as_array).into_iter().flatten();
         let ids = json.get("id").into_iter().chain(many).filter_map(Value::as_str).map(str::to_owned);
-        self.asked = Arc::new(Asked { action, ids: ids.collect(), json });
+        self.content = Arc::new(ParsedBody { action, ids: ids.collect(), json });
     }
 
     fn cost(&self) -> usize {
@@ -144,51 +142,52 @@ impl RecordedCall {
     }
 }
 
-/// A body on its way in: the part that is kept, the length and digest of all of it.
+/// Recorder of a body while it is received: its first bytes, its length and its digest.
 #[derive(Default)]
-pub(super) struct Captured {
-    kept: BytesMut,
+pub(super) struct BodyRecorder {
+    recorded: BytesMut,
     length: u64,
     digest: Sha256,
-    pub(super) complete: bool,
+    pub(super) is_complete: bool,
 }
 
-impl Captured {
+impl BodyRecorder {
     pub(super) fn add(&mut self, piece: &[u8]) {
         self.length += piece.len() as u64;
         self.digest.update(piece);
-        let room = MAX_RECORDED_BODY - self.kept.len();
-        self.kept.extend_from_slice(&piece[..piece.len().min(room)]);
+        let free = MAX_RECORDED_BODY - self.recorded.len();
+        self.recorded.extend_from_slice(&piece[..piece.len().min(free)]);
     }
 }
 
-/// All calls seen.
-pub(super) struct Record {
+/// Recorded calls, bounded in memory. The oldest are dropped first.
+pub(super) struct CallLog {
     max_bytes: usize,
-    inner: Mutex<Inner>,
+    inner: Mutex<CallLogState>,
+    /// Notified of each change.
     changed: watch::Sender<()>,
 }
 
 #[derive(Default)]
-struct Inner {
-    next: u64,
+struct CallLogState {
+    next_sequence: u64,
     bytes: usize,
-    /// How many calls came since the last [`Record::clear`], those that left included.
+    /// Number of calls since the last [`CallLog::clear`], dropped ones included.
     count: usize,
     calls: VecDeque<RecordedCall>,
     aborted: u64,
 }
 
-impl Record {
+impl CallLog {
     pub(super) fn new(max_bytes: usize) -> Self {
         Self { max_bytes, inner: Mutex::default(), changed: watch::Sender::new(()) }
     }
 
-    /// Takes a call in and gives it its number.
+    /// Adds a call and sets its sequence number.
     pub(super) fn push(&self, call: &mut RecordedCall) {
         let mut inner = locked(&self.inner);
-        call.sequence = inner.next;
-        inner.next += 1;
+        call.sequence = inner.next_sequence;
+        inner.next_sequence += 1;
         inner.count += 1;
         inner.bytes += call.cost();
         inner.calls.push_back(call.clone());
@@ -201,8 +200,8 @@ impl Record {
         self.notify();
     }
 
-    /// Notes the body of a call that was taken in before its body was read.
-    pub(super) fn set_body(&self, call: &mut RecordedCall, body: Captured) {
+    /// Sets the body of a call that was added before its body was read.
+    pub(super) fn set_body(&self, call: &mut RecordedCall, body: BodyRecorder) {
         call.set_body(body);
         let mut inner = locked(&self.inner);
         let before = inner.find(call.sequence).map(|found| {
@@ -253,18 +252,18 @@ impl Record {
         inner.count = 0;
     }
 
-    /// Wakes who waits for something to have changed.
+    /// Wakes the tasks that wait for a change.
     pub(super) fn notify(&self) {
         self.changed.send_replace(());
     }
 
-    /// Tells of every change from now on.
+    /// Returns a receiver that is notified of every later change.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 }
 
-impl Inner {
+impl CallLogState {
     fn find(&mut self, sequence: u64) -> Option<&mut RecordedCall> {
         let first = self.calls.front()?.sequence;
         let index = usize::try_from(sequence.checked_sub(first)?).ok()?;
@@ -272,9 +271,9 @@ impl Inner {
     }
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        text.extend([byte >> 4, byte & 15].map(|half| char::from(b"0123456789abcdef"[usize::from(half)])));
-        text
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
+        hex.extend([byte >> 4, byte & 15].map(|half| char::from(b"0123456789abcdef"[usize::from(half)])));
+        hex
     })
 }

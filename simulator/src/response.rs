@@ -1,6 +1,4 @@
-//! Well-formed answers of the simulated upstream, and their bytes on the wire.
-//!
-//! [`super::api`] makes them, rules change them, [`super::exchange`] sends them.
+//! Well-formed responses of the simulated upstream and their bytes on the connection.
 
 use std::io::{self, Write};
 use std::time::{Duration, UNIX_EPOCH};
@@ -10,46 +8,45 @@ use flate2::write::GzEncoder;
 use flate2::{Compression, Crc, FlushCompress};
 use http::StatusCode;
 
-use super::rules::{Edit, Rule};
 use crate::clock;
 
-/// One item of a batch answer: the id it answers and its exact text.
+/// Item of a batch response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchItem {
-    /// The id that was asked for; empty for an item that nobody asked for.
+    /// Requested id. Empty for an item that was not requested.
     pub id: String,
-    /// The item's text in the answer.
+    /// Exact bytes of the item in the response.
     pub record: Bytes,
 }
 
-/// An answer before it is sent.
-pub(super) struct Answer {
+/// Response before it is sent.
+pub(super) struct Response {
     pub(super) status: u16,
     pub(super) headers: Vec<(String, String)>,
-    pub(super) body: Content,
+    pub(super) content: Content,
 }
 
-/// What an answer holds.
+/// Content of a response.
 pub(super) enum Content {
     Bytes(Bytes),
-    /// A batch, not yet put together; `count` is given where it is not the number of items.
+    /// Batch before its items are joined. `count` is set if it is not the number of items.
     Items {
         items: Vec<BatchItem>,
         count: Option<usize>,
     },
 }
 
-impl Answer {
+impl Response {
     pub(super) fn new(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
         let headers = vec![("content-type".to_owned(), content_type.to_owned())];
-        Self { status, headers, body: Content::Bytes(body.into()) }
+        Self { status, headers, content: Content::Bytes(body.into()) }
     }
 
     pub(super) fn json(body: impl Into<Bytes>) -> Self {
         Self::new(200, "application/json", body)
     }
 
-    /// The documented error shape.
+    /// Returns an error in the documented shape.
     pub(super) fn error(status: u16, code: &str, trace_id: &str) -> Self {
         let body = serde_json::json!({
             "success": false,
@@ -60,9 +57,7 @@ impl Answer {
     }
 
     pub(super) fn items(items: Vec<BatchItem>, count: Option<usize>) -> Self {
-        let mut answer = Self::json("");
-        answer.body = Content::Items { items, count };
-        answer
+        Self { content: Content::Items { items, count }, ..Self::json("") }
     }
 
     pub(super) fn header(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -70,30 +65,12 @@ impl Answer {
         self
     }
 
-    /// Changes the answer as the rule says, and gives its body.
-    pub(super) fn finish(&mut self, rule: Option<&Rule>) -> Bytes {
-        let mut content = std::mem::replace(&mut self.body, Content::Bytes(Bytes::new()));
-        for edit in rule.map_or(&[][..], |rule| &rule.edits) {
-            content = match (edit, content) {
-                (Edit::Items(edit), Content::Items { items, .. }) => {
-                    Content::Items { items: edit(items), count: None }
-                }
-                (Edit::Items(_), unchanged) => unchanged,
-                (Edit::Body(edit), content) => Content::Bytes(edit(content.into_bytes())),
-            };
-        }
-        let mut body = content.into_bytes();
-        if let Some(rule) = rule {
-            if rule.gzip {
-                body = gzip(&body);
-                self.headers.push(("content-encoding".into(), "gzip".into()));
-            }
-            self.headers.extend(rule.headers.iter().cloned());
-        }
-        body
+    /// Removes the body and returns it as bytes.
+    pub(super) fn take_body(&mut self) -> Bytes {
+        std::mem::replace(&mut self.content, Content::Bytes(Bytes::new())).into_bytes()
     }
 
-    /// Status line and headers with the empty line; `framing` is the line that tells where the body ends.
+    /// Returns the status line and headers with the empty line. `framing` is the header line that frames the body.
     pub(super) fn head(&self, framing: &str, keep_alive: bool) -> String {
         let reason = StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason());
         let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason.unwrap_or("Unknown"));
@@ -113,7 +90,7 @@ impl Answer {
 }
 
 impl Content {
-    fn into_bytes(self) -> Bytes {
+    pub(super) fn into_bytes(self) -> Bytes {
         match self {
             Self::Bytes(bytes) => bytes,
             Self::Items { items, count } => {
@@ -132,20 +109,20 @@ impl Content {
     }
 }
 
-/// The framing line of a body of known length.
+/// Returns the header line that frames a body of known length.
 pub(super) fn length_line(length: u64) -> String {
     format!("content-length: {length}\r\n")
 }
 
-/// The framing line of a chunked body.
+/// Header line that frames a chunked body.
 pub(super) const CHUNKED_LINE: &str = "transfer-encoding: chunked\r\n";
 
-/// One chunk of a chunked body.
+/// Returns a chunk of a chunked body.
 pub(super) fn chunk(piece: &[u8]) -> Vec<u8> {
     [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat()
 }
 
-/// The end of a chunked body.
+/// End of a chunked body.
 pub(super) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 fn message(code: &str) -> &'static str {
@@ -165,14 +142,15 @@ fn message(code: &str) -> &'static str {
     }
 }
 
-fn gzip(body: &[u8]) -> Bytes {
+/// Compresses a body with gzip.
+pub(super) fn gzip(body: &[u8]) -> Bytes {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     let written = encoder.write_all(body).and_then(|()| encoder.finish());
     written.expect("writing to memory does not fail").into()
 }
 
-/// A gzip body that unpacks to so many zeros, made without ever holding them: one megabyte is compressed so that it
-/// ends on a byte and looks back at nothing, and that piece is repeated.
+/// Returns a gzip body that decompresses to `length` zeros, without allocating them. One megabyte is compressed so
+/// that the result ends on a byte boundary and does not refer back, and that piece is repeated.
 pub(super) fn gzip_bomb(length: u64) -> Bytes {
     const PIECE: usize = 1024 * 1024;
     let zeros = vec![0; PIECE];
@@ -188,14 +166,14 @@ pub(super) fn gzip_bomb(length: u64) -> Bytes {
     }
     body.extend_from_slice(&last);
     crc.update(&zeros[..rest]);
-    // An empty final block, then the trailer: checksum and length modulo 2^32.
+    // Empty final block, then the trailer: checksum and length modulo 2^32.
     body.extend_from_slice(&[0x03, 0x00]);
     body.extend_from_slice(&crc.sum().to_le_bytes());
     body.extend_from_slice(&(length as u32).to_le_bytes());
     body.into()
 }
 
-/// Deflate blocks that end on a byte and are not final.
+/// Returns deflate blocks that end on a byte boundary and are not final.
 fn flushed(bytes: &[u8]) -> io::Result<Vec<u8>> {
     let mut compress = flate2::Compress::new(Compression::fast(), false);
     let mut out = Vec::with_capacity(bytes.len() / 100 + 1024);
@@ -212,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gzip_bomb_is_small_and_sound() {
+    fn gzip_bomb_is_small_and_valid() {
         let bomb = gzip_bomb(5_000_001);
         assert!(bomb.len() < 40_000, "{}", bomb.len());
         let mut zeros = Vec::new();
@@ -222,15 +200,15 @@ mod tests {
     }
 
     #[test]
-    fn items_are_joined_byte_for_byte() {
+    fn batch_items_are_joined_byte_for_byte() {
         let item = |text: &'static str| BatchItem { id: String::new(), record: text.into() };
-        let mut answer = Answer::items(vec![item("{ \"a\" : 1.0 }"), item("x")], None);
-        assert_eq!(answer.finish(None), r#"{"items":[{ "a" : 1.0 },x],"count":2}"#);
+        let mut response = Response::items(vec![item("{ \"a\" : 1.0 }"), item("x")], None);
+        assert_eq!(response.take_body(), r#"{"items":[{ "a" : 1.0 },x],"count":2}"#);
     }
 
     #[test]
     fn errors_have_the_documented_shape() {
-        let body = Answer::error(429, "too_many_requests", "t").finish(None);
+        let body = Response::error(429, "too_many_requests", "t").take_body();
         let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let documented: serde_json::Value =
             serde_json::from_str(include_str!("../../tests/fixtures/error.json")).unwrap();
