@@ -6,6 +6,7 @@
 //!
 //! | file | responsibility |
 //! |---|---|
+//! | `backend` | what the batcher needs of upstream, store and token status |
 //! | `outcome` | options and outcomes of a lookup |
 //! | `queue` | ids, waiters and cached results of one queue; order of the ids |
 //! | `waiter` | outcomes of one lookup while calls resolve its ids |
@@ -16,6 +17,7 @@
 //! | `registry`, `evict` | all queues, their shared state and bounds |
 //! | `view` | state for metrics and the admin API |
 
+mod backend;
 mod breaker;
 mod call;
 mod decode;
@@ -34,9 +36,9 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
 use tokio::time::Instant;
 
+pub use self::backend::{Backend, QueueKey};
 pub use self::outcome::{
     Enqueued, Freshness, Handling, LookupFailure, LookupKind, LookupOptions, LookupResult, RecordSource,
     TaskOutcome,
@@ -45,52 +47,13 @@ use self::registry::Registry;
 pub use self::view::{Listing, PendingView, QueueView};
 use crate::config::{TasksConfig, UpstreamConfig};
 use crate::lifecycle::Shutdown;
-use crate::task::{FinalRecord, Service, TaskId};
+use crate::task::{Service, TaskId};
 use crate::telemetry::Metrics;
 use crate::token::Digest;
-use crate::upstream::{Credentials, UpstreamError, UpstreamResponse};
+use crate::upstream::Credentials;
 
 /// Time between two sweeps of cached results, idle queues and idle rate limiters.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Upstream, store and token status, as the batcher needs them.
-pub trait Backend: Send + Sync + 'static {
-    /// Point in the order of deletes and calls.
-    type Epoch: Copy + Send + Sync;
-
-    /// Returns the present epoch, which is taken before a call begins.
-    fn epoch(&self) -> Self::Epoch;
-
-    /// Sends one upstream call: `retrieve` for one id, `retrieve_batch` for more.
-    fn look_up(
-        &self,
-        service: &Service,
-        credentials: &Credentials,
-        ids: &[TaskId],
-    ) -> impl Future<Output = Result<UpstreamResponse, UpstreamError>> + Send;
-
-    /// Stores final records before a client sees them. Returns for each record whether it is committed.
-    fn insert(
-        &self,
-        key: &QueueKey,
-        epoch: Self::Epoch,
-        records: Vec<FinalRecord>,
-    ) -> impl Future<Output = Vec<bool>> + Send;
-
-    /// Reports the response to a lookup of a token, so that the token's access can be renewed or revoked.
-    fn report_response(&self, key: &QueueKey, response: &UpstreamResponse);
-}
-
-/// Key of a queue. Only lookups with the same key share calls (Isolation).
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct QueueKey {
-    /// Service of the tasks.
-    pub service: Service,
-    /// Digest of the token that is sent to the upstream.
-    pub token: Digest,
-    /// Forwarded client headers, by name and in order.
-    pub forwarded: Vec<(HeaderName, HeaderValue)>,
-}
 
 /// All queues. Clones share them.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::Backend;
+use super::backend::Backend;
 use super::breaker::HalfOpenPermit;
 use super::decode::{DecodedRecord, DecodedResponse, decode, retry_after};
 use super::outcome::{LookupFailure, RecordSource};

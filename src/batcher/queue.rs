@@ -2,6 +2,7 @@
 //!
 //! A state machine without clock and I/O: every operation receives the current time in its [`QueueContext`].
 
+mod entries;
 mod entry;
 mod schedule;
 
@@ -11,7 +12,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use self::entry::{Entries, MAX_NEGATIVE_AGE, NegativeEntry, PendingSnapshot, QueueEntry, Stage, WaiterSlot};
+use self::entries::Entries;
+pub(super) use self::entries::{PendingTask, QueueCounts, SweepScope};
+use self::entry::{MAX_NEGATIVE_AGE, NegativeEntry, PendingSnapshot, Stage, WaiterSlot};
 pub(super) use self::schedule::Call;
 use self::schedule::Schedule;
 use super::outcome::{
@@ -116,37 +119,6 @@ pub(super) enum Departure {
     HungUp,
 }
 
-/// Cached results that a sweep drops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SweepScope {
-    /// Results that are too old to be served.
-    Expired,
-    /// All results of ids without waiters.
-    Unawaited,
-}
-
-/// Numbers of ids and cached results.
-#[derive(Debug, Default)]
-pub(super) struct QueueCounts {
-    pub(super) queued: usize,
-    pub(super) in_flight: usize,
-    pub(super) snapshots: usize,
-    pub(super) snapshot_bytes: usize,
-    /// When the longest waiting id was queued.
-    pub(super) oldest_queued: Option<Instant>,
-}
-
-/// A task whose last record is pending.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PendingTask<'a> {
-    pub(super) id: &'a TaskId,
-    pub(super) record: &'a Bytes,
-    pub(super) fetched_at: Instant,
-    pub(super) first_seen: Instant,
-    pub(super) waiters: usize,
-    pub(super) is_queued: bool,
-}
-
 /// Lookups.
 impl Queue {
     /// Registers a waiter for its unresolved ids. Resolves those with a fresh cached result and queues the others.
@@ -167,7 +139,7 @@ impl Queue {
             if self.len() >= max_ids && !self.entries.map.contains_key(id) {
                 if !has_evicted {
                     has_evicted = true;
-                    self.evict_cached();
+                    self.entries.evict_cached();
                 }
                 if self.len() >= max_ids {
                     waiter.resolve(slot, TaskOutcome::Failed(LookupFailure::QueueFull { retry_after }));
@@ -458,57 +430,22 @@ impl Queue {
 impl Queue {
     /// Drops the cached results of an id.
     pub(super) fn discard(&mut self, id: &TaskId) {
-        if let Some(entry) = self.entries.map.get_mut(id) {
-            entry.clear_cache();
-            self.entries.remove_if_empty(id);
-        }
+        self.entries.discard(id);
     }
 
     /// Drops all cached results.
     pub(super) fn discard_all(&mut self) {
-        self.entries.map.retain(|_, entry| {
-            entry.clear_cache();
-            !entry.is_empty()
-        });
-    }
-
-    /// Drops the older half of the entries that only hold cached results.
-    fn evict_cached(&mut self) {
-        let is_cache_only = |entry: &QueueEntry| entry.stage == Stage::Idle && entry.waiters.is_empty();
-        let entries = &mut self.entries.map;
-        let mut fetched: Vec<Option<Instant>> =
-            entries.values().filter(|entry| is_cache_only(entry)).map(QueueEntry::fetched_at).collect();
-        if fetched.is_empty() {
-            return;
-        }
-        let middle = fetched.len() / 2;
-        let until = *fetched.select_nth_unstable(middle).1;
-        entries.retain(|_, entry| !is_cache_only(entry) || entry.fetched_at() > until);
+        self.entries.discard_all();
     }
 
     /// Drops cached results and ids that are no longer needed. Returns the bytes of the remaining snapshots.
     pub(super) fn sweep(&mut self, context: &QueueContext, scope: SweepScope) -> usize {
-        let max_age = self.max_stale(context);
-        let is_expired = |fetched_at: Instant, max_age: Duration| {
-            scope == SweepScope::Unawaited || context.now.saturating_duration_since(fetched_at) >= max_age
-        };
-        let Entries { map, active } = &mut self.entries;
-        map.retain(|_, entry| {
-            if entry.waiters.is_empty() {
-                entry
-                    .snapshot
-                    .take_if(|snapshot| is_expired(snapshot.fetched_at, max_age.max(snapshot.two_cycles)));
-                entry
-                    .negative
-                    .take_if(|negative| is_expired(negative.fetched_at, negative.ttl + MAX_NEGATIVE_AGE));
-                if matches!(entry.stage, Stage::Queued { .. }) && !entry.is_needed(context.now) {
-                    active.set_stage(entry, Stage::Idle);
-                }
-            }
-            !entry.is_empty()
-        });
-        super::evict::shrink_if_sparse(map);
-        map.values().map(QueueEntry::snapshot_bytes).sum()
+        self.entries.sweep(context.now, self.max_stale(context), scope)
+    }
+
+    /// Returns the tasks whose last record is pending.
+    pub(super) fn pending_tasks(&self) -> impl Iterator<Item = PendingTask<'_>> {
+        self.entries.pending_tasks()
     }
 }
 
@@ -516,7 +453,7 @@ impl Queue {
 impl Queue {
     /// Whether there are no ids, no calls and no worker.
     pub(super) fn is_empty(&self) -> bool {
-        self.entries.map.is_empty() && !self.is_working()
+        self.len() == 0 && !self.is_working()
     }
 
     /// Whether a worker or a call uses the queue.
@@ -547,42 +484,11 @@ impl Queue {
 
     /// Counts the ids. Those of a prepared call count as queued.
     pub(super) fn counts(&self, now: Instant) -> QueueCounts {
-        let mut counts = QueueCounts::default();
-        let older = |oldest: Option<Instant>, since| Some(oldest.map_or(since, |oldest| oldest.min(since)));
-        for entry in self.entries.map.values() {
-            match entry.stage {
-                Stage::Queued { since } if entry.is_needed(now) => {
-                    counts.queued += 1;
-                    counts.oldest_queued = older(counts.oldest_queued, since);
-                }
-                Stage::InCall => counts.in_flight += 1,
-                Stage::Queued { .. } | Stage::Idle => {}
-            }
-            if entry.snapshot.is_some() {
-                counts.snapshots += 1;
-                counts.snapshot_bytes += entry.snapshot_bytes();
-            }
-        }
+        let mut counts = self.entries.counts(now);
         for call in self.schedule.prepared() {
-            counts.queued += call.ids.len();
             counts.in_flight = counts.in_flight.saturating_sub(call.ids.len());
-            counts.oldest_queued = older(counts.oldest_queued, call.taken_at);
+            counts.add_queued(call.ids.len(), call.taken_at);
         }
         counts
-    }
-
-    /// Returns the tasks whose last record is pending.
-    pub(super) fn pending_tasks(&self) -> impl Iterator<Item = PendingTask<'_>> {
-        self.entries.map.iter().filter_map(|(id, entry)| {
-            let snapshot = entry.snapshot.as_ref()?;
-            Some(PendingTask {
-                id,
-                record: &snapshot.record,
-                fetched_at: snapshot.fetched_at,
-                first_seen: snapshot.first_seen,
-                waiters: entry.waiters.len(),
-                is_queued: entry.stage != Stage::Idle,
-            })
-        })
     }
 }

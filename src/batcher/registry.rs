@@ -9,12 +9,12 @@ use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
+use super::backend::{Backend, QueueKey};
 use super::breaker::CircuitBreaker;
 use super::evict::{evict_longest_idle, shrink_if_sparse};
 use super::outcome::RecordSource;
 use super::queue::{Queue, QueueContext, SnapshotBytes, SweepScope};
 use super::rate_limit::{LimiterLease, TokenLimiters};
-use super::{Backend, QueueKey};
 use crate::config::{TasksConfig, UpstreamConfig};
 use crate::lifecycle::{Shutdown, Supervisor};
 use crate::task::{Service, TaskId};

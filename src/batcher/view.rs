@@ -8,8 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::Batcher;
+use super::backend::Backend;
 use super::registry::{QueueHandle, Registry};
-use super::{Backend, Batcher};
 use crate::task::{Service, TaskId};
 use crate::telemetry::QueueTotals;
 use crate::token::Digest;

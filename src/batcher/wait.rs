@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::Backend;
+use super::backend::Backend;
 use super::outcome::{Handling, LookupFailure, LookupOptions, LookupResult, TaskOutcome};
 use super::queue::Departure;
 use super::registry::QueueHandle;

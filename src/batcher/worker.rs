@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::Backend;
+use super::backend::Backend;
 use super::breaker::{BreakerDecision, Rejection};
 use super::call::CallInFlight;
 use super::outcome::LookupFailure;

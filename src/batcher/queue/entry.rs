@@ -1,6 +1,5 @@
 //! State of one id: who waits for it, which results are cached, and whether it is queued.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,26 +9,10 @@ use tokio::time::Instant;
 use super::QueueContext;
 use crate::batcher::outcome::{Freshness, LookupKind, LookupOptions, TaskOutcome};
 use crate::batcher::waiter::Waiter;
-use crate::task::TaskId;
 use crate::upstream::UpstreamResponse;
 
 /// Longest time for which an unknown id is served from memory.
 pub(super) const MAX_NEGATIVE_AGE: Duration = Duration::from_secs(30);
-
-/// Entries of a queue by id.
-#[derive(Debug, Default)]
-pub(super) struct Entries {
-    pub(super) map: HashMap<TaskId, QueueEntry>,
-    pub(super) active: ActiveCount,
-}
-
-impl Entries {
-    pub(super) fn remove_if_empty(&mut self, id: &TaskId) {
-        if self.map.get(id).is_some_and(QueueEntry::is_empty) {
-            self.map.remove(id);
-        }
-    }
-}
 
 /// Number of ids that are queued or in a call. Every change of an entry's stage goes through it.
 #[derive(Debug, Default)]

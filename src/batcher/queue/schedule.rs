@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use tokio::time::Instant;
 
 use super::QueueContext;
-use super::entry::{Entries, Stage};
+use super::entries::Entries;
+use super::entry::Stage;
 use crate::task::TaskId;
 
 /// One upstream call.
