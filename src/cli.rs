@@ -1,7 +1,7 @@
-//! The command line: arguments, configuration, logging, run, exit code.
+//! The command line: arguments, configuration, logging, exit code. The commands are in the child modules.
 //!
-//! Exit codes: 0 fine, 1 failed while starting or running or not found, 64 wrong usage or configuration, 130 and 143 ended at
-//! once by a second SIGINT or SIGTERM. A failure is one clear line on stderr for each mistake.
+//! Exit codes: 0 for success, 1 for a failure or if something was not found, 64 for wrong usage or configuration, 130
+//! and 143 after a second SIGINT or SIGTERM. Each mistake is one line on stderr.
 
 mod demo;
 mod health;
@@ -28,8 +28,8 @@ use options::{Environment, GlobalOptions};
 #[command(
     name = "refrain",
     version,
-    after_help = "Configuration: refrain.toml, REFRAIN_SECTION__KEY and the flags above, each over the one before.\n\
-                  Exit codes: 0 fine, 1 failed or not found, 64 wrong usage or configuration."
+    after_help = "Configuration: refrain.toml, then REFRAIN_SECTION__KEY, then the options above. Later ones win.\n\
+                  Exit codes: 0 success, 1 failed or not found, 64 wrong usage or configuration."
 )]
 struct Cli {
     #[command(flatten)]
@@ -40,19 +40,19 @@ struct Cli {
 
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 enum Command {
-    /// Run the proxy; also what happens without a command
+    /// Run the proxy (default)
     Serve,
     /// Try the proxy against a simulated upstream, without an account
     Demo,
-    /// Run the simulated upstream alone
+    /// Run only the simulated upstream
     Simulate,
     /// Check the configuration
     Check,
-    /// Print the configuration in force, secrets hidden, and where each value comes from
+    /// Print the effective configuration and the origin of each value; secrets are hidden
     Config,
-    /// Ask a running proxy with the same configuration whether it is ready
+    /// Check whether a running proxy with the same configuration is ready
     Health,
-    /// Look into a task store and change it, while a proxy runs on it or not
+    /// Inspect and change the task store, with or without a running proxy
     #[command(arg_required_else_help = false)]
     Tasks {
         #[command(subcommand)]
@@ -60,14 +60,14 @@ enum Command {
     },
 }
 
-/// Why the program ends with a code other than 0.
+/// The failure of a command.
 #[derive(Debug)]
 enum CliError {
-    /// Wrong usage or configuration: each mistake a line.
+    /// Wrong usage or configuration, one line per mistake. Exit code 64.
     Usage(Vec<String>),
-    /// It did not work out.
+    /// Any other failure. Exit code 1.
     Runtime(String),
-    /// Whoever read stdout has gone, as `head` does: a quiet end, and no failure.
+    /// The reader of stdout closed it, as `head` does. Exit code 0, no message.
     StdoutClosed,
 }
 
@@ -89,7 +89,7 @@ impl From<anyhow::Error> for CliError {
     }
 }
 
-/// Runs what the arguments ask for, until it is done or a signal ends it.
+/// Runs the command in `arguments` until it ends or a signal stops it. Returns the exit code.
 pub fn main(
     arguments: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -97,10 +97,10 @@ pub fn main(
     let (mistakes, code) = match run(arguments, &Environment::new(environment)) {
         Ok(()) | Err(CliError::StdoutClosed) => return ExitCode::SUCCESS,
         Err(CliError::Usage(mistakes)) => (mistakes, 64),
-        Err(CliError::Runtime(what)) => (vec![what], 1),
+        Err(CliError::Runtime(message)) => (vec![message], 1),
     };
     for mistake in mistakes {
-        // With stderr closed the exit code has to do.
+        // If stderr is closed, the exit code has to suffice.
         let _ = writeln!(io::stderr(), "refrain: {}", one_line(&mistake));
     }
     ExitCode::from(code)
@@ -133,7 +133,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment)
         }
         Command::Check => {
             cli.options.load(environment)?;
-            print("the configuration is fine\n");
+            print("the configuration is valid\n");
             Ok(())
         }
         Command::Config => {
@@ -162,30 +162,30 @@ fn block_on(work: impl Future<Output = Result<(), CliError>>) -> Result<(), CliE
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| anyhow::Error::from(error).context("start the runtime"))?;
+        .map_err(|error| anyhow::Error::from(error).context("cannot start the runtime"))?;
     let result = runtime.block_on(work);
-    // What is still running was given its time already.
+    // Tasks that still run have already had their time to finish.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-/// To stdout; that nobody reads it is no failure.
+/// Writes to stdout. Ignores errors, because a closed stdout is not a failure here.
 fn print(text: &str) {
     let mut stdout = io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
 
-/// What clap tells in many lines, in one.
+/// Returns the message of clap in one line.
 fn usage_mistake(error: &clap::Error) -> String {
     let text = error.to_string();
-    // The first paragraph: a list of what is missing may follow the first line.
+    // The first paragraph: a list of missing arguments may follow the first line.
     let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
-    let what = lines.join(" ");
-    let what = what.trim_start_matches("error: ");
+    let message = lines.join(" ");
+    let message = message.trim_start_matches("error: ");
     let tip = text.lines().find_map(|line| line.trim_start().strip_prefix("tip: "));
     match tip {
-        Some(tip) => format!("{what}; {tip}"),
-        None => format!("{what}; see refrain --help"),
+        Some(tip) => format!("{message}; {tip}"),
+        None => format!("{message}; see refrain --help"),
     }
 }
 

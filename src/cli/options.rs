@@ -1,4 +1,4 @@
-//! The flags that set configuration, and the one place that reads the environment and the configuration's files.
+//! The options of all commands. Reads the environment, the configuration file and the files with secrets.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -10,11 +10,11 @@ use clap::Args;
 use super::CliError;
 use crate::config::{Config, ConfigSources, FlagValue, LoadedConfig};
 
-/// Where the configuration is looked for when nobody says.
+/// Default path of the configuration file.
 const DEFAULT_FILE: &str = "refrain.toml";
 
-/// Configuration and secrets are short; a device or a wrong file is not.
-const LARGEST_FILE: u64 = 1 << 20;
+/// Largest configuration or secret file. Protects against devices and wrong files.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 #[derive(Args, Debug, Default)]
 pub(super) struct GlobalOptions {
@@ -22,10 +22,10 @@ pub(super) struct GlobalOptions {
         long,
         global = true,
         value_name = "PATH",
-        help = "Configuration file (else $REFRAIN_CONFIG, else refrain.toml if it is there)"
+        help = "Configuration file [default: $REFRAIN_CONFIG, else refrain.toml if it exists]"
     )]
     config: Option<PathBuf>,
-    /// Address of the client port (for simulate: of the simulated upstream)
+    /// Address of the client port (with `simulate`: of the simulated upstream)
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub(super) listen: Option<String>,
     /// Address of the admin port, or off
@@ -36,19 +36,19 @@ pub(super) struct GlobalOptions {
     upstream: Option<String>,
     #[arg(long, global = true, value_name = "URL", help = "Database file, sqlite://PATH")]
     store: Option<String>,
-    /// pretty or json
+    /// Log format: pretty or json
     #[arg(long, global = true, value_name = "FORMAT")]
     log_format: Option<String>,
     #[arg(
         long,
         global = true,
         value_name = "FILTER",
-        help = "What to log, such as debug or info,refrain::batcher=debug"
+        help = "Log filter, for example debug or info,refrain::batcher=debug"
     )]
     log_filter: Option<String>,
 }
 
-/// The process's environment, read once at start.
+/// The environment variables of the process, read once at start.
 pub(super) struct Environment(Vec<(OsString, OsString)>);
 
 impl Environment {
@@ -56,17 +56,16 @@ impl Environment {
         Self(variables.into_iter().collect())
     }
 
-    /// The variable's value where it is set and not empty.
+    /// Returns the value of a variable if it is set and not empty.
     pub(super) fn get(&self, name: &str) -> Option<&OsString> {
         self.0.iter().find(|(variable, value)| variable == name && !value.is_empty()).map(|(_, value)| value)
     }
 
-    /// Variables that may be ours, as text.
-    fn ours(&self) -> Result<Vec<(String, String)>, CliError> {
-        let may_be_ours = |name: &OsString| name.to_string_lossy().starts_with("REFRAIN_");
+    /// Returns the `REFRAIN_…` variables as text.
+    fn refrain_variables(&self) -> Result<Vec<(String, String)>, CliError> {
         self.0
             .iter()
-            .filter(|(name, _)| may_be_ours(name))
+            .filter(|(name, _)| name.to_string_lossy().starts_with("REFRAIN_"))
             .map(|(name, value)| match (name.to_str(), value.to_str()) {
                 (Some(name), Some(value)) => Ok((name.to_owned(), value.to_owned())),
                 _ => Err(CliError::Usage(vec![format!("{}: not UTF-8", name.to_string_lossy())])),
@@ -76,19 +75,21 @@ impl Environment {
 }
 
 impl GlobalOptions {
-    /// The configuration in force: file, environment, flags.
+    /// Loads the configuration from the file, the environment and the flags.
     pub(super) fn load(&self, environment: &Environment) -> Result<LoadedConfig, CliError> {
         let sources = ConfigSources {
             file: self.file(environment)?,
-            environment: environment.ours()?,
+            environment: environment.refrain_variables()?,
             flags: self.flags(),
         };
         Ok(Config::load(&sources, read)?)
     }
 
-    /// The configuration that flags alone make, for commands that bring everything else themselves; `extra` flags
-    /// win. Any flag that is not one of `allowed` is refused.
-    pub(super) fn load_alone(
+    /// Loads the configuration only from flags, for commands that set everything else themselves. `extra` flags win.
+    ///
+    /// # Errors
+    /// A flag that is not in `allowed`, or an invalid value.
+    pub(super) fn load_flags_only(
         &self,
         command: &str,
         allowed: &[&str],
@@ -138,8 +139,8 @@ impl GlobalOptions {
 
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > LARGEST_FILE {
+    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 MiB"));
     }
     Ok(text)

@@ -1,4 +1,4 @@
-//! `refrain serve`: the proxy until a signal.
+//! `refrain serve`: runs the proxy until a signal.
 
 use tokio_util::sync::CancellationToken;
 
@@ -10,11 +10,11 @@ pub(super) async fn serve(loaded: LoadedConfig) -> Result<(), CliError> {
     let shutdown = signals::shutdown_token()?;
     let Some(app) = start(loaded, &shutdown).await? else { return Ok(()) };
     app.run(shutdown).await?;
-    tracing::info!("ended");
+    tracing::info!("stopped");
     Ok(())
 }
 
-/// The app with both ports open, told in the log; `None` where a signal came first.
+/// Opens both ports and the store, and logs the addresses. Returns `None` if a signal came first.
 pub(super) async fn start(
     loaded: LoadedConfig,
     shutdown: &CancellationToken,

@@ -1,13 +1,13 @@
-//! The first SIGTERM or SIGINT asks for an orderly end, the second ends the process at once.
+//! SIGTERM and SIGINT: the first starts a graceful shutdown, the second ends the process.
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A token that the first signal cancels. The second signal exits with 128 and its number, as a shell would show it.
+/// Returns a token that the first signal cancels. The second signal exits with 128 plus its number, like a shell.
 ///
 /// # Errors
-/// The operating system refuses the handlers.
+/// The operating system does not accept the signal handlers.
 pub(super) fn shutdown_token() -> anyhow::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -20,10 +20,10 @@ pub(super) fn shutdown_token() -> anyhow::Result<CancellationToken> {
                 _ = interrupt.recv() => ("SIGINT", 130),
             };
             if token.is_cancelled() {
-                tracing::warn!(signal, "ending at once; work in hand is cut");
+                tracing::warn!(signal, "exiting without waiting for requests in progress");
                 std::process::exit(code);
             }
-            tracing::info!(signal, "finishing work in hand; a second signal ends at once");
+            tracing::info!(signal, "shutting down; a second signal exits at once");
             token.cancel();
         }
     });

@@ -1,4 +1,4 @@
-//! `refrain simulate`: the simulated upstream alone, until a signal.
+//! `refrain simulate`: runs only the simulated upstream, until a signal.
 
 use std::net::SocketAddr;
 
@@ -9,14 +9,14 @@ use super::{CliError, print, signals};
 use crate::config::{Config, FlagValue};
 use refrain_simulator::{Simulator, SimulatorConfig};
 
-/// Nobody asks for the calls that it records.
+/// Size of the call record. It is small because this command has no way to read it.
 const RECORD_BYTES: usize = 1 << 20;
 
 pub(super) fn config(options: &GlobalOptions) -> Result<Config, CliError> {
     let any_port = options.listen.is_none().then(|| own("server.listen", "127.0.0.1:0"));
-    // The simulator has no admin port to meet.
+    // The simulator has no admin port, so its address cannot conflict.
     let extra = any_port.into_iter().chain([own("admin.listen", "off")]);
-    let loaded = options.load_alone("simulate", &["--listen", "--log-format", "--log-filter"], extra)?;
+    let loaded = options.load_flags_only("simulate", &["--listen", "--log-format", "--log-filter"], extra)?;
     Ok(loaded.config)
 }
 

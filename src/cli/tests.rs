@@ -16,7 +16,7 @@ fn mistakes(arguments: &[&str], environment: &[(&str, &str)]) -> Vec<String> {
 }
 
 #[test]
-fn the_command_line_is_sound() {
+fn command_line_definition_is_valid() {
     Cli::command().debug_assert();
 }
 
@@ -30,7 +30,7 @@ fn global_options_are_taken_before_and_after_the_command() {
 }
 
 #[test]
-fn check_is_fine_or_names_the_mistakes() {
+fn check_succeeds_or_reports_all_mistakes() {
     run_with(&["check", "--config", "config/refrain.toml"], &[]).unwrap();
     run_with(&["check"], &[("REFRAIN_CONFIG", "config/refrain.toml"), ("REFRAIN_UPSTREAM__BURST", "2")])
         .unwrap();
@@ -46,7 +46,7 @@ fn check_is_fine_or_names_the_mistakes() {
 }
 
 #[test]
-fn a_named_file_must_be_there() {
+fn missing_configuration_file_is_an_error_only_if_named() {
     let [mistake] = &mistakes(&["check", "--config", "no/such.toml"], &[])[..] else { panic!("one mistake") };
     assert!(mistake.starts_with("--config no/such.toml: cannot be read: "), "{mistake}");
     let [mistake] = &mistakes(&["check"], &[("REFRAIN_CONFIG", "no/such.toml")])[..] else {
@@ -57,7 +57,7 @@ fn a_named_file_must_be_there() {
 }
 
 #[test]
-fn wrong_usage_is_one_line() {
+fn wrong_usage_is_reported_in_one_line() {
     for (arguments, expected) in [
         (&["serv"][..], "unrecognized subcommand 'serv'; a similar subcommand exists: 'serve'"),
         (&["--lisen", "x"], "unexpected argument '--lisen' found; a similar argument exists: '--listen'"),
@@ -73,13 +73,13 @@ fn wrong_usage_is_one_line() {
 }
 
 #[test]
-fn help_and_version_are_no_failures() {
+fn help_and_version_succeed() {
     run_with(&["--version"], &[]).unwrap();
     run_with(&["--help"], &[]).unwrap();
 }
 
 #[test]
-fn the_simulator_may_use_the_admin_port() {
+fn simulator_may_use_the_default_admin_port() {
     let cli = Cli::try_parse_from(["refrain", "simulate", "--listen", "127.0.0.1:8081"]).unwrap();
     assert_eq!(simulate::config(&cli.options).unwrap().server.listen.port(), 8081);
     let cli = Cli::try_parse_from(["refrain", "simulate"]).unwrap();
@@ -88,7 +88,7 @@ fn the_simulator_may_use_the_admin_port() {
 
 #[cfg(unix)]
 #[test]
-fn variables_of_ours_are_text() {
+fn variable_that_is_not_utf8_is_refused_if_it_is_ours() {
     use std::os::unix::ffi::OsStringExt;
 
     let bad = OsString::from_vec(vec![0xff]);

@@ -1,4 +1,4 @@
-//! `refrain tasks backup`.
+//! `refrain tasks backup`: copies the store into a new file.
 
 use std::fs;
 use std::io;
@@ -12,8 +12,8 @@ use super::output::{NewFile, Output, printable, progress, task_count};
 use crate::cli::{CliError, signals};
 use crate::store::StoreMaintenance;
 
-/// Between two looks at how far the copy is.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Interval of the progress display.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 pub(super) async fn backup(
     store: &mut StoreMaintenance,
@@ -22,9 +22,9 @@ pub(super) async fn backup(
     let path = arguments.file.as_path();
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::AlreadyExists => {
-            CliError::Runtime(format!("{} is there already; a backup overwrites nothing", path.display()))
+            CliError::Runtime(format!("{} exists already; a backup does not overwrite files", path.display()))
         }
-        _ => CliError::Runtime(format!("write {}: {error}", path.display())),
+        _ => CliError::Runtime(format!("cannot write {}: {error}", path.display())),
     };
     if fs::symlink_metadata(path).is_ok() {
         return Err(failed(io::ErrorKind::AlreadyExists.into()));
@@ -32,15 +32,15 @@ pub(super) async fn backup(
     let interrupted = signals::shutdown_token()?;
     let (new, _) = NewFile::create(path).map_err(failed)?;
     let length = fs::metadata(store.path()).map_or(0, |file| file.len());
-    let bar = progress(Some(length), "{wide_bar} {binary_bytes} of about {binary_total_bytes}, {eta} to go");
-    let mut look = tokio::time::interval(LOOK_EVERY);
+    let bar = progress(Some(length), "{wide_bar} {binary_bytes} of about {binary_total_bytes}, {eta} left");
+    let mut progress_timer = tokio::time::interval(PROGRESS_INTERVAL);
     let copied = {
         let signal = interrupted.clone();
         let mut copying = std::pin::pin!(store.copy_to(new.temporary(), move || !signal.is_cancelled()));
         loop {
             tokio::select! {
                 copied = &mut copying => break copied,
-                _ = look.tick() => {
+                _ = progress_timer.tick() => {
                     bar.set_position(fs::metadata(new.temporary()).map_or(0, |file| file.len()));
                 }
             }

@@ -1,4 +1,4 @@
-//! `refrain tasks export`: JSON lines that keep the bytes, page by page.
+//! `refrain tasks export`: writes the store as JSON lines that preserve every byte, page by page.
 
 use std::borrow::Cow;
 use std::fs::{self, OpenOptions};
@@ -13,15 +13,15 @@ use super::output::{NewFile, progress, stdout_failed, task_count, write_stderr};
 use crate::cli::{CliError, signals};
 use crate::store::StoreMaintenance;
 
-/// A line of an export.
+/// One line of an export.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Line<'a> {
+pub(super) struct ExportLine<'a> {
     pub(super) service: Cow<'a, str>,
     pub(super) id: Cow<'a, str>,
     /// In seconds since the Unix epoch.
     pub(super) stored_at: i64,
-    /// The upstream's bytes, which are UTF-8.
+    /// The bytes of the record, which are UTF-8.
     pub(super) text: Cow<'a, str>,
 }
 
@@ -38,12 +38,12 @@ pub(super) async fn export(
         report(&written);
         return Ok(());
     }
-    let failed = |error: io::Error| CliError::Runtime(format!("write {}: {error}", path.display()));
+    let failed = |error: io::Error| CliError::Runtime(format!("cannot write {}: {error}", path.display()));
     if same_file(path, store.path()) {
         return Err(CliError::Usage(vec![format!("{} is the store itself", path.display())]));
     }
-    // A device or a pipe is no file to be replaced.
-    if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+    // A device or a pipe cannot be replaced.
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
         let mut out = BufWriter::new(OpenOptions::new().write(true).open(path).map_err(failed)?);
         let written = write(store, arguments, &mut out, &never, failed).await?;
         out.flush().map_err(failed)?;
@@ -51,7 +51,7 @@ pub(super) async fn export(
         return Ok(());
     }
     let interrupted = signals::shutdown_token()?;
-    // What a symbolic link points to is replaced, not the link.
+    // The target of a symbolic link is replaced, not the link.
     let (new, file) =
         NewFile::create(&fs::canonicalize(path).unwrap_or_else(|_| path.into())).map_err(failed)?;
     let mut out = BufWriter::new(file);
@@ -62,7 +62,7 @@ pub(super) async fn export(
     Ok(())
 }
 
-struct Written {
+struct ExportCounts {
     tasks: u64,
     damaged: u64,
 }
@@ -73,27 +73,27 @@ async fn write(
     out: &mut dyn Write,
     interrupted: &CancellationToken,
     failed: impl Fn(io::Error) -> CliError,
-) -> Result<Written, CliError> {
+) -> Result<ExportCounts, CliError> {
     let service = arguments.service.as_ref();
     let length = if service.is_none() { Some(store.count().await?) } else { None };
-    let bar = progress(length, "{wide_bar} {pos} of {len} tasks, {eta} to go");
+    let bar = progress(length, "{wide_bar} {pos} of {len} tasks, {eta} left");
     if arguments.output == Path::new("-") && io::stdout().is_terminal() {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
     }
-    let (mut written, mut cursor) = (Written { tasks: 0, damaged: 0 }, 0);
+    let (mut written, mut cursor) = (ExportCounts { tasks: 0, damaged: 0 }, 0);
     loop {
         let page = store.export_page(service, cursor).await?;
         if interrupted.is_cancelled() {
             return Err(CliError::Runtime("interrupted; nothing was written".to_owned()));
         }
         for task in &page.tasks {
-            let line = Line {
+            let line = ExportLine {
                 service: task.service.as_str().into(),
                 id: task.id.as_str().into(),
                 stored_at: task.stored_at,
                 text: task.record.as_str().into(),
             };
-            let mut line = serde_json::to_vec(&line).expect("plain data");
+            let mut line = serde_json::to_vec(&line).expect("strings and numbers have a JSON form");
             line.push(b'\n');
             out.write_all(&line).map_err(&failed)?;
         }
@@ -109,9 +109,12 @@ async fn write(
     Ok(written)
 }
 
-fn report(written: &Written) {
+fn report(written: &ExportCounts) {
     if written.damaged > 0 {
-        write_stderr(&format!("{} damaged on disk and left out", task_count(written.damaged)));
+        write_stderr(&format!(
+            "{} left out because the stored record is damaged",
+            task_count(written.damaged)
+        ));
     }
     write_stderr(&format!("exported {}", task_count(written.tasks)));
 }

@@ -1,4 +1,4 @@
-//! `refrain tasks list`.
+//! `refrain tasks list`: prints the stored tasks, newest first.
 
 use bytesize::ByteSize;
 use serde::Serialize;
@@ -10,11 +10,11 @@ use crate::clock;
 use crate::store::{ListCursor, ListedTask, StoreMaintenance, TaskFilter};
 use crate::task::TaskSummary;
 
-/// Characters of a title that a line has room for.
+/// Longest title in the table, in characters.
 const TITLE_LENGTH: usize = 48;
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct ListLine<'a> {
     id: &'a str,
     service: &'a str,
     size: u64,
@@ -49,20 +49,20 @@ pub(super) async fn list(store: &mut StoreMaintenance, arguments: &ListArguments
         }
     }
     output.finish()?;
-    // One more tells whether it is worth asking for.
-    let mut behind = cursor.clone().filter(|_| !arguments.json);
-    while behind.is_some() {
-        let listed = store.list(&filter, behind, 1).await?;
+    // Looks one task ahead, so that the hint appears only if there are more.
+    let mut next = cursor.clone().filter(|_| !arguments.json);
+    while next.is_some() {
+        let listed = store.list(&filter, next, 1).await?;
         if let (Some(cursor), false) = (&cursor, listed.tasks.is_empty()) {
-            write_stderr(&format!("there are more: --after {cursor}"));
+            write_stderr(&format!("more tasks follow: --after {cursor}"));
             break;
         }
-        behind = listed.next;
+        next = listed.next;
     }
     Ok(())
 }
 
-/// The tasks as a table, each page with its own widths.
+/// Writes the tasks as a table. Each page has its own column widths.
 fn table(output: &mut Output, page: &[ListedTask], with_head: bool, now: i64) -> Result<(), CliError> {
     let width = page.iter().map(|task| printable(task.id.as_str()).chars().count()).max().unwrap_or(0);
     if with_head {
@@ -91,8 +91,8 @@ fn line(width: usize, [id, service, size, age, stored, readers, title]: [String;
     line.trim_end().to_owned()
 }
 
-fn json_line(task: &ListedTask) -> Line<'_> {
-    Line {
+fn json_line(task: &ListedTask) -> ListLine<'_> {
+    ListLine {
         id: task.id.as_str(),
         service: task.service.as_str(),
         size: task.size,
@@ -103,7 +103,7 @@ fn json_line(task: &ListedTask) -> Line<'_> {
     }
 }
 
-/// The title, of a text that is not too long to be read for it.
+/// Returns the title, unless the record is too large to be read for it.
 fn title(task: &ListedTask) -> Option<String> {
     TaskSummary::parse(task.record.as_ref()?).title
 }

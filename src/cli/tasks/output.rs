@@ -1,7 +1,5 @@
-//! How the store commands write: stdout that may be closed, text that is harmless on a terminal, files that are
-//! complete or not there, progress.
+//! Output of the `tasks` commands: stdout that may be closed, files that appear only when complete, progress.
 
-use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, StdoutLock, Write};
 use std::path::{Path, PathBuf};
@@ -11,8 +9,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::cli::CliError;
+pub(super) use crate::escape::printable;
+use crate::escape::printable_json;
 
-/// 9999-12-31T23:59:59Z, the last that RFC 3339 can tell.
+/// 9999-12-31T23:59:59Z, the last second that RFC 3339 can express.
 const LAST_SECOND: u64 = 253_402_300_799;
 
 /// Buffered stdout.
@@ -32,9 +32,9 @@ impl Output {
         self.write(b"\n")
     }
 
-    /// An object as one line of JSON.
+    /// Writes an object as one line of JSON.
     pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), CliError> {
-        let json = serde_json::to_string(value).expect("plain data");
+        let json = serde_json::to_string(value).expect("strings and numbers have a JSON form");
         self.line(&printable_json(&json))
     }
 
@@ -46,69 +46,22 @@ impl Output {
 pub(super) fn stdout_failed(error: &io::Error) -> CliError {
     match error.kind() {
         io::ErrorKind::BrokenPipe => CliError::StdoutClosed,
-        _ => CliError::Runtime(format!("write to stdout: {error}")),
+        _ => CliError::Runtime(format!("cannot write to stdout: {error}")),
     }
 }
 
-/// A line on stderr; that nobody reads it is no failure.
+/// Writes a line to stderr. Ignores errors, because a closed stderr is not a failure.
 pub(super) fn write_stderr(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Whether a terminal could take the character for something else than a letter: control characters, line
-/// separators, those that turn the direction of writing, those that cannot be seen.
-fn is_harmful(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{ad}'
-                | '\u{61c}'
-                | '\u{180e}'
-                | '\u{200b}'
-                | '\u{200e}'..='\u{200f}'
-                | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}'
-                | '\u{feff}'
-                | '\u{fff9}'..='\u{fffb}'
-                | '\u{e0000}'..='\u{e007f}'
-        )
-}
-
-/// The text with harmful characters as `\u{1b}`.
-pub(super) fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for character in text.chars() {
-        if is_harmful(character) {
-            write!(shown, "{}", character.escape_unicode()).expect("a String takes everything");
-        } else {
-            shown.push(character);
-        }
-    }
-    shown
-}
-
-/// The same for JSON text: harmful characters stand inside strings only, and get JSON's own escapes.
-fn printable_json(json: &str) -> String {
-    let mut shown = String::with_capacity(json.len());
-    for character in json.chars() {
-        if is_harmful(character) {
-            for unit in character.encode_utf16(&mut [0; 2]) {
-                write!(shown, "\\u{unit:04x}").expect("a String takes everything");
-            }
-        } else {
-            shown.push(character);
-        }
-    }
-    shown
-}
-
-/// A time since the Unix epoch as RFC 3339.
+/// Formats seconds since the Unix epoch as in RFC 3339.
 pub(super) fn time(unix: i64) -> String {
     let seconds = u64::try_from(unix).unwrap_or(0).min(LAST_SECOND);
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
 }
 
-/// How long ago, in its largest unit.
+/// Formats the time since `unix` in its largest unit.
 pub(super) fn age(unix: i64, now: i64) -> String {
     let seconds = now.saturating_sub(unix).max(0);
     match seconds {
@@ -119,22 +72,22 @@ pub(super) fn age(unix: i64, now: i64) -> String {
     }
 }
 
-/// `1 task`, `2 tasks`.
+/// Returns `1 task`, `2 tasks` and so on.
 pub(super) fn task_count(count: u64) -> String {
     format!("{count} task{}", if count == 1 { "" } else { "s" })
 }
 
-/// Progress on stderr, where that is a terminal.
+/// Returns a progress bar on stderr. It is hidden if stderr is not a terminal.
 pub(super) fn progress(length: Option<u64>, template: &str) -> ProgressBar {
     let bar = match length {
         Some(length) => ProgressBar::new(length),
         None => ProgressBar::no_length(),
     };
-    bar.with_style(ProgressStyle::with_template(template).expect("a sound template"))
+    bar.with_style(ProgressStyle::with_template(template).expect("the template is valid"))
 }
 
-/// A file under a temporary name until it is complete; removed if it never is. Readable for its owner alone, as
-/// it holds everybody's tasks.
+/// A file with a temporary name until it is complete. Removed on drop if it is not. Only its owner may read it, because
+/// it contains the tasks of all readers.
 pub(super) struct NewFile {
     target: PathBuf,
     temporary: PathBuf,
@@ -162,34 +115,30 @@ impl NewFile {
         &self.temporary
     }
 
-    /// On disk under its own name, in place of what was there.
+    /// Syncs the file and gives it its final name. Replaces an existing file.
     pub(super) fn replace(mut self) -> io::Result<()> {
         File::open(&self.temporary)?.sync_all()?;
         fs::rename(&self.temporary, &self.target)?;
         self.is_complete = true;
-        self.sync_folder()
+        sync_directory_of(&self.target)
     }
 
-    /// On disk under its own name, unless that is taken.
+    /// Syncs the file and gives it its final name. Fails if a file with that name exists.
     pub(super) fn publish(self) -> io::Result<()> {
         File::open(&self.temporary)?.sync_all()?;
         match fs::hard_link(&self.temporary, &self.target) {
-            // The temporary name goes with `self`.
+            // The temporary name is removed when `self` is dropped.
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
-            // A file system without links.
+            // The file system has no hard links.
             Err(_) if fs::symlink_metadata(&self.target).is_err() => {
                 fs::rename(&self.temporary, &self.target)?;
             }
             Err(error) => return Err(error),
         }
-        let folder = self.target.clone();
+        let target = self.target.clone();
         drop(self);
-        sync_folder_of(&folder)
-    }
-
-    fn sync_folder(&self) -> io::Result<()> {
-        sync_folder_of(&self.target)
+        sync_directory_of(&target)
     }
 }
 
@@ -201,8 +150,8 @@ impl Drop for NewFile {
     }
 }
 
-/// So that the name survives a power loss too.
-fn sync_folder_of(path: &Path) -> io::Result<()> {
+/// Syncs the directory, so that the name survives a power loss.
+fn sync_directory_of(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(folder) => File::open(folder)?.sync_all(),
         None => Ok(()),
@@ -214,16 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_harmful_reaches_a_terminal() {
-        let nasty = "a\n\u{1b}[31m\u{9b}2J\u{202e}\u{200b}\u{e0041}é\\'";
-        assert_eq!(printable(nasty), "a\\u{a}\\u{1b}[31m\\u{9b}2J\\u{202e}\\u{200b}\\u{e0041}é\\'");
-        let json = printable_json(&serde_json::to_string(nasty).unwrap());
-        assert!(!json.chars().any(is_harmful), "{json}");
-        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), nasty);
-    }
-
-    #[test]
-    fn times_have_bounds() {
+    fn times_out_of_range_are_clamped() {
         assert_eq!(time(1_767_119_785), "2025-12-30T18:36:25Z");
         assert_eq!(time(i64::MAX), "9999-12-31T23:59:59Z");
         assert_eq!(time(-1), "1970-01-01T00:00:00Z");
@@ -235,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_file_is_complete_or_not_there() {
+    fn new_file_appears_only_when_complete() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("x");
         let names = || fs::read_dir(folder.path()).unwrap().count();

@@ -1,4 +1,4 @@
-//! `refrain tasks show`.
+//! `refrain tasks show`: prints the stored record of a task.
 
 use super::ShowArguments;
 use super::output::{Output, printable, time, write_stderr};
@@ -6,12 +6,12 @@ use crate::cli::CliError;
 use crate::store::{RecordDetails, StoreMaintenance};
 use crate::token::Digest;
 
-/// Readers that a line names.
-const NAMED: usize = 8;
+/// Largest number of readers in one line.
+const MAX_READERS: usize = 8;
 
 pub(super) async fn show(store: &mut StoreMaintenance, arguments: &ShowArguments) -> Result<(), CliError> {
     let name = printable(arguments.id.as_str());
-    let failed = |what: &str| Err(CliError::Runtime(format!("task {name} {what}")));
+    let failed = |reason: &str| Err(CliError::Runtime(format!("task {name} {reason}")));
     let mut texts = store.records(arguments.service.as_ref(), &arguments.id).await?;
     if texts.is_empty() {
         return failed("is not stored");
@@ -19,24 +19,24 @@ pub(super) async fn show(store: &mut StoreMaintenance, arguments: &ShowArguments
     if let Some(prefix) = &arguments.reader {
         texts.retain(|text| text.readers.iter().any(|reader| hex(reader).starts_with(prefix)));
         if texts.is_empty() {
-            return failed(&format!("is stored, but not for a reader {prefix}"));
+            return failed(&format!("is stored, but not for a reader with the prefix {prefix}"));
         }
     }
     let damaged = texts.iter().filter(|text| text.record.is_none()).count();
     texts.retain(|text| text.record.is_some());
     if texts.is_empty() {
-        return failed("is damaged on disk; a running proxy fetches it anew when it is asked for");
+        return failed("is damaged on disk; a running proxy fetches it again when a client looks it up");
     }
     if damaged > 0 {
-        write_stderr(&format!("task {name}: {damaged} of its texts are damaged and left out"));
+        write_stderr(&format!("task {name}: {damaged} damaged records are left out"));
     }
     if texts.len() > 1 && !arguments.all {
         for text in &texts {
             write_stderr(&describe(text));
         }
         return failed(&format!(
-            "has {} texts, as its readers were told different ones; choose by --reader PREFIX or --service, or \
-             show them by --all",
+            "has {} records, because the upstream returned different ones to its readers; select one with \
+             --reader PREFIX or --service, or print all with --all",
             texts.len()
         ));
     }
@@ -51,16 +51,16 @@ pub(super) async fn show(store: &mut StoreMaintenance, arguments: &ShowArguments
 }
 
 fn describe(text: &RecordDetails) -> String {
-    let mut readers: Vec<String> = text.readers.iter().take(NAMED).map(Digest::to_string).collect();
-    if text.readers.len() > NAMED {
-        readers.push(format!("and {} more", text.readers.len() - NAMED));
+    let mut readers: Vec<String> = text.readers.iter().take(MAX_READERS).map(Digest::to_string).collect();
+    if text.readers.len() > MAX_READERS {
+        readers.push(format!("and {} more", text.readers.len() - MAX_READERS));
     }
     format!(
         "{}, {} bytes, stored {}, readable for {}",
         text.service,
         text.record.as_ref().map_or(0, bytes::Bytes::len),
         time(text.stored_at),
-        if readers.is_empty() { "nobody".to_owned() } else { readers.join(", ") }
+        if readers.is_empty() { "no reader".to_owned() } else { readers.join(", ") }
     )
 }
 

@@ -1,4 +1,4 @@
-//! `refrain tasks stats`.
+//! `refrain tasks stats`: prints the size of the store.
 
 use std::fs;
 
@@ -52,7 +52,7 @@ pub(super) async fn stats(store: &mut StoreMaintenance, arguments: &StatsArgumen
         ByteSize(log),
         totals.schema
     ))?;
-    output.line(&format!("stored   {}, {} of text", task_count(totals.tasks), ByteSize(totals.bytes)))?;
+    output.line(&format!("stored   {}, {} of records", task_count(totals.tasks), ByteSize(totals.bytes)))?;
     output.line(&format!("readers  {}", totals.readers))?;
     output.line(&format!("oldest   {}", when(totals.oldest)))?;
     output.line(&format!("newest   {}", when(totals.newest)))?;

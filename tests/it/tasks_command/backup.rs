@@ -42,7 +42,7 @@ async fn backup_during_writes_is_complete_and_can_be_served() {
     let out = tokio::task::spawn_blocking(move || {
         let out = tasks(&folder, &["backup", "copy.db", "--json"]);
         let again = tasks_with(&folder, &["backup", "copy.db"], &[], b"");
-        assert_fails(&again, 1, &["copy.db is there already"]);
+        assert_fails(&again, 1, &["copy.db exists already"]);
         assert_fails(&tasks_with(&folder, &["backup", "no/copy.db"], &[], b""), 1, &["no/copy.db"]);
         out
     })

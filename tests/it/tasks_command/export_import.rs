@@ -127,9 +127,9 @@ fn import_stops_at_the_first_invalid_line() {
     };
     for (bad, why) in [
         ("no JSON\n".to_owned(), "not JSON"),
-        ("\"canary-token\"\n".to_owned(), "no object"),
-        (good(0)[..40].to_owned(), "cut off"),
-        (line("pending", r#"{"id":"pending","response":{}}"#), "not finished"),
+        ("\"canary-token\"\n".to_owned(), "not an object with"),
+        (good(0)[..40].to_owned(), "truncated"),
+        (line("pending", r#"{"id":"pending","response":{}}"#), "not final"),
         (line("other", &final_record("another", "x")), "not the task of its id"),
         (line("a", "\u{1b}[31m"), "not a JSON object"),
     ] {

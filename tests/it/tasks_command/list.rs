@@ -33,7 +33,7 @@ async fn list_show_and_stats_work_beside_a_proxy_and_without() {
         }
         let table = tasks(folder, &["list"]);
         assert_eq!(text(&table).lines().count(), 4, "{}", text(&table));
-        let words = ["ID", "READERS", "nasty\\u{a}\\u{1b}[2J", "Z  "];
+        let words = ["ID", "READERS", "nasty\\n\\u{1b}[2J", "Z  "];
         assert!(words.iter().all(|word| text(&table).contains(word)), "{}", text(&table));
 
         let first = tasks_with(folder, &["list", "--limit", "1"], &[], b"");
@@ -73,7 +73,7 @@ async fn show_with_several_records_of_one_id_requires_a_choice() {
     proxy.store("b", "x", &of_b).await;
     let folder = proxy.path();
     let output = tasks_with(folder, &["show", "x"], &[], b"");
-    assert_fails(&output, 1, &["2 texts", "--reader", "--all"]);
+    assert_fails(&output, 1, &["2 records", "--reader", "--all"]);
     let digests: Vec<&str> = text(&output.stderr)
         .lines()
         .filter_map(|line| line.rsplit_once("readable for "))
