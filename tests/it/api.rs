@@ -1,4 +1,4 @@
-//! The JSON API of the admin port, as `docs/api.md` tells it.
+//! The JSON API of the admin port, as documented in `docs/api.md`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,16 +8,17 @@ use refrain::config::{Config, Services};
 use serde_json::{Value, json};
 
 use crate::support::{
-    DOCUMENTED, DOCUMENTED_ID, Program, Reply, StoreFile, TestApp, Wire, assert_error, eventually, simulator,
+    DOCUMENTED, DOCUMENTED_ID, Program, RawPeer, Reply, StoreFile, TestApp, assert_error, eventually,
+    simulator,
 };
 
-/// Its arrays fill with time.
+/// Endpoint whose arrays fill with time.
 const EMPTY_AT_FIRST: &str = "/api/history";
 
-/// Members whose names say how many there are of what occurred.
+/// Objects whose keys depend on the traffic.
 const AS_IT_OCCURRED: [&str; 1] = ["by_status"];
 
-/// Ids that tell whether every place that holds them escapes them.
+/// Ids that need escaping in URLs, JSON or HTML.
 const ODD: [&str; 9] = [
     "a/b",
     "100%",
@@ -41,8 +42,8 @@ fn all_services(config: &mut Config) {
     config.tasks.services = Services::All;
 }
 
-/// A request to the admin port.
-async fn ask(app: &TestApp, method: Method, path: &str) -> Reply {
+/// Sends a request to the admin port.
+async fn send(app: &TestApp, method: Method, path: &str) -> Reply {
     app.send(app.http.request(method, format!("http://{}{path}", app.admin))).await
 }
 
@@ -53,8 +54,8 @@ async fn get(app: &TestApp, path: &str) -> Value {
     reply.json()
 }
 
-async fn forget(app: &TestApp, path: &str) -> u64 {
-    let reply = ask(app, Method::DELETE, path).await;
+async fn delete(app: &TestApp, path: &str) -> u64 {
+    let reply = send(app, Method::DELETE, path).await;
     assert_eq!(reply.status, 200, "{path}: {reply:?}");
     reply.json()["deleted"].as_u64().expect("a number")
 }
@@ -65,7 +66,7 @@ fn text(id: &str, title: &str) -> String {
     .to_string()
 }
 
-/// Has the proxy store a task, as a client's look-up does.
+/// Makes the proxy store a record by a client's lookup.
 async fn store(app: &TestApp, service: &str, token: &str, id: &str, text: &str) {
     app.upstream.put_record(service, token, id, text.to_owned());
     assert_eq!(look_up(app, service, token, id).await.x_cache(), "MISS", "{id:?}");
@@ -81,7 +82,7 @@ async fn look_up(app: &TestApp, service: &str, token: &str, id: &str) -> Reply {
     app.send(request).await
 }
 
-/// The ids of all pages.
+/// Returns the ids of all pages of a listing.
 async fn listed(app: &TestApp, query: &str) -> Vec<String> {
     let (mut ids, mut next) = (Vec::new(), String::new());
     for _ in 0..100 {
@@ -93,40 +94,40 @@ async fn listed(app: &TestApp, query: &str) -> Vec<String> {
             None => return ids,
         }
     }
-    panic!("{query}: pages without end");
+    panic!("{query}: endless pages");
 }
 
-/// Asserts that everything the documented example has is in the answer, of the same kind.
-fn assert_has(path: &str, documented: &Value, answer: &Value) {
-    match (documented, answer) {
-        (Value::Object(documented), Value::Object(answer)) => {
+/// Asserts that the response has all fields of the documented example, with the same types.
+fn assert_has(path: &str, documented: &Value, response: &Value) {
+    match (documented, response) {
+        (Value::Object(documented), Value::Object(response)) => {
             for (name, value) in documented {
-                let found = answer.get(name).unwrap_or_else(|| panic!("{path}: no {name}: {answer:?}"));
+                let found = response.get(name).unwrap_or_else(|| panic!("{path}: no {name}: {response:?}"));
                 if !AS_IT_OCCURRED.contains(&name.as_str()) {
                     assert_has(&format!("{path} {name}"), value, found);
                 }
             }
         }
-        (Value::Array(documented), Value::Array(answer)) => {
+        (Value::Array(documented), Value::Array(response)) => {
             let may_be_empty = documented.is_empty() || path.starts_with(EMPTY_AT_FIRST);
-            assert!(may_be_empty || !answer.is_empty(), "{path}: the test makes none");
-            if let (Some(documented), Some(answer)) = (documented.first(), answer.first()) {
-                assert_has(path, documented, answer);
+            assert!(may_be_empty || !response.is_empty(), "{path}: the test makes none");
+            if let (Some(documented), Some(response)) = (documented.first(), response.first()) {
+                assert_has(path, documented, response);
             }
         }
         (Value::Null, _) | (_, Value::Null) => {}
         _ => assert_eq!(
             std::mem::discriminant(documented),
-            std::mem::discriminant(answer),
-            "{path}: {documented} {answer}"
+            std::mem::discriminant(response),
+            "{path}: {documented} {response}"
         ),
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_documented_endpoint_answers_with_what_its_example_has() {
+async fn documented_endpoint_returns_the_fields_of_its_example() {
     let page = std::fs::read_to_string("docs/api.md").expect("readable");
-    // A heading's path and the JSON below it.
+    // The path of each heading and the JSON below it.
     let mut examples: BTreeMap<String, Value> = BTreeMap::new();
     for section in page.split("\n## ").skip(1) {
         let Some(path) = section.split('`').nth(1).and_then(|title| title.strip_prefix("GET ")) else {
@@ -150,15 +151,15 @@ async fn every_documented_endpoint_answers_with_what_its_example_has() {
     let pending = app.upstream.create_pending("producer", "t");
     app.retrieve("t", &pending).await;
     for path in endpoints {
-        let asked = path.replace("{service}", "producer").replace("{id}", DOCUMENTED_ID);
-        let answer = get(&app, &asked).await;
+        let requested = path.replace("{service}", "producer").replace("{id}", DOCUMENTED_ID);
+        let response = get(&app, &requested).await;
         let example = examples.get(path).unwrap_or_else(|| panic!("{path} is not explained"));
-        assert_has(path, example, &answer);
+        assert_has(path, example, &response);
     }
 }
 
 #[tokio::test]
-async fn stored_tasks_are_listed_by_service_id_title_and_time() {
+async fn stored_tasks_are_filtered_by_service_id_title_and_time() {
     let app = TestApp::spawn_with(all_services).await;
     for (service, id, title) in [
         ("producer", "one", "Morning <b>Sun</b>"),
@@ -173,7 +174,7 @@ async fn stored_tasks_are_listed_by_service_id_title_and_time() {
         ("", &["On3", "on_", "one", "two", "one"][..]),
         ("limit=2", &["On3", "on_", "one", "two", "one"]),
         ("service=producer", &["two", "one"]),
-        ("service=nobody", &[]),
+        ("service=absent", &[]),
         ("id=on", &["one", "on_", "one"]),
         ("id=on_", &["on_"]),
         ("id=o%25", &[]),
@@ -206,12 +207,12 @@ async fn stored_tasks_are_listed_by_service_id_title_and_time() {
 }
 
 #[tokio::test]
-async fn one_task_is_shown_with_every_text_that_was_told_of_it() {
+async fn task_is_shown_with_all_its_stored_records() {
     let app = TestApp::spawn().await;
-    let told = |title: &str| text("t1", title);
-    store(&app, "producer", "a", "t1", &told("for a")).await;
-    store(&app, "producer", "b", "t1", &told("for b")).await;
-    app.upstream.put_record("producer", "c", "t1", told("for b"));
+    let record = |title: &str| text("t1", title);
+    store(&app, "producer", "a", "t1", &record("for a")).await;
+    store(&app, "producer", "b", "t1", &record("for b")).await;
+    app.upstream.put_record("producer", "c", "t1", record("for b"));
     assert_eq!(app.retrieve("c", "t1").await.x_cache(), "MISS");
     let task = get(&app, "/api/tasks/producer/t1").await;
     let texts = task["records"].as_array().expect("a list");
@@ -221,7 +222,7 @@ async fn one_task_is_shown_with_every_text_that_was_told_of_it() {
             (text["record"].as_str().unwrap(), text["readers"].as_array().unwrap().len(), &text["is_corrupt"])
         })
         .collect();
-    assert_eq!(seen, [(&*told("for a"), 1, &json!(false)), (&*told("for b"), 2, &json!(false))]);
+    assert_eq!(seen, [(&*record("for a"), 1, &json!(false)), (&*record("for b"), 2, &json!(false))]);
     assert_eq!(texts[1]["title"], "for b");
     for reader in texts.iter().flat_map(|text| text["readers"].as_array().unwrap()) {
         let digits = reader.as_str().unwrap();
@@ -241,7 +242,7 @@ async fn one_task_is_shown_with_every_text_that_was_told_of_it() {
 }
 
 #[tokio::test]
-async fn odd_ids_are_listed_shown_and_forgotten() {
+async fn ids_with_special_characters_are_listed_shown_and_deleted() {
     let app = TestApp::spawn_with(all_services).await;
     for id in ODD {
         store(&app, "producer", "t", id, &text(id, id)).await;
@@ -255,15 +256,15 @@ async fn odd_ids_are_listed_shown_and_forgotten() {
         let path = format!("/api/tasks/producer/{}", encoded(id));
         let task = get(&app, &path).await;
         assert_eq!((&task["id"], &task["records"][0]["record"]), (&json!(id), &json!(text(id, id))));
-        assert_eq!(forget(&app, &path).await, 1, "{id:?}");
-        assert_eq!(forget(&app, &path).await, 0);
+        assert_eq!(delete(&app, &path).await, 1, "{id:?}");
+        assert_eq!(delete(&app, &path).await, 0);
         assert_eq!(app.admin(&path).await.status, 404);
     }
     assert_eq!(listed(&app, "").await, [""; 0]);
 }
 
 #[tokio::test]
-async fn what_is_forgotten_is_asked_upstream_again() {
+async fn deleted_task_is_requested_upstream_again() {
     let app = TestApp::spawn_with(|config| {
         all_services(config);
         config.tasks.pending_max_age = std::time::Duration::from_secs(60);
@@ -272,45 +273,45 @@ async fn what_is_forgotten_is_asked_upstream_again() {
     for (service, id) in [("producer", "a"), ("producer", "b"), ("suno", "a")] {
         store(&app, service, "t", id, &text(id, id)).await;
     }
-    let asked_for = async |service: &str, id: &str| {
+    let is_requested_upstream = async |service: &str, id: &str| {
         let before = app.calls();
         let reply = look_up(&app, service, "t", id).await;
         assert_eq!(reply.status, 200, "{reply:?}");
         app.calls() > before
     };
     for (service, id) in [("producer", "a"), ("producer", "b"), ("suno", "a")] {
-        assert!(!asked_for(service, id).await);
+        assert!(!is_requested_upstream(service, id).await);
     }
-    assert_eq!(forget(&app, "/api/tasks/producer/a").await, 1);
-    assert!(!asked_for("producer", "b").await && !asked_for("suno", "a").await);
-    assert!(asked_for("producer", "a").await);
-    assert!(!asked_for("producer", "a").await, "stored again");
+    assert_eq!(delete(&app, "/api/tasks/producer/a").await, 1);
+    assert!(!is_requested_upstream("producer", "b").await && !is_requested_upstream("suno", "a").await);
+    assert!(is_requested_upstream("producer", "a").await);
+    assert!(!is_requested_upstream("producer", "a").await, "stored again");
 
-    assert_eq!(forget(&app, "/api/tasks?service=producer").await, 2);
-    assert!(!asked_for("suno", "a").await);
-    assert!(asked_for("producer", "a").await && asked_for("producer", "b").await);
+    assert_eq!(delete(&app, "/api/tasks?service=producer").await, 2);
+    assert!(!is_requested_upstream("suno", "a").await);
+    assert!(is_requested_upstream("producer", "a").await && is_requested_upstream("producer", "b").await);
 
-    assert_eq!(forget(&app, "/api/tasks?older_than=30d").await, 0);
-    assert!(!asked_for("suno", "a").await);
+    assert_eq!(delete(&app, "/api/tasks?older_than=30d").await, 0);
+    assert!(!is_requested_upstream("suno", "a").await);
     let mut file = StoreFile::open(app.folder.path()).await;
     assert_eq!(file.run("UPDATE task SET stored_at = stored_at - 3000000 WHERE service = 'suno'").await, 1);
     file.close().await;
-    assert_eq!(forget(&app, "/api/tasks?older_than=30d").await, 1);
-    assert!(asked_for("suno", "a").await);
+    assert_eq!(delete(&app, "/api/tasks?older_than=30d").await, 1);
+    assert!(is_requested_upstream("suno", "a").await);
 
-    // Remembered pending answers too.
+    // The cache of pending records is cleared too.
     let pending = app.upstream.create_pending("producer", "t");
-    assert!(asked_for("producer", &pending).await);
-    assert!(!asked_for("producer", &pending).await);
-    assert_eq!(forget(&app, &format!("/api/tasks/producer/{pending}")).await, 0);
-    assert!(asked_for("producer", &pending).await);
-    assert!(!asked_for("producer", &pending).await);
-    forget(&app, "/api/tasks?service=producer").await;
-    assert!(asked_for("producer", &pending).await);
+    assert!(is_requested_upstream("producer", &pending).await);
+    assert!(!is_requested_upstream("producer", &pending).await);
+    assert_eq!(delete(&app, &format!("/api/tasks/producer/{pending}")).await, 0);
+    assert!(is_requested_upstream("producer", &pending).await);
+    assert!(!is_requested_upstream("producer", &pending).await);
+    delete(&app, "/api/tasks?service=producer").await;
+    assert!(is_requested_upstream("producer", &pending).await);
 }
 
 #[tokio::test]
-async fn wrong_parameters_are_named() {
+async fn invalid_parameter_is_named_in_the_error() {
     let app = TestApp::spawn().await;
     let long = format!("/api/tasks/producer/{}", "x".repeat(1025));
     for (method, path, name) in [
@@ -346,7 +347,7 @@ async fn wrong_parameters_are_named() {
         (Method::DELETE, "/api/tasks?older_than=99999999999999999999d", "older_than"),
         (Method::DELETE, "/api/tasks?id=a", "id"),
     ] {
-        let reply = ask(&app, method.clone(), path).await;
+        let reply = send(&app, method.clone(), path).await;
         assert_error(&reply, 400, "bad_request");
         let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
         assert!(message.contains(name), "{method} {path}: {message}");
@@ -354,7 +355,7 @@ async fn wrong_parameters_are_named() {
 }
 
 #[tokio::test]
-async fn other_paths_and_methods_are_refused_in_the_usual_shape() {
+async fn unknown_path_or_method_is_refused_in_the_documented_shape() {
     let app = TestApp::spawn().await;
     for path in [
         "/api",
@@ -376,24 +377,24 @@ async fn other_paths_and_methods_are_refused_in_the_usual_shape() {
         ("/healthz", Method::POST, "GET,HEAD"),
         ("/metrics", Method::DELETE, "GET,HEAD"),
     ] {
-        let reply = ask(&app, method.clone(), path).await;
+        let reply = send(&app, method.clone(), path).await;
         assert_error(&reply, 405, "bad_request");
         assert_eq!(reply.header("allow"), allow, "{method} {path}");
     }
 }
 
 #[tokio::test]
-async fn the_configuration_is_shown_as_refrain_config_prints_it() {
+async fn config_page_has_the_values_of_refrain_config() {
     let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
     std::fs::write(folder.path().join("refrain.toml"), "[tasks]\nmax_ids = 77\n").expect("written");
     let environment = [("REFRAIN_ADMIN__TOKEN", "secret-token"), ("REFRAIN_STORE__MAX_BYTES", "1GiB")];
     let program = Program::serve(&upstream.base_url(), folder.path(), &environment);
-    let mut wire = Wire::connect(program.admin).await;
-    wire.write("GET /api/config HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret-token\r\n\r\n").await;
-    let answer = wire.response().await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    assert!(!answer.text().contains("secret-token"));
-    let values: Value = serde_json::from_slice(&answer.body).expect("JSON");
+    let mut peer = RawPeer::connect(program.admin).await;
+    peer.write("GET /api/config HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret-token\r\n\r\n").await;
+    let response = peer.read_response().await;
+    assert_eq!(response.status, 200, "{response:?}");
+    assert!(!response.text().contains("secret-token"));
+    let values: Value = serde_json::from_slice(&response.body).expect("JSON");
     let shown = |key: &str| {
         let values = values["values"].as_array().expect("a list");
         let value = values.iter().find(|value| value["key"] == key).unwrap_or_else(|| panic!("no {key}"));
@@ -414,7 +415,7 @@ async fn the_configuration_is_shown_as_refrain_config_prints_it() {
 }
 
 #[tokio::test]
-async fn lanes_and_pending_tasks_are_told() {
+async fn queues_and_pending_tasks_are_listed() {
     let app =
         TestApp::spawn_with(|config| config.tasks.pending_max_age = std::time::Duration::from_secs(60)).await;
     assert_eq!(get(&app, "/api/queues").await, json!({"queues": [], "queues_omitted": 0}));
@@ -440,22 +441,22 @@ async fn lanes_and_pending_tasks_are_told() {
         ]),
         json!(["producer", "p1", "audios", "</script>", "processing", 0.4, 1767119745.5, 0, false])
     );
-    let lanes = get(&app, "/api/queues").await;
-    let lane = &lanes["queues"][0];
-    assert_eq!(lane["token"], task["token"]);
+    let queues = get(&app, "/api/queues").await;
+    let queue = &queues["queues"][0];
+    assert_eq!(queue["token"], task["token"]);
     assert_eq!(
         json!([
-            lane["service"],
-            lane["queued"],
-            lane["in_flight"],
-            lane["waiters"],
-            lane["snapshots"],
-            lane["oldest_wait_seconds"],
-            lane["paused_seconds"]
+            queue["service"],
+            queue["queued"],
+            queue["in_flight"],
+            queue["waiters"],
+            queue["snapshots"],
+            queue["oldest_wait_seconds"],
+            queue["paused_seconds"]
         ]),
         json!(["producer", 0, 0, 0, 1, null, 0.0])
     );
-    assert_eq!(lane["requests_per_second"], 980.0);
+    assert_eq!(queue["requests_per_second"], 980.0);
 
     let (http, url) = (app.http.clone(), app.url("/producer/tasks"));
     let waiting = tokio::spawn(async move {
@@ -468,31 +469,33 @@ async fn lanes_and_pending_tasks_are_told() {
             .send()
             .await
     });
-    eventually("the one who waits is told", async || {
+    eventually("the waiting client is counted", async || {
         let task = &get(&app, "/api/pending").await["pending"][0];
-        let lane = &get(&app, "/api/queues").await["queues"][0];
-        task["waiters"] == 1 && lane["waiters"] == 1
+        let queue = &get(&app, "/api/queues").await["queues"][0];
+        task["waiters"] == 1 && queue["waiters"] == 1
     })
     .await;
     waiting.abort();
-    eventually("and that it went", async || get(&app, "/api/queues").await["queues"][0]["waiters"] == 0)
-        .await;
+    eventually("the client that left is not counted", async || {
+        get(&app, "/api/queues").await["queues"][0]["waiters"] == 0
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn a_store_that_cannot_be_written_is_told_and_what_was_to_be_forgotten_is_shown_to_nobody() {
+async fn delete_with_a_locked_store_fails_but_hides_the_task_at_once() {
     let app = TestApp::spawn().await;
     store(&app, "producer", "t", "a", &text("a", "a")).await;
     store(&app, "producer", "t", "b", &text("b", "b")).await;
     let mut file = StoreFile::open(app.folder.path()).await;
     file.run("BEGIN IMMEDIATE").await;
-    assert_error(&ask(&app, Method::DELETE, "/api/tasks/producer/a").await, 503, "api_error");
+    assert_error(&send(&app, Method::DELETE, "/api/tasks/producer/a").await, 503, "api_error");
     assert_eq!(listed(&app, "").await, ["b"]);
     assert_eq!(app.admin("/api/tasks/producer/a").await.status, 404);
     let ready = app.admin("/readyz").await;
     assert_eq!((ready.status.as_u16(), ready.json()["reason"].as_str().is_some()), (503, true), "{ready:?}");
     file.run("ROLLBACK").await;
-    eventually("it is forgotten once it can be", async || app.admin("/readyz").await.status == 200).await;
+    eventually("the store is writable again", async || app.admin("/readyz").await.status == 200).await;
     eventually("it is gone", async || {
         let mut file = StoreFile::open(app.folder.path()).await;
         let left = file.run("UPDATE task SET used_hour = used_hour WHERE id = x'61'").await;

@@ -9,7 +9,7 @@ use refrain_simulator::Rule;
 use serde_json::json;
 
 use crate::support::{
-    DOCUMENTED, DOCUMENTED_ID, Program, TestApp, Wire, client, envelope, eventually, in_parallel, request,
+    DOCUMENTED, DOCUMENTED_ID, Program, RawPeer, TestApp, client, envelope, eventually, in_parallel, request,
     simulator, token_record,
 };
 
@@ -30,7 +30,7 @@ async fn five_hundred_clients_of_one_new_id_share_one_call() {
     });
     hold.wait_for_held(1).await;
     eventually("all clients wait for the call", async || {
-        app.admin("/api/queues").await.json()["queues"][0]["callers"] == 500
+        app.admin("/api/queues").await.json()["queues"][0]["waiters"] == 500
     })
     .await;
     hold.release();
@@ -87,7 +87,7 @@ async fn cancelled_lookup_does_not_fail_those_that_joined_its_call() {
     let (rule, hold) = Rule::lookups().containing_id(&id).hold();
     app.upstream.add_rule(rule);
     {
-        let mut leader = Wire::connect(app.address).await;
+        let mut leader = RawPeer::connect(app.address).await;
         let headers = [("authorization", "Bearer t"), ("content-type", "application/json")];
         let body = json!({"action": "retrieve", "id": id}).to_string();
         leader.write(request("POST /producer/tasks", &headers, body)).await;

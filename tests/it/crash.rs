@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::{
-    Client, Program, StoreFile, TIMEOUT, Wire, client, in_parallel, request, simulator, token_record,
+    Client, Program, RawPeer, StoreFile, TIMEOUT, client, in_parallel, request, simulator, token_record,
 };
 
 /// Number of lookups at the same time.
@@ -123,8 +124,7 @@ async fn kill_during_lookups(program: &mut Program, tasks: Vec<Task>, round: usi
 }
 
 /// Sends one lookup and returns all bytes that arrive. `None` if the program is gone before the request is sent.
-async fn look_up_raw(address: std::net::SocketAddr, task: &Task) -> Option<Vec<u8>> {
-    use tokio::io::AsyncWriteExt;
+async fn look_up_raw(address: std::net::SocketAddr, task: &Task) -> Option<Bytes> {
     let authorization = format!("Bearer {}", task.token);
     let headers = [
         ("authorization", authorization.as_str()),
@@ -132,9 +132,9 @@ async fn look_up_raw(address: std::net::SocketAddr, task: &Task) -> Option<Vec<u
         ("connection", "close"),
     ];
     let body = json!({"action": "retrieve", "id": task.id}).to_string();
-    let mut wire = Wire { stream: tokio::net::TcpStream::connect(address).await.ok()? };
-    wire.stream.write_all(&request("POST /producer/tasks", &headers, body)).await.ok()?;
-    Some(wire.read_to_end().await.unwrap_or_else(|read| read))
+    let mut peer = RawPeer::try_connect(address).await.ok()?;
+    peer.try_write(request("POST /producer/tasks", &headers, body)).await.ok()?;
+    Some(peer.read_to_end().await.unwrap_or_else(|received| received))
 }
 
 async fn assert_all_stored(client: &Client, received: &[Task]) {

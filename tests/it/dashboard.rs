@@ -1,4 +1,4 @@
-//! The dashboard's files on the admin port: headers, revalidation, and a shell that holds no data.
+//! The files of the dashboard on the admin port: headers, revalidation, no data.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::support::{Reply, TestApp, assert_error};
 
 const SECRET: &str = "the-admin-token";
 
-/// What is below a quote in the shell: `href="assets/…"`, `src="assets/…"`; in a script: `from "./…"`.
+/// Quoted texts after `before`, for example `src="assets/…"` in the page or `from "./…"` in a script.
 fn references<'a>(text: &'a str, before: &str) -> Vec<&'a str> {
     text.split(before).skip(1).filter_map(|rest| rest.split('"').next()).collect()
 }
@@ -20,7 +20,7 @@ fn text(reply: &Reply) -> &str {
     std::str::from_utf8(&reply.body).expect("text")
 }
 
-/// The paths of the shell and of everything it needs, found as a browser finds them.
+/// Paths of the page and of all files it needs, found as a browser finds them.
 async fn files(app: &TestApp) -> Vec<String> {
     let shell = app.admin("/").await;
     let mut paths: Vec<String> = vec!["/".into()];
@@ -42,7 +42,7 @@ async fn files(app: &TestApp) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_file_of_the_dashboard_is_there_under_a_strict_policy() {
+async fn every_dashboard_file_is_served_with_a_strict_policy() {
     let app = TestApp::spawn().await;
     let files = files(&app).await;
     assert!(files.len() >= 16, "{files:?}");
@@ -78,29 +78,29 @@ async fn every_file_of_the_dashboard_is_there_under_a_strict_policy() {
 }
 
 #[tokio::test]
-async fn a_file_that_the_browser_has_is_not_sent_again() {
+async fn unchanged_file_is_not_sent_again() {
     let app = TestApp::spawn().await;
     for path in ["/", "/assets/dashboard.js"] {
         let whole = app.admin(path).await;
         let tag = whole.headers[ETAG].clone();
-        let ask = |tags: String| {
+        let send = |tags: String| {
             let request = app.http.get(format!("http://{}{path}", app.admin)).header(IF_NONE_MATCH, tags);
             app.send(request)
         };
         let tag = tag.to_str().unwrap();
         for tags in [tag.to_owned(), format!("W/{tag}"), format!("\"other\", {tag}"), "*".to_owned()] {
-            let reply = ask(tags.clone()).await;
+            let reply = send(tags.clone()).await;
             assert_eq!((reply.status, reply.body.len()), (StatusCode::NOT_MODIFIED, 0), "{path} {tags}");
             assert_eq!(reply.headers[ETAG], tag);
             assert_eq!(reply.header("content-security-policy"), whole.header("content-security-policy"));
         }
-        let other = ask("\"other\"".to_owned()).await;
+        let other = send("\"other\"".to_owned()).await;
         assert_eq!((other.status, other.body), (StatusCode::OK, whole.body));
     }
 }
 
 #[tokio::test]
-async fn the_shell_needs_no_token_and_holds_no_data() {
+async fn dashboard_files_need_no_token_and_have_no_data() {
     let app = TestApp::spawn_with(|config| config.admin.token = Token::parse(SECRET)).await;
     let id = app.upstream.create_finished("producer", "t");
     app.retrieve("t", &id).await;
@@ -118,7 +118,7 @@ async fn the_shell_needs_no_token_and_holds_no_data() {
 }
 
 #[tokio::test]
-async fn the_shell_has_no_script_or_style_of_its_own_and_names_no_other_host() {
+async fn page_has_no_inline_script_or_style_and_names_no_other_host() {
     let app = TestApp::spawn().await;
     let reply = app.admin("/").await;
     let shell = text(&reply);
@@ -140,7 +140,7 @@ async fn the_shell_has_no_script_or_style_of_its_own_and_names_no_other_host() {
 }
 
 #[tokio::test]
-async fn without_a_token_the_dashboard_is_shown_under_loopback_names_alone() {
+async fn dashboard_without_a_token_accepts_only_loopback_hosts() {
     let app = TestApp::spawn().await;
     for path in ["/", "/assets/dashboard.js"] {
         for (host, status) in
@@ -153,7 +153,7 @@ async fn without_a_token_the_dashboard_is_shown_under_loopback_names_alone() {
 }
 
 #[tokio::test]
-async fn nothing_else_is_below_the_assets() {
+async fn unknown_asset_is_not_found() {
     let app = TestApp::spawn().await;
     for path in [
         "/assets",
@@ -171,13 +171,13 @@ async fn nothing_else_is_below_the_assets() {
     }
     let posted = app.http.request(Method::POST, format!("http://{}/", app.admin));
     assert_eq!(app.send(posted).await.status, StatusCode::METHOD_NOT_ALLOWED);
-    // Nor on the client port: there everything goes to the upstream.
+    // On the client port the path is forwarded to the upstream.
     let client = app.send(app.http.get(app.url("/assets/dashboard.js"))).await;
     assert_eq!(client.header("cache-status"), "refrain; fwd=bypass");
 }
 
 #[tokio::test]
-async fn the_chart_library_is_what_its_authors_made_and_comes_with_its_licence() {
+async fn chart_library_is_unmodified_and_has_its_licence() {
     let app = TestApp::spawn().await;
     let readme = include_str!("../../dashboard/vendor/README.md");
     for file in ["uplot-1.6.31/uPlot.iife.min.js", "uplot-1.6.31/uPlot.min.css"] {

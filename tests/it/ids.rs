@@ -140,7 +140,7 @@ async fn ids_are_compared_after_json_unescaping() {
     for (number, body) in bodies.into_iter().enumerate() {
         let headers = [("authorization", "Bearer t"), ("content-type", "application/json")];
         let reply = app.raw(request("POST /producer/tasks", &headers, body)).await;
-        assert_eq!(reply.header("x-cache"), if number == 0 { "MISS" } else { "HIT" }, "{body}");
+        assert_eq!(reply.header("x-cache"), Some(if number == 0 { "MISS" } else { "HIT" }), "{body}");
         assert_eq!(reply.text(), final_record("abc", "x"));
     }
     assert_eq!(app.upstream.call_count(), 1);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
-use crate::support::{DOCUMENTED, DOCUMENTED_ID, Program, TIMEOUT, Wire, client, simulator, token_record};
+use crate::support::{DOCUMENTED, DOCUMENTED_ID, Program, RawPeer, TIMEOUT, client, simulator, token_record};
 
 #[tokio::test]
 async fn idle_connections_do_not_exhaust_64_descriptors_for_good() {
@@ -57,9 +57,9 @@ async fn idle_and_half_sent_requests_leave_others_unaffected() {
     ];
     let mut slow = Vec::new();
     for n in 0..300 {
-        let mut wire = Wire::connect(program.address).await;
-        wire.write(starts[n % 3]).await;
-        slow.push(wire);
+        let mut peer = RawPeer::connect(program.address).await;
+        peer.write(starts[n % 3]).await;
+        slow.push(peer);
     }
     let start = Instant::now();
     for _ in 0..50 {

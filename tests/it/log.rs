@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Program, Wire, client, eventually, request, simulator};
+use crate::support::{Program, RawPeer, client, eventually, request, simulator};
 
 #[tokio::test]
 async fn json_log_line_has_the_request_id_of_the_response() {
@@ -27,9 +27,9 @@ async fn log_line_has_no_control_characters_of_the_client() {
     for id in ["a\nINFO forged", "\u{1b}[31mred", "nul\0", "</script>", "\u{202e}turned", "\u{2028}line"] {
         let body = json!({"action": "retrieve", "id": id}).to_string();
         let headers = [("authorization", "Bearer t"), ("content-type", "application/json")];
-        let mut wire = Wire::connect(program.address).await;
-        wire.write(request("POST /producer/tasks", &headers, body)).await;
-        assert_eq!(wire.response().await.status, 200);
+        let mut peer = RawPeer::connect(program.address).await;
+        peer.write(request("POST /producer/tasks", &headers, body)).await;
+        assert_eq!(peer.read_response().await.status, 200);
         assert_eq!(upstream.calls().pop().expect("a call").ids(), [id], "byte for byte upstream");
     }
     let log = program.log();

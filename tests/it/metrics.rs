@@ -1,5 +1,5 @@
-//! `/metrics`, `/api/stats` and `/api/history` after known traffic; and that whatever speaks of a metric (the
-//! documentation, the dashboard, the alerts) speaks of one that there is.
+//! `/metrics`, `/api/stats` and `/api/history` after known traffic. Documentation, Grafana dashboard and alerts use
+//! existing metrics.
 
 mod exposition;
 mod promql;
@@ -21,11 +21,11 @@ const OF_THE_SCRAPE: [&str; 2] = ["instance", "job"];
 
 async fn get(program: &Program, path: &str, accept: &str) -> (String, String) {
     let http = client(program.admin).http;
-    let answer = http.get(format!("http://{}{path}", program.admin)).header("accept", accept).send().await;
-    let answer = answer.expect("a response");
-    assert_eq!(answer.status(), 200, "{path}");
-    let content_type = answer.headers()["content-type"].to_str().expect("text").to_owned();
-    (content_type, answer.text().await.expect("a body"))
+    let response = http.get(format!("http://{}{path}", program.admin)).header("accept", accept).send().await;
+    let response = response.expect("a response");
+    assert_eq!(response.status(), 200, "{path}");
+    let content_type = response.headers()["content-type"].to_str().expect("text").to_owned();
+    (content_type, response.text().await.expect("a body"))
 }
 
 async fn page(program: &Program) -> Page {
@@ -36,7 +36,7 @@ async fn json(program: &Program, path: &str) -> Value {
     serde_json::from_str(&get(program, path, "application/json").await.1).expect("JSON")
 }
 
-/// The sum of a metric's series that have these labels.
+/// Sum of a metric's series with these labels.
 fn value(page: &Page, name: &str, labels: &[(&str, &str)]) -> f64 {
     let samples = page.values().flat_map(|family| &family.samples).filter(|sample| {
         let has =
@@ -44,11 +44,11 @@ fn value(page: &Page, name: &str, labels: &[(&str, &str)]) -> f64 {
         sample.name == name && labels.iter().all(has)
     });
     let values: Vec<f64> = samples.map(|sample| sample.value).collect();
-    assert!(!values.is_empty(), "{name} {labels:?} is not there");
+    assert!(!values.is_empty(), "no series {name} {labels:?}");
     values.iter().sum()
 }
 
-/// A program with one try more after a failure, in front of a simulator.
+/// Starts the program with one retry, in front of a simulator.
 async fn start() -> (Simulator, tempfile::TempDir, Program, Client) {
     let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
     let program =
@@ -57,8 +57,8 @@ async fn start() -> (Simulator, tempfile::TempDir, Program, Client) {
     (upstream, folder, program, http)
 }
 
-/// One of each kind: a miss, hits, a pending answer, a batch, a 429 absorbed, one passed on, a refusal, something that
-/// passes through, a look-up held for three seconds.
+/// Sends requests of each kind: a miss, hits, a pending record, a batch, an absorbed 429, a relayed 429, a refused lookup,
+/// bypassed requests, a lookup held for three seconds.
 async fn traffic(upstream: &Simulator, http: &Client) {
     upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     for expected in ["MISS", "HIT", "HIT"] {
@@ -84,9 +84,9 @@ async fn traffic(upstream: &Simulator, http: &Client) {
     let url = format!("http://{}/producer/audios", http.address);
     upstream.add_rule(Rule::path("/producer/audios").times(1).error(503, "api_error"));
     for expected in [503, 200] {
-        let answer =
+        let response =
             http.http.post(&url).bearer_auth("t").body(r#"{"async":true}"#).send().await.expect("a response");
-        assert_eq!(answer.status(), expected);
+        assert_eq!(response.status(), expected);
     }
 
     let held = upstream.create_pending("producer", "held");
@@ -95,11 +95,11 @@ async fn traffic(upstream: &Simulator, http: &Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_happened_is_what_is_counted() {
+async fn metrics_and_stats_count_known_traffic() {
     let (upstream, _folder, program, http) = start().await;
     let before = page(&program).await;
     for name in ["refrain_requests_total", "refrain_ids_total", "refrain_upstream_calls_saved_total"] {
-        assert_eq!(value(&before, name, &[]), 0.0, "{name} is there from the start");
+        assert_eq!(value(&before, name, &[]), 0.0, "{name} exists from the start");
     }
     traffic(&upstream, &http).await;
     let (page, stats) = (page(&program).await, json(&program, "/api/stats").await);
@@ -115,11 +115,11 @@ async fn what_happened_is_what_is_counted() {
     assert_eq!(look_ups("retrieve", "refused"), 1.0);
     assert_eq!(look_ups("other", "bypass"), 2.0);
     let requests = count("refrain_requests_total", &[]);
-    assert_eq!(count("refrain_request_duration_seconds_count", &[]), requests, "nobody hung up");
+    assert_eq!(count("refrain_request_duration_seconds_count", &[]), requests, "no client hung up");
     assert_eq!(stats["requests"]["total"], requests);
     assert_eq!(stats["requests"]["by_outcome"]["hit"], 3);
     assert_eq!(stats["latency"]["hit"]["count"], 3);
-    assert!(stats["latency"]["partial"].is_null(), "none occurred: {stats}");
+    assert!(stats["latency"]["partial"].is_null(), "no partial hit: {stats}");
 
     let ids = |outcome| count("refrain_ids_total", &[("outcome", outcome)]);
     assert_eq!((ids("hit"), ids("failed"), ids("refused")), (122.0, 1.0, 1.0));
@@ -128,7 +128,7 @@ async fn what_happened_is_what_is_counted() {
     let found = |result| count("refrain_store_lookups_total", &[("result", result)]);
     assert_eq!((found("memory"), found("disk")), (3.0, 0.0), "a batch asks for each id once");
 
-    // The simulator has counted the calls itself.
+    // The simulator counts the calls too.
     let calls = upstream.lookup_calls().len();
     assert_eq!(count("refrain_upstream_calls_total", &[]), calls as f64);
     assert_eq!(count("refrain_upstream_call_duration_seconds_count", &[]), calls as f64);
@@ -143,8 +143,8 @@ async fn what_happened_is_what_is_counted() {
     let passed = |status| count("refrain_passed_through_total", &[("status", status)]);
     assert_eq!((passed("2xx"), passed("5xx")), (1.0, 1.0));
 
-    // Seven single look-ups, 120 ids in three calls, and one held for three seconds, which is two polls; the refused one
-    // does not count.
+    // Seven single lookups, 120 ids in three calls, and one lookup held for three seconds, which counts as two polls. The
+    // refused lookup does not count.
     let without = 7.0 + 3.0 + 2.0;
     assert_eq!(count("refrain_upstream_calls_baseline_total", &[]), without);
     let saved = count("refrain_upstream_calls_saved_total", &[]);
@@ -201,11 +201,11 @@ async fn contract_metrics_are_exposed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_in_a_lane_shows_while_it_waits() {
+async fn waiting_lookup_is_visible_in_the_queue_gauges() {
     let (upstream, _folder, program, http) = start().await;
     let (rule, hold) = Rule::lookups().hold();
     upstream.add_rule(rule);
-    let asking = tokio::spawn(async move { http.retrieve("t", "slow").await });
+    let lookup = tokio::spawn(async move { http.retrieve("t", "slow").await });
     hold.wait_for_held(1).await;
     let held = page(&program).await;
     assert_eq!(value(&held, "refrain_queue_ids", &[("state", "in_flight")]), 1.0);
@@ -213,26 +213,26 @@ async fn what_waits_in_a_lane_shows_while_it_waits() {
     assert_eq!(value(&held, "refrain_queue_ids", &[("state", "queued")]), 0.0);
     assert_eq!(json(&program, "/api/stats").await["queues"]["in_flight"], 1);
     hold.release();
-    asking.await.expect("no panic").expect("a response");
+    lookup.await.expect("no panic").expect("a response");
     let after = page(&program).await;
     assert_eq!(value(&after, "refrain_queue_ids", &[("state", "in_flight")]), 0.0);
     assert_eq!(value(&after, "refrain_queue_waiters", &[]), 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_is_gone_shows_as_down() {
+async fn unreachable_upstream_is_reported_as_down() {
     let folder = tempfile::tempdir().expect("a folder");
     let program = Program::serve("http://127.0.0.1:1", folder.path(), &[]);
     assert_eq!(client(program.address).retrieve("t", "a").await.unwrap().status, 502);
     let page = page(&program).await;
     assert_eq!(value(&page, "refrain_upstream_down", &[]), 1.0);
     assert_eq!(value(&page, "refrain_upstream_calls_total", &[("status", "refused")]), 1.0);
-    assert_eq!(value(&page, "refrain_upstream_calls_saved_total", &[]), 0.0, "nothing was answered");
+    assert_eq!(value(&page, "refrain_upstream_calls_saved_total", &[]), 0.0, "no lookup succeeded");
     assert_eq!(json(&program, "/api/stats").await["upstream"]["is_down"], true);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_history_has_a_step_every_ten_seconds() {
+async fn history_has_a_step_every_ten_seconds() {
     let (upstream, _folder, program, http) = start().await;
     let history = json(&program, "/api/history").await;
     assert_eq!((&history["range"], &history["step_seconds"]), (&json!("1h"), &json!(10)));
@@ -247,7 +247,7 @@ async fn the_history_has_a_step_every_ten_seconds() {
     for _ in 0..3 {
         http.retrieve("t", DOCUMENTED_ID).await.unwrap();
     }
-    // On a busy machine they may fall into two steps.
+    // On a busy machine the requests may be in two steps.
     let sum = |history: &Value, name: &str| {
         history[name].as_array().into_iter().flatten().filter_map(Value::as_u64).sum::<u64>()
     };
@@ -269,7 +269,7 @@ async fn the_history_has_a_step_every_ten_seconds() {
 }
 
 #[tokio::test]
-async fn accept_chooses_the_format() {
+async fn accept_header_selects_the_metrics_format() {
     let (_upstream, _folder, program, _) = start().await;
     let (content_type, text) = get(&program, "/metrics", "*/*").await;
     assert_eq!(content_type, "text/plain; version=0.0.4; charset=utf-8");
@@ -284,7 +284,7 @@ async fn accept_chooses_the_format() {
 }
 
 #[tokio::test]
-async fn the_documentation_has_every_metric_and_no_other() {
+async fn documentation_lists_exactly_the_exposed_metrics() {
     let (_upstream, _folder, program, _) = start().await;
     let page = page(&program).await;
     let documented: BTreeMap<&str, (&str, BTreeSet<&str>)> = DOCUMENTATION
@@ -301,21 +301,21 @@ async fn the_documentation_has_every_metric_and_no_other() {
     let exposed: BTreeMap<&str, (&str, BTreeSet<&str>)> =
         page.iter().map(|(name, family)| (name.as_str(), (family.kind.as_str(), family.labels()))).collect();
     for (name, found) in &exposed {
-        assert_eq!(documented.get(name), Some(found), "docs/metrics.md has {name} otherwise, or not at all");
+        assert_eq!(documented.get(name), Some(found), "docs/metrics.md has no {name}, or with other labels");
     }
     for name in documented.keys().filter(|_| cfg!(target_os = "linux")) {
-        assert!(exposed.contains_key(name), "docs/metrics.md has {name}, which there is not");
+        assert!(exposed.contains_key(name), "docs/metrics.md has {name}, which is not exposed");
     }
 }
 
-/// Panics if an expression speaks of a metric, a label or a label's value that there is not.
+/// Panics if an expression uses a metric, a label or a label value that does not exist.
 fn check_expression(page: &Page, expression: &str) {
     let mentions = promql::read(expression);
     let mut labels: BTreeSet<&str> = OF_THE_SCRAPE.into();
     for selector in &mentions.selectors {
         let samples = page.values().flat_map(|family| &family.samples);
         let series: Vec<_> = samples.filter(|sample| sample.name == selector.name).collect();
-        assert!(!series.is_empty(), "there is no {} in {expression}", selector.name);
+        assert!(!series.is_empty(), "no metric {} in {expression}", selector.name);
         labels.extend(series.iter().flat_map(|sample| sample.labels.keys()).map(String::as_str));
         for (label, operator, value) in &selector.matchers {
             if OF_THE_SCRAPE.contains(&label.as_str()) {
@@ -339,7 +339,7 @@ fn check_expression(page: &Page, expression: &str) {
 }
 
 #[tokio::test]
-async fn the_dashboard_speaks_of_metrics_that_there_are() {
+async fn grafana_dashboard_uses_existing_metrics() {
     let (_upstream, _folder, program, _) = start().await;
     let page = page(&program).await;
     let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
@@ -364,10 +364,10 @@ async fn the_dashboard_speaks_of_metrics_that_there_are() {
 }
 
 #[tokio::test]
-async fn the_alerts_speak_of_metrics_that_there_are_and_name_their_runbooks() {
+async fn alerts_use_existing_metrics_and_name_their_runbooks() {
     let (_upstream, _folder, program, _) = start().await;
     let page = page(&program).await;
-    // One alert a block, one line a value: promtool reads it as YAML in `tests/extended metrics`.
+    // One block per alert, one line per value. `tests/extended metrics` reads the file as YAML with promtool.
     let blocks: Vec<&str> = ALERTS.split("- alert: ").skip(1).collect();
     assert!(blocks.len() >= 10);
     for block in blocks {

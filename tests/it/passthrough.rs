@@ -4,9 +4,10 @@ mod at_most_once;
 mod deletes;
 mod streaming;
 
+use bytes::Bytes;
 use refrain_simulator::{RecordedCall, Rule};
 
-use crate::support::{RawResponse, TestApp, Wire, final_record, request, simulator};
+use crate::support::{RawPeer, RawResponse, TestApp, exchange, final_record, request, simulator};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const BEARER: (&str, &str) = ("authorization", "Bearer t");
@@ -30,7 +31,7 @@ async fn anything_but_a_lookup_is_forwarded_byte_for_byte() {
     let app = TestApp::spawn().await;
     app.upstream.put_record("producer", "t", "id", final_record("id", "x"));
     app.retrieve("t", "id").await;
-    let odd = b"an \xff odd\0 answer".to_vec();
+    let odd = Bytes::from_static(b"an \xff odd\0 body");
     app.upstream.add_rule(Rule::any().respond_with(203, "text/x-odd", odd.clone()).header("x-answer", "1"));
 
     let look_up = r#"{"action":"retrieve","id":"id"}"#;
@@ -122,10 +123,10 @@ async fn anything_but_a_lookup_is_forwarded_byte_for_byte() {
         assert_eq!((response.status, &response.body), (203, &odd), "{case}");
         assert_eq!(
             (response.header("x-answer"), response.header("content-type")),
-            ("1", "text/x-odd"),
+            (Some("1"), Some("text/x-odd")),
             "{case}"
         );
-        assert_eq!(response.header("cache-status"), BYPASS, "{case}");
+        assert_eq!(response.header("cache-status"), Some(BYPASS), "{case}");
         assert_eq!(format!("{} {}", call.method, call.target), line, "{case}");
         assert_eq!(call.body, body, "{case}");
         for (name, value) in headers {
@@ -166,12 +167,15 @@ async fn body_over_max_request_bytes_streams_through_whole() {
         format!("{body}{}", " ".repeat(length - body.len()))
     };
     let at_limit = app.raw(request("POST /producer/tasks", &[BEARER, JSON], padded(1000))).await;
-    assert_eq!(at_limit.header("x-cache"), "MISS");
+    assert_eq!(at_limit.header("x-cache"), Some("MISS"));
     for length in [1001, 300_000] {
         let body = padded(length);
         let (response, call) =
             forwarded(&app, &request("POST /producer/tasks", &[BEARER, JSON], &body)).await;
-        assert_eq!((response.header("cache-status"), response.text()), (BYPASS, final_record("id", "x")));
+        assert_eq!(
+            (response.header("cache-status"), response.text()),
+            (Some(BYPASS), final_record("id", "x"))
+        );
         assert_eq!((call.body_length, call.body), (length as u64, body.into()));
     }
     let chunked = format!(
@@ -180,7 +184,7 @@ async fn body_over_max_request_bytes_streams_through_whole() {
         padded(2000)
     );
     let (response, call) = forwarded(&app, chunked.as_bytes()).await;
-    assert_eq!((response.header("cache-status"), call.body_length), (BYPASS, 2000));
+    assert_eq!((response.header("cache-status"), call.body_length), (Some(BYPASS), 2000));
     assert!(call.body_complete);
 }
 
@@ -194,9 +198,9 @@ async fn repeated_headers_keep_their_order_and_their_bytes() {
     let mut sent =
         b"GET /x?q=%20a+b&q=%c3%a9&e HTTP/1.1\r\nhost: h\r\nx-a: 1\r\nx-b: 2\r\nX-A: 3\r\nx-a: \r\n".to_vec();
     sent.extend(b"x-latin: caf\xe9\r\naccept: a\r\naccept: b\r\ncookie: a=1\r\ncookie: b=2\r\nx-spaces:   in  side  \r\n\r\n");
-    let mut wire = Wire::connect(app.address).await;
-    wire.write(&sent).await;
-    let read = wire.read_until("\r\n\r\nok").await;
+    let mut peer = RawPeer::connect(app.address).await;
+    peer.write(&sent).await;
+    let read = peer.read_until("\r\n\r\nok").await;
     let has = |needle: &[u8]| read.windows(needle.len()).any(|window| window == needle);
     assert!(has(b"caf\xe9"));
     let text = String::from_utf8_lossy(&read).to_ascii_lowercase();
@@ -248,10 +252,10 @@ async fn hop_by_hop_headers_are_removed_and_via_and_host_are_set() {
         assert_eq!(call.header(name), None, "{name} went upstream");
     }
     for name in hop.into_iter().filter(|name| *name != "connection") {
-        assert_eq!(response.header(name), "", "{name} came down");
+        assert_eq!(response.header(name), None, "{name} came down");
     }
-    assert!(!response.header("connection").to_ascii_lowercase().contains("x-hop"));
-    assert_eq!((call.header("x-kept"), response.header("x-kept")), (Some("1"), "1"));
+    assert!(!response.header("connection").unwrap_or_default().to_ascii_lowercase().contains("x-hop"));
+    assert_eq!((call.header("x-kept"), response.header("x-kept")), (Some("1"), Some("1")));
     assert_eq!(call.header("forwarded"), Some("for=1.2.3.4"));
     let via: Vec<String> = call
         .headers
@@ -261,7 +265,7 @@ async fn hop_by_hop_headers_are_removed_and_via_and_host_are_set() {
         .collect();
     let via = via.join(", ");
     assert!(via.starts_with("1.0 near, 1.1 "), "{via}");
-    assert!(response.header("via").starts_with("1.0 far"), "{response:?}");
+    assert!(response.header("via").unwrap_or_default().starts_with("1.0 far"), "{response:?}");
     let hosts: Vec<_> = call.headers.iter().filter(|(name, _)| name == "host").collect();
     assert_eq!(hosts.len(), 1);
     assert_eq!(call.header("host"), Some(app.upstream.address().to_string().as_str()));
@@ -288,7 +292,7 @@ async fn no_form_of_the_target_selects_another_upstream() {
             let bytes = format!(
                 "{line} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer t\r\ncontent-length: 2\r\nx-forwarded-host: {other}\r\nconnection: close\r\n\r\n{{}}"
             );
-            let response = Wire::exchange(app.address, bytes).await;
+            let response = exchange(app.address, bytes).await;
             assert!(response.starts_with("HTTP/1.1 "), "{line}: {response}");
         }
     }
@@ -315,7 +319,7 @@ async fn redirect_is_relayed_and_not_followed() {
         let (response, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
         assert_eq!(
             (response.status, response.header("location"), response.text().as_str()),
-            (status, &*location, "there")
+            (status, Some(&*location), "there")
         );
     }
     assert_eq!(elsewhere.call_count(), 0);
@@ -331,10 +335,10 @@ async fn compressed_bodies_pass_unchanged_in_both_directions() {
     let (response, call) = forwarded(&app, &request(PAID, &headers, packed)).await;
     assert_eq!((&call.body[..], call.header("content-encoding")), (packed, Some("gzip")));
     assert_eq!(call.header("accept-encoding"), Some("gzip, br;q=0.1"));
-    assert_eq!(response.header("content-encoding"), "gzip");
+    assert_eq!(response.header("content-encoding"), Some("gzip"));
     assert_eq!(&response.body[..2], b"\x1f\x8b");
     assert!(response.body.len() < plain.len() / 4);
-    assert_eq!(response.header("content-length"), response.body.len().to_string());
+    assert_eq!(response.header("content-length"), Some(response.body.len().to_string().as_str()));
 }
 
 #[tokio::test]
@@ -343,22 +347,22 @@ async fn head_options_and_empty_responses_keep_their_framing() {
     app.upstream.add_rule(Rule::path("/body").body("text/plain", "0123456789"));
     app.upstream.add_rule(Rule::path("/204").respond_with(204, "text/plain", ""));
     app.upstream.add_rule(Rule::path("/304").respond_with(304, "text/plain", "").header("etag", "\"x\""));
-    let mut wire = Wire::connect(app.address).await;
+    let mut peer = RawPeer::connect(app.address).await;
     // All requests use one connection: a missing or extra body would corrupt the next response.
-    wire.write(request("HEAD /body", &[BEARER], "")).await;
-    let head = wire.response_to("HEAD").await;
-    assert_eq!((head.status, head.header("content-length")), (200, "10"));
+    peer.write(request("HEAD /body", &[BEARER], "")).await;
+    let head = peer.read_response_to("HEAD").await;
+    assert_eq!((head.status, head.header("content-length")), (200, Some("10")));
     for (line, status) in [("GET /204", 204), ("GET /304", 304), ("OPTIONS /producer/tasks", 204)] {
-        wire.write(request(line, &[("origin", "https://a.example")], "")).await;
-        let response = wire.response().await;
+        peer.write(request(line, &[("origin", "https://a.example")], "")).await;
+        let response = peer.read_response().await;
         assert_eq!(response.status, status, "{line}");
-        assert_eq!(response.header("transfer-encoding"), "", "{line}");
+        assert_eq!(response.header("transfer-encoding"), None, "{line}");
         if line.starts_with("OPTIONS") {
-            assert_eq!(response.header("access-control-allow-origin"), "*");
+            assert_eq!(response.header("access-control-allow-origin"), Some("*"));
         }
     }
-    wire.write(request("GET /body", &[], "")).await;
-    assert_eq!(wire.response().await.text(), "0123456789");
+    peer.write(request("GET /body", &[], "")).await;
+    assert_eq!(peer.read_response().await.text(), "0123456789");
     let methods: Vec<String> = app.upstream.calls().into_iter().map(|call| call.method).collect();
     assert_eq!(methods, ["HEAD", "GET", "GET", "OPTIONS", "GET"]);
 }
@@ -376,10 +380,10 @@ async fn interim_responses_are_not_final_responses() {
     app.upstream.add_rule(Rule::path("/body").body("text/plain", "done"));
     let bytes = request("POST /body", &[BEARER, ("expect", "100-continue")], "0123456789");
     let (head, body) = bytes.split_at(bytes.len() - 10);
-    let mut wire = Wire::connect(app.address).await;
-    wire.write(head).await;
-    assert_eq!(wire.head().await.0, 100);
-    wire.write(body).await;
-    assert_eq!(wire.response().await.text(), "done");
+    let mut peer = RawPeer::connect(app.address).await;
+    peer.write(head).await;
+    assert_eq!(peer.read_head().await.status(), 100);
+    peer.write(body).await;
+    assert_eq!(peer.read_response().await.text(), "done");
     assert_eq!(app.upstream.calls().pop().expect("a call").body, "0123456789");
 }

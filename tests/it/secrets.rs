@@ -5,7 +5,7 @@ use std::path::Path;
 use refrain_simulator::{Rule, Simulator};
 use serde_json::json;
 
-use crate::support::{Program, Wire, request, simulator};
+use crate::support::{Program, RawPeer, exchange, request, simulator};
 
 /// Asserts that no file of the folder contains the marker.
 fn assert_not_in_files(folder: &Path) {
@@ -49,11 +49,11 @@ async fn send_everything(program: &Program, upstream: &Simulator, key: &str, tok
     let with_query = "POST /producer/audios?token=canary-query";
     let mut bodies = Vec::new();
     let mut send = async |line: &str, headers: &[(&str, &str)], body: &str| {
-        let mut wire = Wire::connect(program.address).await;
-        wire.write(request(line, headers, body)).await;
-        let response = wire.response().await;
+        let mut peer = RawPeer::connect(program.address).await;
+        peer.write(request(line, headers, body)).await;
+        let response = peer.read_response().await;
         if response.status >= 400 {
-            bodies.push(format!("{:?} {}", response.headers, response.text()));
+            bodies.push(format!("{} {}", response.head, response.text()));
         }
     };
     for body in [&look_up, &look_up, &unknown] {
@@ -109,18 +109,18 @@ async fn send_everything(program: &Program, upstream: &Simulator, key: &str, tok
     upstream.add_rule(Rule::path("/lost").reset_before_response());
     send("POST /lost?canary", &secrets, "canary-body").await;
     for bytes in malformed {
-        bodies.push(Wire::exchange(program.address, bytes).await);
+        bodies.push(exchange(program.address, bytes).await);
     }
     bodies
 }
 
 /// Returns the body of a page of the admin port.
 async fn admin_page(program: &Program, path: &str) -> String {
-    let mut wire = Wire::connect(program.admin).await;
+    let mut peer = RawPeer::connect(program.admin).await;
     let host = program.admin.to_string();
-    wire.write(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer canary-admin\r\n\r\n"))
+    peer.write(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer canary-admin\r\n\r\n"))
         .await;
-    let response = wire.response().await;
+    let response = peer.read_response().await;
     assert_eq!(response.status, 200, "{response:?}");
     response.text()
 }
@@ -147,9 +147,9 @@ async fn check(settings: &[(&str, &str)], key: &str, token: &str) {
         let look_up = json!({"action": "retrieve", "id": pending}).to_string();
         let bearer = format!("Bearer {key}");
         let headers = [("authorization", bearer.as_str()), ("x-record-exempt", "canary-forwarded")];
-        let mut wire = Wire::connect(program.address).await;
-        wire.write(request("POST /producer/tasks", &headers, look_up)).await;
-        assert_eq!(wire.response().await.status, 200);
+        let mut peer = RawPeer::connect(program.address).await;
+        peer.write(request("POST /producer/tasks", &headers, look_up)).await;
+        assert_eq!(peer.read_response().await.status, 200);
         for (path, holds) in [
             ("/metrics", "refrain_requests_total"),
             ("/api/version", "sqlite_version"),

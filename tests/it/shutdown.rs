@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use refrain_simulator::Rule;
 use serde_json::json;
 
-use crate::support::{Program, Wire, client, eventually, get, health, request, simulator, token_record};
+use crate::support::{Program, RawPeer, client, eventually, get, health, request, simulator, token_record};
 
 /// The bytes of a lookup with the token `t`.
 fn lookup(id: &str, headers: &[(&str, &str)]) -> Vec<u8> {
@@ -34,16 +34,16 @@ async fn first_signal_finishes_running_requests_and_closes_the_store() {
         upstream.add_rule(Rule::path("/producer/audios").ndjson(pieces, Duration::from_millis(400)));
         let mut program = Program::serve(&upstream.base_url(), folder.path(), &[]);
 
-        let mut stream = Wire::connect(program.address).await;
+        let mut stream = RawPeer::connect(program.address).await;
         stream.write(request("POST /producer/audios", &[("authorization", "Bearer t")], "{}")).await;
-        stream.head().await;
-        assert_eq!(stream.chunk().await.as_deref(), Some(&b"{\"n\":1}\n"[..]));
-        let mut held = Wire::connect(program.address).await;
+        stream.read_head().await;
+        assert_eq!(stream.read_chunk().await.as_deref(), Some(&b"{\"n\":1}\n"[..]));
+        let mut held = RawPeer::connect(program.address).await;
         held.write(lookup(&id, &[])).await;
         hold.wait_for_held(1).await;
-        let mut idle = Wire::connect(program.address).await;
+        let mut idle = RawPeer::connect(program.address).await;
         idle.write("GET /x HTTP/1.1\r\nhost: h\r\n\r\n").await;
-        assert_eq!(idle.response().await.status, 404);
+        assert_eq!(idle.read_response().await.status, 404);
 
         assert_eq!(get(program.admin, "/readyz").await.status, 200);
         program.signal(signal);
@@ -55,13 +55,10 @@ async fn first_signal_finishes_running_requests_and_closes_the_store() {
         eventually("new connections are refused", refused).await;
         hold.release();
 
-        let response = held.response().await;
-        assert_eq!(
-            (response.status, response.body),
-            (200, upstream.task_record(&id).expect("known").to_vec())
-        );
+        let response = held.read_response().await;
+        assert_eq!((response.status, response.body), (200, upstream.task_record(&id).expect("known")));
         let mut lines = 1;
-        while let Some(chunk) = stream.chunk().await {
+        while let Some(chunk) = stream.read_chunk().await {
             if chunk.is_empty() {
                 lines += 100;
                 break;
@@ -120,9 +117,9 @@ async fn sigterm_cuts_none_of_many_running_requests() {
     upstream.add_rule(rule);
     let mut polls = Vec::new();
     for id in &ids {
-        let mut wire = Wire::connect(program.address).await;
-        wire.write(lookup(id, &[])).await;
-        polls.push(wire);
+        let mut peer = RawPeer::connect(program.address).await;
+        peer.write(lookup(id, &[])).await;
+        polls.push(peer);
     }
     hold.wait_for_held(4).await;
 
@@ -135,7 +132,7 @@ async fn sigterm_cuts_none_of_many_running_requests() {
     }
     hold.release();
     for (mut poll, id) in polls.into_iter().zip(&ids) {
-        let response = String::from_utf8(poll.read_to_end().await.expect("closed in order")).unwrap();
+        let response = String::from_utf8(poll.read_to_end().await.expect("closed in order").into()).unwrap();
         assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
         assert!(response.ends_with(&token_record(id, "t", 100)), "{response}");
     }
@@ -156,8 +153,8 @@ async fn second_signal_ends_the_process_at_once() {
     let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
     upstream.add_rule(Rule::any().black_hole());
     let mut program = Program::serve(&upstream.base_url(), folder.path(), &[]);
-    let mut wire = Wire::connect(program.address).await;
-    wire.write(request("POST /producer/audios", &[("authorization", "Bearer t")], "{}")).await;
+    let mut peer = RawPeer::connect(program.address).await;
+    peer.write(request("POST /producer/audios", &[("authorization", "Bearer t")], "{}")).await;
     let http = client(program.address);
     let lookup = tokio::spawn(async move { http.retrieve("t", "stuck").await });
     upstream.wait_for_calls(2).await;
@@ -182,8 +179,8 @@ async fn request_beyond_the_shutdown_timeout_is_cut() {
         folder.path(),
         &[("REFRAIN_SERVER__SHUTDOWN_TIMEOUT", "1500ms")],
     );
-    let mut wire = Wire::connect(program.address).await;
-    wire.write(request("POST /producer/audios", &[("authorization", "Bearer t")], "{}")).await;
+    let mut peer = RawPeer::connect(program.address).await;
+    peer.write(request("POST /producer/audios", &[("authorization", "Bearer t")], "{}")).await;
     upstream.wait_for_calls(1).await;
     let start = Instant::now();
     program.signal("TERM");
@@ -199,8 +196,8 @@ async fn held_lookup_gets_its_pending_record_while_draining() {
     let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
     let id = upstream.create_pending("producer", "t");
     let mut program = Program::serve(&upstream.base_url(), folder.path(), &[]);
-    let mut wire = Wire::connect(program.address).await;
-    wire.write(lookup(&id, &[("prefer", "wait=50")])).await;
+    let mut peer = RawPeer::connect(program.address).await;
+    peer.write(lookup(&id, &[("prefer", "wait=50")])).await;
     upstream
         .wait_until("the call was answered", |upstream| {
             upstream.calls().first().is_some_and(|call| call.status == Some(200))
@@ -208,7 +205,7 @@ async fn held_lookup_gets_its_pending_record_while_draining() {
         .await;
     let start = Instant::now();
     program.signal("TERM");
-    let response = wire.response().await;
+    let response = peer.read_response().await;
     assert_eq!(response.status, 200, "{response:?}");
     assert!(response.text().contains(&id));
     assert_eq!(program.wait().code(), Some(0));

@@ -10,7 +10,8 @@ pub use app::{Reply, TestApp, simulator};
 pub use file::StoreFile;
 pub use load::{Client, client, in_parallel, token_record};
 pub use program::{FREE_PORTS, Program, assert_one_line_error, health, run};
-pub use wire::{RawResponse, Wire, get, request};
+pub use refrain_simulator::raw_http::{RawPeer, RawResponse};
+pub use wire::{error_code, exchange, get, request};
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
-//! Reads Prometheus text 0.0.4, and checks its conventions while at it.
+//! A parser of the Prometheus text format 0.0.4 that checks its conventions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// One family: what is declared once.
+/// A metric family.
 #[derive(Debug, Default)]
 pub struct Family {
     pub kind: String,
@@ -11,24 +11,24 @@ pub struct Family {
 
 #[derive(Debug)]
 pub struct Sample {
-    /// With the suffix of a histogram's part.
+    /// Name with the suffix of a histogram series.
     pub name: String,
     pub labels: BTreeMap<String, String>,
     pub value: f64,
 }
 
 impl Family {
-    /// The names of its labels, without a histogram's own.
+    /// Names of the labels, without `le`.
     pub fn labels(&self) -> BTreeSet<&str> {
         let labels = self.samples.iter().flat_map(|sample| sample.labels.keys());
         labels.map(String::as_str).filter(|label| *label != "le").collect()
     }
 }
 
-/// A page of metrics by family.
+/// The families of a page by name.
 pub type Page = BTreeMap<String, Family>;
 
-/// Reads a page; panics where it breaks a rule of the format or of naming.
+/// Parses a page. Panics if it violates a rule of the format or of naming.
 pub fn read(text: &str) -> Page {
     let mut page = Page::new();
     let mut current = String::new();
@@ -65,7 +65,7 @@ pub fn read(text: &str) -> Page {
 fn sample(line: &str) -> Sample {
     let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no value: {line}"));
     let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-    // No label of ours holds a comma, a quote or a brace.
+    // refrain has no label with a comma, a quote or a brace.
     let labels = labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty()).map(|label| {
         let (name, value) = label.split_once('=').unwrap_or_else(|| panic!("no label: {line}"));
         let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
@@ -75,7 +75,7 @@ fn sample(line: &str) -> Sample {
     Sample { name: name.to_owned(), labels: labels.collect(), value }
 }
 
-/// <https://prometheus.io/docs/practices/naming/>
+/// Checks the rules of <https://prometheus.io/docs/practices/naming/>.
 fn check_family(name: &str, family: &Family) {
     let words: Vec<&str> = name.split('_').collect();
     assert!(name.starts_with("refrain_") || name.starts_with("process_"), "{name}");
@@ -96,7 +96,7 @@ fn check_family(name: &str, family: &Family) {
     }
 }
 
-/// Buckets rise, and the last one, for everything, is the count.
+/// Checks that buckets are cumulative, and that the last one, `+Inf`, equals the count.
 fn check_histogram(name: &str, family: &Family) {
     let counts = family.samples.iter().filter(|sample| sample.name.ends_with("_count"));
     for count in counts {

@@ -1,11 +1,11 @@
-//! As much of PromQL as it takes to see which metrics and labels an expression speaks of.
+//! A parser of PromQL expressions that finds metrics and labels.
 
 use std::collections::BTreeSet;
 
-/// What an expression speaks of.
+/// Metrics and labels of an expression.
 #[derive(Debug, Default)]
 pub struct Mentions {
-    /// Names of metrics, each with its matchers.
+    /// Metrics, each with its matchers.
     pub selectors: Vec<Selector>,
     /// Labels after `by`, `on` and the like.
     pub grouped_by: BTreeSet<String>,
@@ -25,7 +25,7 @@ enum Token {
     Sign(char),
 }
 
-/// Reads an expression.
+/// Parses an expression.
 pub fn read(expression: &str) -> Mentions {
     let tokens = tokens(expression);
     let mut mentions = Mentions::default();
@@ -50,7 +50,7 @@ pub fn read(expression: &str) -> Mentions {
             Token::Word(word) if ["and", "or", "unless", "bool"].contains(&word.as_str()) => {}
             // A function.
             Token::Word(_) if matches!(next, Some(Token::Sign('('))) => {}
-            // An aggregation whose grouping stands in front.
+            // An aggregation with its grouping in front.
             Token::Word(_) if matches!(next, Some(Token::Word(word)) if word == "by" || word == "without") => {
             }
             Token::Word(name) => {
@@ -84,7 +84,7 @@ fn position(tokens: &[Token], from: usize, sign: char) -> usize {
     from + found.unwrap_or_else(|| panic!("no {sign} in {tokens:?}"))
 }
 
-/// Words, texts and signs; numbers and what stands in square brackets are left out.
+/// Words, strings and signs, without numbers and ranges in square brackets.
 fn tokens(expression: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
     let mut rest = expression.chars().peekable();
@@ -111,7 +111,7 @@ fn tokens(expression: &str) -> Vec<Token> {
 }
 
 #[test]
-fn an_expressions_metrics_and_labels_are_found() {
+fn parser_finds_metrics_and_labels_of_an_expression() {
     let mentions = read(
         "histogram_quantile(0.9, sum by (le, job) (rate(a_bucket{x=\"y\", z!~\"1|2\"}[$__rate_interval]))) > 1.5e3 \
          and on (instance) b unless c / 1024",

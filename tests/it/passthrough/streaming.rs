@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use refrain_simulator::Rule;
 
 use super::{BEARER, PAID, forwarded};
-use crate::support::{Program, TIMEOUT, TestApp, Wire, request, simulator};
+use crate::support::{Program, RawPeer, TIMEOUT, TestApp, request, simulator};
 
 #[tokio::test]
 async fn first_line_of_a_stream_arrives_before_the_second_is_sent() {
@@ -17,13 +17,12 @@ async fn first_line_of_a_stream_arrives_before_the_second_is_sent() {
     for (path, content_type, expected) in
         [("/a", "application/x-ndjson", "{\"n\":1}\n"), ("/b", "text/event-stream", "data: one\n\n")]
     {
-        let mut wire = Wire::connect(app.address).await;
+        let mut peer = RawPeer::connect(app.address).await;
         let start = Instant::now();
-        wire.write(request(&format!("POST {path}"), &[BEARER], "{}")).await;
-        let (status, headers) = wire.head().await;
-        assert_eq!(status, 200);
-        assert!(headers.contains(&("content-type".into(), content_type.into())), "{headers:?}");
-        assert_eq!(wire.chunk().await.as_deref(), Some(expected.as_bytes()));
+        peer.write(request(&format!("POST {path}"), &[BEARER], "{}")).await;
+        let head = peer.read_head().await;
+        assert_eq!((head.status(), head.header("content-type")), (200, Some(content_type)), "{head}");
+        assert_eq!(peer.read_chunk().await.as_deref(), Some(expected.as_bytes()));
         assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     }
 }
@@ -32,13 +31,13 @@ async fn first_line_of_a_stream_arrives_before_the_second_is_sent() {
 async fn abandoned_stream_ends_upstream_within_a_second() {
     let app = TestApp::spawn().await;
     app.upstream.add_rule(Rule::any().ndjson(["{\"n\":1}"], Duration::from_millis(5)).endless());
-    let mut wire = Wire::connect(app.address).await;
-    wire.write(request(PAID, &[BEARER], "{}")).await;
-    wire.head().await;
+    let mut peer = RawPeer::connect(app.address).await;
+    peer.write(request(PAID, &[BEARER], "{}")).await;
+    peer.read_head().await;
     for _ in 0..50 {
-        assert_eq!(wire.chunk().await.as_deref(), Some(&b"{\"n\":1}\n"[..]));
+        assert_eq!(peer.read_chunk().await.as_deref(), Some(&b"{\"n\":1}\n"[..]));
     }
-    drop(wire);
+    drop(peer);
     let left = Instant::now();
     app.upstream.wait_until("the call was aborted", |upstream| upstream.aborted_calls() == 1).await;
     assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
@@ -48,21 +47,21 @@ async fn abandoned_stream_ends_upstream_within_a_second() {
 async fn abandoned_request_ends_upstream_within_a_second() {
     let app = TestApp::spawn().await;
     app.upstream.add_rule(Rule::any().black_hole());
-    let mut wire = Wire::connect(app.address).await;
-    wire.write(request(PAID, &[BEARER], "{}")).await;
+    let mut peer = RawPeer::connect(app.address).await;
+    peer.write(request(PAID, &[BEARER], "{}")).await;
     app.upstream.wait_for_calls(1).await;
-    drop(wire);
+    drop(peer);
     let left = Instant::now();
     app.upstream.wait_until("the call was aborted", |upstream| upstream.aborted_calls() == 1).await;
     assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
 
     // The client leaves in the middle of its upload.
     app.upstream.clear_rules();
-    let mut wire = Wire::connect(app.address).await;
+    let mut peer = RawPeer::connect(app.address).await;
     let bytes = request(PAID, &[BEARER], vec![b'x'; 500_000]);
-    wire.write(&bytes[..bytes.len() / 2]).await;
+    peer.write(&bytes[..bytes.len() / 2]).await;
     app.upstream.wait_until("the upload began", |upstream| upstream.open_connections() >= 1).await;
-    drop(wire);
+    drop(peer);
     let left = Instant::now();
     app.upstream.wait_until("the upload was aborted", |upstream| upstream.open_connections() == 0).await;
     assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
@@ -91,7 +90,7 @@ async fn stream_cut_by_the_upstream_never_looks_complete() {
     for (number, rule) in rules.into_iter().enumerate() {
         app.upstream.add_rule(rule.times(1));
         let (response, _) = forwarded(&app, &request(PAID, &[BEARER], "{}")).await;
-        assert_eq!((response.status, response.complete), (200, false), "rule {number}: {response:?}");
+        assert_eq!((response.status, response.is_complete), (200, false), "rule {number}: {response:?}");
     }
 }
 
@@ -99,14 +98,14 @@ async fn stream_cut_by_the_upstream_never_looks_complete() {
 async fn both_directions_of_one_exchange_stream_at_once() {
     let app = TestApp::spawn().await;
     app.upstream.add_rule(Rule::path("/mirror").mirror());
-    let mut wire = Wire::connect(app.address).await;
-    wire.write("POST /mirror HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
-    assert_eq!(wire.head().await.0, 200);
-    assert_eq!(wire.chunk().await.as_deref(), Some(&b"first"[..]));
-    wire.write("6\r\nsecond\r\n").await;
-    assert_eq!(wire.chunk().await.as_deref(), Some(&b"second"[..]));
-    wire.write("0\r\n\r\n").await;
-    assert_eq!(wire.chunk().await.as_deref(), Some(&b""[..]));
+    let mut peer = RawPeer::connect(app.address).await;
+    peer.write("POST /mirror HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
+    assert_eq!(peer.read_head().await.status(), 200);
+    assert_eq!(peer.read_chunk().await.as_deref(), Some(&b"first"[..]));
+    peer.write("6\r\nsecond\r\n").await;
+    assert_eq!(peer.read_chunk().await.as_deref(), Some(&b"second"[..]));
+    peer.write("0\r\n\r\n").await;
+    assert_eq!(peer.read_chunk().await.as_deref(), Some(&b""[..]));
 }
 
 #[tokio::test]
@@ -116,18 +115,17 @@ async fn early_response_leaves_no_bytes_for_the_next_request() {
     app.upstream.add_rule(Rule::path("/next").body("text/plain", "next"));
     let inner = "POST /inner HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n".repeat(5000);
     for _ in 0..5 {
-        let mut wire = Wire::connect(app.address).await;
+        let mut peer = RawPeer::connect(app.address).await;
         let bytes = request("POST /early", &[BEARER], &inner);
         let (first, rest) = bytes.split_at(200);
-        wire.write(first).await;
-        let response = wire.response().await;
+        peer.write(first).await;
+        let response = peer.read_response().await;
         assert_eq!(response.status, 413);
         // The connection may be closed by now, which is correct too.
-        use tokio::io::AsyncWriteExt;
-        let _ = wire.stream.write_all(rest).await;
-        let mut next = Wire::connect(app.address).await;
+        let _ = peer.try_write(rest).await;
+        let mut next = RawPeer::connect(app.address).await;
         next.write(request("GET /next", &[], "")).await;
-        assert_eq!(next.response().await.text(), "next");
+        assert_eq!(next.read_response().await.text(), "next");
     }
     assert!(app.upstream.calls().iter().all(|call| call.path() != "/inner"));
 }

@@ -7,13 +7,13 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use refrain::app::App;
 use refrain::config::Config;
+use refrain_simulator::raw_http::{RawPeer, RawResponse};
 use refrain_simulator::{Simulator, SimulatorConfig};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::TIMEOUT;
-use super::wire::{RawResponse, Wire};
 
 /// Starts a simulator without a rate limit.
 pub async fn simulator() -> Simulator {
@@ -173,9 +173,9 @@ impl TestApp {
 
     /// Sends exactly these bytes on a new connection.
     pub async fn raw(&self, request: impl AsRef<[u8]>) -> RawResponse {
-        let mut wire = Wire::connect(self.address).await;
-        wire.write(request).await;
-        wire.response().await
+        let mut peer = RawPeer::connect(self.address).await;
+        peer.write(request).await;
+        peer.read_response().await
     }
 
     /// Asserts that the task is not stored for this token: its lookup causes a call. Afterwards it is stored.
