@@ -34,8 +34,8 @@ pub(super) fn writing_options(path: &Path) -> SqliteConnectOptions {
     options(path)
         // Not for readers: they verify what they read by its own checksum, and cannot spread damage.
         .pragma("cell_size_check", "ON")
-        // A lookup reads one page per level of a tree, and records of most sizes fill small pages as well as large
-        // ones; see docs/benchmarks.md. An existing file keeps its page size.
+        // A lookup reads one page per level of a tree, and records of most sizes fill small pages as well
+        // as large ones; see docs/decisions/002-grants-by-id.md. An existing file keeps its page size.
         .page_size(4096)
         .synchronous(SqliteSynchronous::Full)
         .pragma("fullfsync", "ON")
