@@ -18,7 +18,7 @@ use crate::lookup::{LookupService, ProxyBackend};
 use crate::proxy::ClientPort;
 use crate::server::{self, ServerCounters, ServerLimits};
 use crate::store::Store;
-use crate::telemetry::{Gauges, History, Metrics, Snapshot};
+use crate::telemetry::{CounterSnapshot, Gauges, History, Metrics};
 use crate::upstream;
 
 /// Time between the deadline, when waiting lookups get an error, and the end of `server.shutdown_timeout`, when
@@ -74,7 +74,7 @@ impl App {
             started: std::time::Instant::now(),
             shutdown: shutdown.clone(),
             connections: counters.connections.clone(),
-            history: Mutex::new(History::new(Snapshot::of(&metrics, &Gauges::default()))),
+            history: Mutex::new(History::new(CounterSnapshot::of(&metrics, &Gauges::default()))),
             metrics,
         });
         Ok(Self {

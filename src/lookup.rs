@@ -419,7 +419,7 @@ impl LookupService {
             _ => [hits, pending, misses.saturating_sub(failed), failed, 0],
         };
         for (outcome, ids) in IdOutcome::ALL.iter().zip(counts).filter(|(_, ids)| *ids > 0) {
-            self.metrics.ids.add(*outcome, ids as u64);
+            self.metrics.ids.inc_by(*outcome, ids as u64);
         }
     }
 }

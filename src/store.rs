@@ -219,7 +219,7 @@ impl Store {
             ids.iter().map(|id| self.get_from_memory(reader, service, id, hour)).collect();
         let (positions, missing): (Vec<usize>, Vec<&TaskId>) =
             ids.iter().enumerate().filter(|&(position, _)| found[position].is_none()).unzip();
-        metrics.store_lookups.add(StoreLookupResult::Memory, (ids.len() - missing.len()) as u64);
+        metrics.store_lookups.inc_by(StoreLookupResult::Memory, (ids.len() - missing.len()) as u64);
         let mut bytes: u64 = found.iter().flatten().map(|task| task.record.len() as u64).sum();
         if !missing.is_empty() {
             let generation = memory.generation();
@@ -251,10 +251,10 @@ impl Store {
                 ControlFlow::Continue(())
             };
             self.sqlite.read(reader, service, &missing, visit).await;
-            metrics.store_lookups.add(StoreLookupResult::Disk, on_disk);
+            metrics.store_lookups.inc_by(StoreLookupResult::Disk, on_disk);
             metrics
                 .store_lookups
-                .add(StoreLookupResult::Miss, (missing.len() as u64).saturating_sub(on_disk));
+                .inc_by(StoreLookupResult::Miss, (missing.len() as u64).saturating_sub(on_disk));
         }
         if bytes > max_bytes { Err(ResultTooLarge) } else { Ok(found) }
     }
@@ -278,7 +278,7 @@ impl Store {
         if bytes > max_bytes {
             return None;
         }
-        self.local.metrics.store_lookups.add(StoreLookupResult::Memory, ids.len() as u64);
+        self.local.metrics.store_lookups.inc_by(StoreLookupResult::Memory, ids.len() as u64);
         Some(found)
     }
 

@@ -1,14 +1,14 @@
-//! Seeing inside: the log set-up, the metrics that every room counts into, and how they are shown.
+//! Logging and metrics.
 //!
-//! - `metrics`: what is counted; `labels`: the closed sets of words; `histogram`: distributions
-//! - `present`: what is read when somebody looks, filled in by the rooms that know it
-//! - `exposition`: the text of `/metrics`, `format`: its two formats, `process`: the figures of the process in it
+//! - `metrics`: counters and histograms; `labels`: closed sets of label values
+//! - `gauges`: values that are read when they are requested; `process`: values of the operating system
+//! - `registration`: doc comments as help texts; `family`, `histogram`: types that count without locks
+//! - `exposition`: the response to `GET /metrics`
 //! - `history`: the last hour and day, for charts
-//!
-//! Used by all, knows none.
+//! - `logging`: the log on stderr
 
 mod exposition;
-mod format;
+mod family;
 mod gauges;
 mod histogram;
 mod history;
@@ -16,14 +16,15 @@ mod labels;
 pub mod logging;
 mod metrics;
 mod process;
+mod registration;
 
-pub use exposition::expose;
-pub use format::Format;
+pub use exposition::{ExpositionFormat, expose};
+pub use family::{CounterVec, FixedFamily};
 pub use gauges::{Gauges, QueueTotals, StoreStats};
 pub use histogram::{Histogram, HistogramCounts};
-pub use history::{History, Point, Snapshot};
+pub use history::{CounterSnapshot, History, HistoryPoint, StepCounts};
 pub use labels::{
     CallStatus, EvictionReason, IdOutcome, Label, PassthroughStatus, RateLimitSource, RequestAction,
     RequestOutcome, StoreErrorKind, StoreLookupResult,
 };
-pub use metrics::{CounterVec, Metrics, ServiceLabel};
+pub use metrics::{CallLabels, CallsSaved, Metrics, RequestLabels, ServiceLabel};

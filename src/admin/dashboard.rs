@@ -1,8 +1,8 @@
-//! The dashboard on the admin port: a static shell at `/` and what it is made of under `/assets/`.
+//! The static files of the dashboard: the page at `/`, everything else below `/assets/`.
 //!
-//! The files hold no data and need no token; the script in them asks `/api/`, which does. They are part of the program,
-//! so that there is nothing to install and nothing to get out of step. A strict content security policy lets the page
-//! run and load these files alone, whatever a task's text holds.
+//! The files contain no data and need no token; the script in them calls `/api/`, which does. They
+//! are compiled into the program, so page and API always match. A strict content security policy
+//! lets the page run and load these files only, whatever a task record contains.
 
 use axum::Router;
 use axum::extract::Request;
@@ -11,9 +11,9 @@ use axum::routing::get;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::api_error::ApiError;
+use super::not_found;
 
-/// No inline script or style, no other host, no frame around it, no form that goes anywhere.
+/// Forbids inline scripts and styles, other hosts, frames around the page, and form submissions.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
                                        connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -23,15 +23,15 @@ const STYLE: &str = "text/css; charset=utf-8";
 const ICON: &str = "image/svg+xml";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// A file of the dashboard.
+/// A file in `dashboard/`.
 struct Asset {
-    /// Below `/assets/`.
+    /// Path below `/assets/`.
     path: &'static str,
     content_type: &'static str,
     body: &'static [u8],
 }
 
-/// An asset of the folder `dashboard/`, at the same path as there.
+/// Includes a file of the directory `dashboard/`.
 macro_rules! asset {
     ($path:literal, $content_type:expr) => {
         Asset {
@@ -42,7 +42,7 @@ macro_rules! asset {
     };
 }
 
-const SHELL: Asset = asset!("index.html", HTML);
+const PAGE: Asset = asset!("index.html", HTML);
 
 const ASSETS: [Asset; 16] = [
     asset!("dashboard.css", STYLE),
@@ -63,29 +63,29 @@ const ASSETS: [Asset; 16] = [
     asset!("vendor/uplot-1.6.31/LICENSE", TEXT),
 ];
 
-/// The dashboard's routes, for whatever state the router around them has.
+/// Returns the routes of the dashboard.
 pub(super) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    Router::new().route("/", get(shell)).route("/assets/{*path}", get(asset))
+    Router::new().route("/", get(page)).route("/assets/{*path}", get(asset))
 }
 
-async fn shell(request: Request) -> Response {
-    answer(&SHELL, request.headers())
+async fn page(request: Request) -> Response {
+    respond(&PAGE, request.headers())
 }
 
-/// By the path as it was sent: no name of a file needs an escape.
+/// Matches the path without percent-decoding: no file name needs an escape.
 async fn asset(request: Request) -> Response {
     let path = request.uri().path().strip_prefix("/assets/");
     match ASSETS.iter().find(|asset| Some(asset.path) == path) {
-        Some(asset) => answer(asset, request.headers()),
-        None => ApiError::refused(StatusCode::NOT_FOUND, "There is nothing here.").into_response(),
+        Some(asset) => respond(asset, request.headers()),
+        None => not_found().into_response(),
     }
 }
 
-/// The file, or 304 where the browser has it. It is asked for again each time: a new version of the program shows at
-/// once.
-fn answer(asset: &Asset, request: &HeaderMap) -> Response {
+/// Returns the file, or 304 if the browser has it. Browsers revalidate each time, so that a new
+/// version of the program shows at once.
+fn respond(asset: &Asset, request: &HeaderMap) -> Response {
     let tag = format!("\"{:032x}\"", xxh3_128(asset.body));
-    let mut response = if has(request, &tag) {
+    let mut response = if has_tag(request, &tag) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
         ([(header::CONTENT_TYPE, asset.content_type)], asset.body).into_response()
@@ -106,8 +106,8 @@ fn answer(asset: &Asset, request: &HeaderMap) -> Response {
     response
 }
 
-/// Whether `if-none-match` names this tag (RFC 9110, 13.1.2: compared weakly).
-fn has(request: &HeaderMap, tag: &str) -> bool {
+/// Whether `if-none-match` lists this tag. Tags are compared weakly (RFC 9110, section 13.1.2).
+fn has_tag(request: &HeaderMap, tag: &str) -> bool {
     let fields = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|field| field.to_str().ok());
     fields.flat_map(|field| field.split(',')).any(|one| {
         let one = one.trim();

@@ -1,8 +1,9 @@
-//! Who may ask the admin port, and what browsers are told about its answers.
+//! Access to the admin port.
 //!
-//! While no token is set, the port trusts whoever reaches it, which is this machine. A browser on it also runs pages of
-//! others, so `Host` must be a loopback name or address (a page cannot reach the port by a name of its own, DNS
-//! rebinding), and a request that a browser says another site has made is refused. No answer allows CORS.
+//! Without `admin.token`, the port trusts all programs on this machine. A browser on this machine
+//! also runs pages of other sites. Therefore `Host` must be a loopback name or address, which stops
+//! DNS rebinding, and requests that a page of another origin made are refused. No response allows
+//! CORS.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::AdminPort;
 use crate::api_error::ApiError;
 use crate::headers::RequestHeaders;
 
-/// 401 without the token, where one is set.
+/// Responds with 401 if a token is set and the request does not have it.
 pub(super) async fn require_token(
     State(port): State<Arc<AdminPort>>,
     request: Request,
@@ -32,10 +33,10 @@ pub(super) async fn require_token(
     if allowed {
         return next.run(request).await;
     }
-    ApiError::invalid_token("The admin port asks for admin.token, as authorization: Bearer.").into_response()
+    ApiError::invalid_token("The admin port requires admin.token, as authorization: Bearer.").into_response()
 }
 
-/// 403 for a `Host` that is not this machine, while no token is set.
+/// Responds with 403 if no token is set and `Host` is not a loopback name or address.
 pub(super) async fn require_loopback_host(
     State(port): State<Arc<AdminPort>>,
     request: Request,
@@ -44,31 +45,31 @@ pub(super) async fn require_loopback_host(
     if port.token.is_none() && !has_loopback_host(request.headers()) {
         return ApiError::refused(
             StatusCode::FORBIDDEN,
-            "Without admin.token the admin port answers to loopback names and addresses only.",
+            "Without admin.token, the admin port accepts loopback names and addresses only in the header host.",
         )
         .into_response();
     }
     next.run(request).await
 }
 
-/// 403 for what a page of another origin has a browser send, while no token is set.
-pub(super) async fn refuse_other_sites(
+/// Responds with 403 if no token is set and a page of another origin made the request.
+pub(super) async fn reject_other_origins(
     State(port): State<Arc<AdminPort>>,
     request: Request,
     next: Next,
 ) -> Response {
-    if port.token.is_none() && is_of_another_site(request.headers()) {
+    if port.token.is_none() && is_from_other_origin(request.headers()) {
         return ApiError::refused(
             StatusCode::FORBIDDEN,
-            "Without admin.token the admin port answers to no other web page than its own.",
+            "Without admin.token, the admin port refuses requests of other web pages.",
         )
         .into_response();
     }
     next.run(request).await
 }
 
-/// Nothing here is for a cache, or anything else than its content type says.
-pub(super) async fn harden(mut response: Response) -> Response {
+/// Forbids caches to store the response, and browsers to guess its content type.
+pub(super) async fn add_security_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.entry(X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
@@ -76,7 +77,7 @@ pub(super) async fn harden(mut response: Response) -> Response {
 }
 
 fn has_loopback_host(headers: &HeaderMap) -> bool {
-    // A name before an `@` is none of the host's.
+    // An authority may have user information before an `@`, a `Host` may not.
     let host = host(headers).filter(|host| !host.contains('@'));
     let Some(host) = host.and_then(|host| host.parse::<http::uri::Authority>().ok()) else {
         return false;
@@ -90,9 +91,9 @@ fn host(headers: &HeaderMap) -> Option<&str> {
     RequestHeaders::parse(headers).host.only()?.to_str().ok()
 }
 
-/// By `sec-fetch-site` (Fetch Metadata), and by `origin` (RFC 6454) where that is not the address that was asked.
-/// Programs send neither.
-fn is_of_another_site(headers: &HeaderMap) -> bool {
+/// Whether a page of another origin made the request, by `sec-fetch-site` (Fetch Metadata) or
+/// `origin` (RFC 6454). Programs other than browsers send neither.
+fn is_from_other_origin(headers: &HeaderMap) -> bool {
     let mut sites = headers.get_all("sec-fetch-site").iter();
     let mut origins = headers.get_all(ORIGIN).iter();
     let is_own = |origin: &HeaderValue| {
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn other_sites_are_told_by_what_browsers_say() {
+    fn other_origins_are_recognised_by_browser_headers() {
         let host = ("host", "127.0.0.1:8081");
         for (fields, other) in [
             (&[][..], false),
@@ -138,12 +139,12 @@ mod tests {
             (&[("sec-fetch-site", "same-origin"), ("origin", "https://evil.example")], true),
         ] {
             let headers = headers(&[&[host], fields].concat());
-            assert_eq!(is_of_another_site(&headers), other, "{fields:?}");
+            assert_eq!(is_from_other_origin(&headers), other, "{fields:?}");
         }
     }
 
     #[test]
-    fn hosts_of_this_machine_are_loopback_names_and_addresses() {
+    fn loopback_hosts_are_names_and_addresses_of_loopback() {
         for (fields, here) in [
             (&[("host", "127.0.0.1")][..], true),
             (&[("host", "127.1.2.3:8081")], true),

@@ -130,7 +130,7 @@ impl<B: Backend> CallInFlight<B> {
                 let retry =
                     self.retry_or_fail(retry_after.unwrap_or_default(), &LookupFailure::Upstream(response));
                 if retry == Retry::Scheduled || !is_awaited {
-                    self.handle.registry.metrics.count_rate_limited_absorbed();
+                    self.handle.registry.metrics.rate_limited_absorbed.inc();
                 }
             }
             DecodedResponse::ServerError => {

@@ -115,10 +115,10 @@ impl<'a> AccessLog<'a> {
         if outcome == Outcome::Bypass {
             let label =
                 if error.is_some() { PassthroughStatus::Failed } else { PassthroughStatus::of(status) };
-            self.metrics.passed_through.count(label);
+            self.metrics.passed_through.inc(label);
         }
         if status == 429 {
-            self.metrics.rate_limited_passed_on.count(match outcome {
+            self.metrics.rate_limited_passed_on.inc(match outcome {
                 _ if error.is_some() => RateLimitSource::Refrain,
                 Outcome::Bypass => RateLimitSource::PassedThrough,
                 _ => RateLimitSource::Upstream,

@@ -1,170 +1,180 @@
-//! A distribution in fixed buckets, made of atomics.
-//!
-//! prometheus-client's own histogram takes a mutex for each observation. Two workers that answer hits would meet at it, and one that
-//! is preempted while it holds it would stop the other; and its count, sum and bucket are three writes to one line of
-//! memory anyway. This one is two relaxed additions, one of them to a bucket. A reader may see a bucket without its
-//! share of the sum, for the length of an instruction; the count is the sum of the buckets, so the two never disagree.
+//! Histograms with fixed buckets, made of atomics.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Upper bounds of client latencies: 100 µs to a minute, in nanoseconds.
-pub(super) const REQUEST_BOUNDS: &[u64] = &[
-    100_000,
-    250_000,
-    500_000,
-    1_000_000,
-    2_500_000,
-    5_000_000,
-    10_000_000,
-    25_000_000,
-    50_000_000,
-    100_000_000,
-    250_000_000,
-    500_000_000,
-    1_000_000_000,
-    2_500_000_000,
-    5_000_000_000,
-    10_000_000_000,
-    30_000_000_000,
-    60_000_000_000,
-];
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::{MetricType, TypedMetric};
 
-/// Upper bounds of upstream calls: 5 ms to a minute, in nanoseconds.
-pub(super) const CALL_BOUNDS: &[u64] = &[
-    5_000_000,
-    10_000_000,
-    25_000_000,
-    50_000_000,
-    100_000_000,
-    250_000_000,
-    500_000_000,
-    1_000_000_000,
-    2_500_000_000,
-    5_000_000_000,
-    10_000_000_000,
-    30_000_000_000,
-    60_000_000_000,
-];
+use super::registration::Registered;
 
-/// Upper bounds of commits: 500 µs to 10 s, in nanoseconds.
-pub(super) const COMMIT_BOUNDS: &[u64] = &[
-    500_000,
-    1_000_000,
-    2_500_000,
-    5_000_000,
-    10_000_000,
-    25_000_000,
-    50_000_000,
-    100_000_000,
-    250_000_000,
-    500_000_000,
-    1_000_000_000,
-    2_500_000_000,
-    10_000_000_000,
-];
-
-/// Upper bounds of ids in one call.
-pub(super) const IDS_BOUNDS: &[u64] = &[1, 2, 5, 10, 20, 30, 40, 50, 100, 200];
-
-/// Nanoseconds in a second, for what is shown in seconds.
-pub(super) const PER_SECOND: f64 = 1e9;
-
-/// See the head of this file.
-#[derive(Debug)]
-pub struct Histogram {
-    /// Upper bounds, inclusive, rising.
+/// Upper bounds of the buckets of one kind of histogram.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Buckets {
+    /// Inclusive, rising, in the unit in which observations are made.
     bounds: &'static [u64],
-    /// What an observation is divided by to be shown.
+    /// Divisor from that unit to the one that is shown.
     scale: f64,
-    /// One more than there are bounds: the last one is for what lies beyond.
-    buckets: Box<[AtomicU64]>,
-    sum: AtomicU64,
+}
+
+impl Buckets {
+    const fn seconds(nanoseconds: &'static [u64]) -> Self {
+        Self { bounds: nanoseconds, scale: 1e9 }
+    }
+
+    const fn numbers(bounds: &'static [u64]) -> Self {
+        Self { bounds, scale: 1.0 }
+    }
+}
+
+/// Durations of client requests: 100 µs to one minute.
+pub(super) const REQUEST_DURATION: Buckets = Buckets::seconds(&nanoseconds([
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    30.0, 60.0,
+]));
+
+/// Durations of upstream calls: 5 ms to one minute.
+pub(super) const CALL_DURATION: Buckets = Buckets::seconds(&nanoseconds([
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+]));
+
+/// Durations of database commits: 500 µs to 10 s.
+pub(super) const COMMIT_DURATION: Buckets = Buckets::seconds(&nanoseconds([
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+]));
+
+/// Numbers of ids in one upstream call.
+pub(super) const CALL_IDS: Buckets = Buckets::numbers(&[1, 2, 5, 10, 20, 30, 40, 50, 100, 200]);
+
+const fn nanoseconds<const N: usize>(seconds: [f64; N]) -> [u64; N] {
+    let mut bounds = [0; N];
+    let mut index = 0;
+    while index < N {
+        bounds[index] = (seconds[index] * 1e9 + 0.5) as u64;
+        index += 1;
+    }
+    bounds
+}
+
+/// A histogram. Clones share the counts.
+///
+/// The histogram of prometheus-client takes a mutex for each observation, and its buckets cannot be read, which the
+/// quantiles of the admin API need. Here an observation is two relaxed additions. A reader may see an observation in
+/// its bucket before it is in the sum. The count is the sum of the buckets, so these two always agree.
+#[derive(Clone, Debug)]
+pub struct Histogram {
+    buckets: Buckets,
+    /// One count for each bound, then one for larger observations, then the sum of all observations.
+    cells: Arc<[AtomicU64]>,
 }
 
 impl Histogram {
-    pub(super) fn new(bounds: &'static [u64], scale: f64) -> Self {
-        Self {
-            bounds,
-            scale,
-            buckets: (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect(),
-            sum: AtomicU64::new(0),
-        }
+    pub(super) fn new(buckets: Buckets) -> Self {
+        let cells = (0..buckets.bounds.len() + 2).map(|_| AtomicU64::new(0)).collect();
+        Self { buckets, cells }
     }
 
-    /// Counts a duration, in a histogram of such.
+    /// Records a duration, in a histogram of durations.
     pub fn observe(&self, duration: Duration) {
         self.observe_number(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// Counts a number, in a histogram of such.
+    /// Records a number, in a histogram of numbers.
     pub fn observe_number(&self, number: u64) {
-        let bucket = self.bounds.partition_point(|bound| *bound < number);
-        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.sum.fetch_add(number, Ordering::Relaxed);
+        let bounds = self.buckets.bounds;
+        let bucket = bounds.partition_point(|bound| *bound < number);
+        self.cells[bucket].fetch_add(1, Ordering::Relaxed);
+        self.cells[bounds.len() + 1].fetch_add(number, Ordering::Relaxed);
     }
 
-    /// What was counted so far.
+    /// Returns the counts of this moment.
     pub fn counts(&self) -> HistogramCounts {
-        HistogramCounts {
-            bounds: self.bounds,
-            scale: self.scale,
-            buckets: self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect(),
-            sum: self.sum.load(Ordering::Relaxed),
-        }
+        let mut counts: Vec<u64> = self.cells.iter().map(|cell| cell.load(Ordering::Relaxed)).collect();
+        let sum = counts.pop().unwrap_or(0);
+        HistogramCounts { buckets: self.buckets, counts, sum }
     }
 }
 
-/// What a [`Histogram`] had counted at one moment, or between two.
+impl EncodeMetric for Histogram {
+    fn encode(&self, mut encoder: MetricEncoder) -> std::fmt::Result {
+        let counts = self.counts();
+        encoder.encode_histogram::<NoLabelSet>(counts.sum(), counts.count(), &counts.buckets(), None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+impl TypedMetric for Histogram {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl Registered for Histogram {
+    type Metric = Self;
+
+    fn metric(&self) -> Self {
+        self.clone()
+    }
+}
+
+/// The counts of a [`Histogram`] at one moment, or the difference of two moments.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HistogramCounts {
-    bounds: &'static [u64],
-    scale: f64,
-    buckets: Vec<u64>,
+    buckets: Buckets,
+    counts: Vec<u64>,
     sum: u64,
 }
 
 impl HistogramCounts {
-    /// Number of observations.
-    pub fn count(&self) -> u64 {
-        self.buckets.iter().sum()
+    /// Returns zero counts.
+    pub(super) fn zero(buckets: Buckets) -> Self {
+        Self { buckets, counts: vec![0; buckets.bounds.len() + 1], sum: 0 }
     }
 
-    /// Their sum, in base units.
+    /// Returns the number of observations.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Returns the sum of the observations, in seconds for durations.
     #[expect(clippy::cast_precision_loss, reason = "a sum that is shown")]
     pub fn sum(&self) -> f64 {
-        self.sum as f64 / self.scale
+        self.sum as f64 / self.buckets.scale
     }
 
-    /// Upper bounds, in base units, each with the number of observations in its bucket alone; the last is infinite.
+    /// Returns the upper bound of each bucket, in seconds for durations, with the number of observations in that bucket
+    /// alone. The last bound is infinite.
     #[expect(clippy::cast_precision_loss, reason = "bounds are far below 2^53")]
     pub fn buckets(&self) -> Vec<(f64, u64)> {
-        let bounds = self.bounds.iter().map(|bound| *bound as f64 / self.scale);
-        bounds.chain([f64::INFINITY]).zip(self.buckets.iter().copied()).collect()
+        let bounds = self.buckets.bounds.iter().map(|bound| *bound as f64 / self.buckets.scale);
+        bounds.chain([f64::INFINITY]).zip(self.counts.iter().copied()).collect()
     }
 
-    /// Adds what another histogram of the same bounds has counted.
+    /// Adds the counts of another histogram with the same buckets.
     pub fn add(&mut self, other: &Self) {
-        for (bucket, more) in self.buckets.iter_mut().zip(&other.buckets) {
-            *bucket += more;
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
         }
         self.sum = self.sum.wrapping_add(other.sum);
     }
 
-    /// What came since `earlier`.
+    /// Returns the difference from `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        let buckets = self.buckets.iter().zip(&earlier.buckets);
+        let counts = self.counts.iter().zip(&earlier.counts);
         Self {
-            bounds: self.bounds,
-            scale: self.scale,
-            buckets: buckets.map(|(now, then)| now.saturating_sub(*then)).collect(),
+            buckets: self.buckets,
+            counts: counts.map(|(now, then)| now.saturating_sub(*then)).collect(),
             sum: self.sum.saturating_sub(earlier.sum),
         }
     }
 
-    /// The value below which a share of the observations lies, taken as evenly spread in their bucket, as `histogram_quantile`
-    /// of Prometheus does it; the highest bound for what lies beyond. `None` without an observation.
+    /// Returns the value below which `share` of the observations lie, or `None` without observations.
+    ///
+    /// The estimate is that of `histogram_quantile` in Prometheus: observations count as evenly spread in their bucket,
+    /// and those beyond the last bound as equal to it.
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     pub fn quantile(&self, share: f64) -> Option<f64> {
         let rank = share * self.count() as f64;
@@ -198,8 +208,8 @@ mod tests {
     }
 
     #[test]
-    fn an_observation_goes_into_the_first_bucket_that_holds_it() {
-        let histogram = Histogram::new(&[10, 20], 1.0);
+    fn observation_counts_in_the_first_bucket_that_holds_it() {
+        let histogram = Histogram::new(Buckets::numbers(&[10, 20]));
         for number in [0, 10, 11, 20, 21, u64::MAX / 2] {
             histogram.observe_number(number);
         }
@@ -210,7 +220,7 @@ mod tests {
 
     #[test]
     fn durations_are_shown_in_seconds() {
-        let histogram = Histogram::new(CALL_BOUNDS, PER_SECOND);
+        let histogram = Histogram::new(CALL_DURATION);
         milliseconds(&histogram, &[250, 750]);
         let counts = histogram.counts();
         assert!((counts.sum() - 1.0).abs() < 1e-9);
@@ -220,8 +230,8 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_those_of_prometheus() {
-        let histogram = Histogram::new(CALL_BOUNDS, PER_SECOND);
+    fn quantiles_equal_those_of_prometheus() {
+        let histogram = Histogram::new(CALL_DURATION);
         assert_eq!(histogram.counts().quantile(0.5), None);
         // 50 in (0.1, 0.25], 50 in (0.25, 0.5]
         milliseconds(&histogram, &[200; 50]);
@@ -234,14 +244,14 @@ mod tests {
         near(0.5, 0.25);
         near(0.25, 0.175);
         near(0.99, 0.495);
-        let far = Histogram::new(&[10], 1.0);
+        let far = Histogram::new(Buckets::numbers(&[10]));
         far.observe_number(1000);
-        assert_eq!(far.counts().quantile(0.5), Some(10.0), "nothing is known beyond the last bound");
+        assert_eq!(far.counts().quantile(0.5), Some(10.0), "values beyond the last bound are not known");
     }
 
     #[test]
-    fn what_came_since_is_the_difference() {
-        let histogram = Histogram::new(CALL_BOUNDS, PER_SECOND);
+    fn since_returns_the_difference() {
+        let histogram = Histogram::new(CALL_DURATION);
         milliseconds(&histogram, &[5, 50]);
         let earlier = histogram.counts();
         milliseconds(&histogram, &[500]);
@@ -253,8 +263,8 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lost_among_threads() {
-        let histogram = Histogram::new(IDS_BOUNDS, 1.0);
+    fn concurrent_observations_are_all_counted() {
+        let histogram = Histogram::new(CALL_IDS);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| (0..10_000).for_each(|number| histogram.observe_number(number % 60)));

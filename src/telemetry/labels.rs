@@ -1,23 +1,29 @@
-//! The closed sets of words that stand in labels, log lines and the JSON API: one enum a set, one word a variant.
+//! Closed sets of label values, for metrics, log lines and the JSON API: one enum for each label.
 //!
-//! Never an id, a token or a raw path. What is not in a set counts as its `other`.
+//! A label value is never an id, a token or a raw path.
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Write};
 
-/// A label's closed set of values.
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder};
+
+/// A label with a closed set of values.
 pub trait Label: Copy + Debug + PartialEq + 'static {
-    /// All of them, in the order of their indexes.
+    /// All values, in the order of their indexes.
     const ALL: &'static [Self];
 
-    /// The place in [`Label::ALL`].
+    /// Returns the index of the value in [`Label::ALL`].
     fn index(self) -> usize;
 
-    /// The word.
+    /// Returns the value as it is shown.
     fn as_str(self) -> &'static str;
 }
 
-macro_rules! labels {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident => $word:literal,)+ }) => {
+/// Declares the enum of a label. The derives of prometheus-client would show the variants' own names.
+macro_rules! label {
+    (
+        $(#[$doc:meta])*
+        $name:ident($label:literal) { $($(#[$variant_doc:meta])* $variant:ident => $value:literal,)+ }
+    ) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum $name {
@@ -33,128 +39,142 @@ macro_rules! labels {
 
             fn as_str(self) -> &'static str {
                 match self {
-                    $(Self::$variant => $word,)+
+                    $(Self::$variant => $value,)+
                 }
+            }
+        }
+
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
+                encoder.write_str(self.as_str())
+            }
+        }
+
+        impl EncodeLabelSet for $name {
+            fn encode(&self, encoder: &mut LabelSetEncoder) -> std::fmt::Result {
+                [($label, *self)].encode(encoder)
             }
         }
     };
 }
 
-labels! {
-    /// What a request asked for.
-    RequestAction {
+label! {
+    /// Type of a client request.
+    RequestAction("action") {
         /// `{"action":"retrieve",…}`
         Retrieve => "retrieve",
         /// `{"action":"retrieve_batch",…}`
         RetrieveBatch => "retrieve_batch",
         /// `{"action":"delete",…}`
         Delete => "delete",
-        /// Anything else.
+        /// Any other request.
         Other => "other",
     }
 }
 
-labels! {
-    /// How a request ended.
-    RequestOutcome {
-        /// Everything from the store.
+label! {
+    /// Result of a client request.
+    RequestOutcome("outcome") {
+        /// Everything came from the store.
         Hit => "hit",
-        /// Nothing was asked upstream; some of it is a remembered pending answer.
+        /// Nothing was fetched; at least one record is a snapshot of a pending task.
         Pending => "pending",
-        /// Some of it from the store, some from the upstream.
+        /// Some records came from the store and some from the upstream.
         Partial => "partial",
-        /// Everything from the upstream.
+        /// Everything came from the upstream.
         Miss => "miss",
-        /// Passed through.
+        /// The request was passed through.
         Bypass => "bypass",
-        /// Refused here.
+        /// refrain refused the request.
         Refused => "refused",
-        /// No sound answer from the upstream, or an error of it.
+        /// The upstream sent an error or no usable response.
         Failed => "failed",
-        /// The client hung up first.
+        /// The client disconnected before the response.
         Aborted => "aborted",
     }
 }
 
-labels! {
-    /// What became of an id that a look-up asked for, as its client saw it.
-    IdOutcome {
-        /// From the store.
+label! {
+    /// Source of a task that a client looked up, or the reason why it was not returned.
+    IdOutcome("outcome") {
+        /// The record came from the store.
         Hit => "hit",
-        /// A remembered pending answer.
+        /// The record is a snapshot of a pending task.
         Pending => "pending",
-        /// From the upstream.
+        /// The record came from the upstream.
         Fetched => "fetched",
-        /// No answer: an error of the upstream, or none to be had.
+        /// The upstream sent an error or no usable response.
         Failed => "failed",
-        /// No answer: refused here, by `only-if-cached` or a limit.
+        /// refrain refused it, because of `only-if-cached` or a limit.
         Refused => "refused",
     }
 }
 
-labels! {
-    /// What a look-up call came to: its status or the kind of its failure. Statuses that are not listed count as their
-    /// class, so that a strange upstream cannot make ever new series.
-    CallStatus {
+label! {
+    /// Result of a lookup call: its status, or the type of its failure.
+    ///
+    /// A status without a variant of its own counts in its class, so the number of series is
+    /// bounded.
+    CallStatus("status") {
         /// Success.
         S200 => "200",
-        /// `bad_request` and its like.
+        /// `bad_request`
         S400 => "400",
-        /// The token is not, or no longer, accepted.
+        /// The upstream does not accept the token.
         S401 => "401",
-        /// Out of credit, disabled, forbidden.
+        /// The token is disabled, has no credit or lacks a permission.
         S403 => "403",
-        /// `no_api`.
+        /// `no_api`
         S404 => "404",
-        /// Too large a body.
+        /// The request body is too large.
         S413 => "413",
-        /// Not processable.
+        /// The request cannot be processed.
         S422 => "422",
         /// The upstream's rate limit.
         S429 => "429",
-        /// `api_error`.
+        /// `api_error`
         S500 => "500",
-        /// A gateway of the upstream's had no answer.
+        /// A gateway of the upstream got no usable response.
         S502 => "502",
         /// The upstream is overloaded or under maintenance.
         S503 => "503",
-        /// `timeout`.
+        /// `timeout`
         S504 => "504",
-        /// Another success.
+        /// Any other success.
         Success => "2xx",
         /// A redirect, which is not followed.
         Redirect => "3xx",
-        /// Another error of the client's.
+        /// Any other client error.
         ClientError => "4xx",
-        /// Another error of the server's.
+        /// Any other server error.
         ServerError => "5xx",
-        /// The upstream's name does not resolve.
+        /// The upstream's host name does not resolve.
         Dns => "dns",
-        /// Nobody listens there.
+        /// The connection was refused.
         Refused => "refused",
-        /// No connection in time.
+        /// The connection was not established in time.
         ConnectTimeout => "connect_timeout",
-        /// No TLS session.
+        /// The TLS handshake failed.
         Tls => "tls",
-        /// The outgoing proxy gave no connection.
+        /// The outgoing proxy did not establish the connection.
         Proxy => "proxy",
-        /// No connection for another reason.
+        /// The connection failed for another reason.
         Unreachable => "unreachable",
-        /// No answer in time.
+        /// The response did not arrive in time.
         Timeout => "timeout",
-        /// The answer broke off.
+        /// The connection ended within the response.
         Interrupted => "interrupted",
-        /// The answer is too large.
+        /// The response is larger than `upstream.max_response_bytes`.
         TooLarge => "too_large",
-        /// The answer is not sound HTTP.
+        /// The response is not valid HTTP.
         BadMessage => "bad_message",
-        /// None of these.
+        /// Any other result.
         Other => "other",
     }
 }
 
 impl CallStatus {
-    /// The label of a status or of the word for a failure.
+    /// Returns the label for a status code or for the name of a failure.
     pub fn of(word: &str) -> Self {
         if let Some(known) = Self::ALL.iter().find(|known| known.as_str() == word) {
             return *known;
@@ -169,26 +189,26 @@ impl CallStatus {
     }
 }
 
-labels! {
-    /// What a request that passed through was answered with.
-    PassthroughStatus {
-        /// 101, where a connection changed its protocol.
+label! {
+    /// Class of the response to a request that was passed through.
+    PassthroughStatus("status") {
+        /// Status 101: the connection switched to another protocol.
         Informational => "1xx",
         /// Success.
         Success => "2xx",
-        /// A redirect, handed on.
+        /// A redirect, which is passed on to the client.
         Redirect => "3xx",
-        /// An error of the client's.
+        /// A client error.
         ClientError => "4xx",
-        /// An error of the upstream's.
+        /// A server error of the upstream.
         ServerError => "5xx",
-        /// No answer of the upstream's: refrain's own error.
+        /// An error of refrain itself, without a response of the upstream.
         Failed => "failed",
     }
 }
 
 impl PassthroughStatus {
-    /// The class of a status that the upstream sent.
+    /// Returns the class of a status code that the upstream sent.
     pub fn of(status: u16) -> Self {
         match status {
             ..200 => Self::Informational,
@@ -200,35 +220,35 @@ impl PassthroughStatus {
     }
 }
 
-labels! {
-    /// Whose 429 a client saw.
-    RateLimitSource {
-        /// refrain's own: the queue was too long or full.
+label! {
+    /// Source of a 429 response that a client received.
+    RateLimitSource("source") {
+        /// refrain: the queue is full or the wait too long.
         Refrain => "refrain",
-        /// The upstream's, to a look-up, after all tries.
+        /// The upstream, for a lookup, after all retries.
         Upstream => "upstream",
-        /// The upstream's, to a request that passed through.
+        /// The upstream, for a request that was passed through.
         PassedThrough => "passed_through",
     }
 }
 
-labels! {
-    /// What failed in the store.
-    StoreErrorKind {
-        /// A read; it counted as a miss.
+label! {
+    /// Type of a store failure.
+    StoreErrorKind("kind") {
+        /// A read failed and counted as a miss.
         Read => "read",
-        /// A write; what was to be written is not stored.
+        /// A write failed, so the data is not stored.
         Write => "write",
-        /// A row or a right whose checksum does not fit; dropped.
+        /// A row did not match its checksum and was deleted.
         Checksum => "checksum",
-        /// The file; set aside.
+        /// The database file was corrupt and was set aside.
         Corrupt => "corrupt",
     }
 }
 
-labels! {
-    /// Why the sweep removed a task.
-    EvictionReason {
+label! {
+    /// Setting that made the sweep remove a task.
+    EvictionReason("reason") {
         /// `store.max_bytes`
         MaxBytes => "max_bytes",
         /// `store.max_age`
@@ -236,14 +256,14 @@ labels! {
     }
 }
 
-labels! {
-    /// Where the store found a task that it was asked for.
-    StoreLookupResult {
-        /// In memory.
+label! {
+    /// Result of looking up an id in the store.
+    StoreLookupResult("result") {
+        /// Found in the memory cache.
         Memory => "memory",
-        /// On disk.
+        /// Found in the database.
         Disk => "disk",
-        /// Nowhere, or not for this reader.
+        /// Not stored, or not readable with this token.
         Miss => "miss",
     }
 }
@@ -253,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statuses_are_a_closed_set() {
+    fn call_statuses_are_a_closed_set() {
         for status in 100..1000 {
             let label = CallStatus::of(&status.to_string());
             let word = label.as_str();

@@ -7,7 +7,8 @@ use axum::extract::State;
 use http::Uri;
 use serde_json::{Value, json};
 
-use super::{AdminPort, Parameters};
+use super::parameters::Parameters;
+use crate::admin::AdminPort;
 use crate::api_error::ApiError;
 
 pub(super) async fn config(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Value>, ApiError> {

@@ -1,55 +1,55 @@
-//! The parameters of a request, read strictly: each known, each once, each right.
+//! Strict query parameters: each one known, given once, and valid.
 
 use http::Uri;
 
 use crate::api_error::ApiError;
 
-/// Characters of an unknown name that an error tells.
-const SHOWN: usize = 64;
+/// Characters of an unknown name that an error message shows.
+const MAX_SHOWN: usize = 64;
 
-/// What stands behind the `?`, as forms encode it.
+/// The decoded query of a request.
 pub(super) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
-    /// For paths that take none.
+    /// Checks that a request has no parameters.
     pub(super) fn none(uri: &Uri) -> Result<(), ApiError> {
         Self::read(uri, &[]).map(|_| ())
     }
 
-    /// For paths that take these.
+    /// Reads the parameters of a request. A name that is not in `known`, or is repeated, is an error.
     pub(super) fn read(uri: &Uri, known: &[&str]) -> Result<Self, ApiError> {
         let query = uri.query().unwrap_or_default();
         let pairs: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
-        for (place, (name, _)) in pairs.iter().enumerate() {
-            let shown: String = name.chars().take(SHOWN).collect();
+        for (index, (name, _)) in pairs.iter().enumerate() {
+            let shown: String = name.chars().take(MAX_SHOWN).collect();
             if !known.contains(&name.as_str()) {
-                return Err(ApiError::bad_request(format!("There is no parameter {shown:?} here.")));
+                return Err(ApiError::bad_request(format!("Unknown parameter {shown:?}.")));
             }
-            if pairs[..place].iter().any(|(other, _)| other == name) {
-                return Err(ApiError::bad_request(format!("The parameter {shown} stands there twice.")));
+            if pairs[..index].iter().any(|(other, _)| other == name) {
+                return Err(ApiError::bad_request(format!("The parameter {shown} is given twice.")));
             }
         }
         Ok(Self(pairs))
     }
 
-    /// The text of a parameter.
-    pub(super) fn text(&self, name: &str) -> Option<&str> {
+    /// Returns the value of a parameter.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// What `parse` makes of a parameter; where that is nothing, an error that says what it must be.
+    /// Returns the parsed value of a parameter, or an error that says what the value must be.
     pub(super) fn parsed<T>(
         &self,
         name: &str,
         parse: impl FnOnce(&str) -> Option<T>,
         must_be: &str,
     ) -> Result<Option<T>, ApiError> {
-        self.text(name).map(|text| parse(text).ok_or_else(|| wrong(name, must_be))).transpose()
+        self.get(name).map(|value| parse(value).ok_or_else(|| invalid(name, must_be))).transpose()
     }
 }
 
-/// 400 that names the parameter.
-pub(super) fn wrong(name: &str, must_be: &str) -> ApiError {
+/// Returns the error 400 that names a parameter and says what its value must be.
+pub(super) fn invalid(name: &str, must_be: &str) -> ApiError {
     ApiError::bad_request(format!("{name} must be {must_be}."))
 }
 
@@ -58,20 +58,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_parameter_is_known_and_stands_there_once() {
+    fn unknown_and_repeated_parameters_are_refused() {
         let read = |target: &str| Parameters::read(&target.parse().unwrap(), &["service", "limit"]);
         let parameters = read("/x?service=a%2Fb+c&limit=").unwrap();
-        assert_eq!((parameters.text("service"), parameters.text("limit")), (Some("a/b c"), Some("")));
-        assert_eq!(read("/x?").unwrap().text("service"), None);
+        assert_eq!((parameters.get("service"), parameters.get("limit")), (Some("a/b c"), Some("")));
+        assert_eq!(read("/x?").unwrap().get("service"), None);
         for bad in ["/x?other=1", "/x?service", "/x?service=a&service=a", "/x?Service=a", "/x?=a", "/x?a%00b"]
         {
             assert_eq!(read(bad).is_err(), bad != "/x?service", "{bad}");
         }
-        let limit = |text: &str| {
-            let parameters = read(&format!("/x?limit={text}")).unwrap();
-            parameters.parsed("limit", |text| text.parse::<u8>().ok(), "small")
+    }
+
+    #[test]
+    fn invalid_values_are_refused() {
+        let limit = |value: &str| {
+            let uri = format!("/x?limit={value}").parse().unwrap();
+            let parameters = Parameters::read(&uri, &["limit"]).unwrap();
+            parameters.parsed("limit", |value| value.parse::<u8>().ok(), "small")
         };
         assert_eq!(limit("7").unwrap(), Some(7));
-        assert_eq!(limit("700").unwrap_err(), wrong("limit", "small"));
+        assert_eq!(limit("700").unwrap_err(), invalid("limit", "small"));
     }
 }

@@ -1,4 +1,4 @@
-//! `GET /api/queues` and `GET /api/pending`: who waits for what.
+//! `GET /api/queues` and `GET /api/pending`: the queues, and the tasks that are not final.
 
 use std::sync::Arc;
 
@@ -7,17 +7,17 @@ use axum::extract::State;
 use http::Uri;
 use serde::Serialize;
 
-use super::super::beside;
-use super::{AdminPort, Parameters};
+use super::parameters::Parameters;
+use crate::admin::{AdminPort, run_blocking};
 use crate::api_error::ApiError;
 use crate::batcher::{PendingView, QueueView};
 use crate::task::TaskSummary;
 
-/// Queues, and tasks, that an answer tells of.
-const MOST: usize = 200;
+/// Maximum number of queues, and of tasks, in a response.
+const MAX_LISTED: usize = 200;
 
 #[derive(Serialize)]
-pub(super) struct Queues {
+pub(super) struct QueuesBody {
     queues: Vec<QueueBody>,
     queues_omitted: usize,
 }
@@ -37,24 +37,24 @@ struct QueueBody {
 }
 
 impl From<QueueView> for QueueBody {
-    fn from(lane: QueueView) -> Self {
+    fn from(queue: QueueView) -> Self {
         Self {
-            service: lane.service.to_string(),
-            token: lane.token.to_string(),
-            queued: lane.queued,
-            in_flight: lane.in_flight,
-            waiters: lane.waiters,
-            snapshots: lane.snapshots,
-            oldest_wait_seconds: lane.longest_queued.map(|age| age.as_secs_f64()),
-            requests_per_second: lane.requests_per_second,
-            paused_seconds: lane.paused_for.as_secs_f64(),
-            idle_seconds: lane.idle.as_secs_f64(),
+            service: queue.service.to_string(),
+            token: queue.token.to_string(),
+            queued: queue.queued,
+            in_flight: queue.in_flight,
+            waiters: queue.waiters,
+            snapshots: queue.snapshots,
+            oldest_wait_seconds: queue.longest_queued.map(|age| age.as_secs_f64()),
+            requests_per_second: queue.requests_per_second,
+            paused_seconds: queue.paused_for.as_secs_f64(),
+            idle_seconds: queue.idle.as_secs_f64(),
         }
     }
 }
 
 #[derive(Serialize)]
-pub(super) struct Pending {
+pub(super) struct PendingListBody {
     pending: Vec<PendingBody>,
     pending_omitted: usize,
 }
@@ -93,11 +93,14 @@ impl From<PendingView> for PendingBody {
     }
 }
 
-pub(super) async fn queues(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Queues>, ApiError> {
+pub(super) async fn queues(
+    State(port): State<Arc<AdminPort>>,
+    uri: Uri,
+) -> Result<Json<QueuesBody>, ApiError> {
     Parameters::none(&uri)?;
-    let queues = beside(&port, |port| {
-        let queues = port.lookups.batcher().queues(MOST);
-        Queues {
+    let queues = run_blocking(&port, |port| {
+        let queues = port.lookups.batcher().queues(MAX_LISTED);
+        QueuesBody {
             queues: queues.items.into_iter().map(QueueBody::from).collect(),
             queues_omitted: queues.omitted,
         }
@@ -105,11 +108,14 @@ pub(super) async fn queues(State(port): State<Arc<AdminPort>>, uri: Uri) -> Resu
     Ok(Json(queues.await?))
 }
 
-pub(super) async fn pending(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Pending>, ApiError> {
+pub(super) async fn pending(
+    State(port): State<Arc<AdminPort>>,
+    uri: Uri,
+) -> Result<Json<PendingListBody>, ApiError> {
     Parameters::none(&uri)?;
-    let pending = beside(&port, |port| {
-        let pending = port.lookups.batcher().pending_tasks(MOST);
-        Pending {
+    let pending = run_blocking(&port, |port| {
+        let pending = port.lookups.batcher().pending_tasks(MAX_LISTED);
+        PendingListBody {
             pending: pending.items.into_iter().map(PendingBody::from).collect(),
             pending_omitted: pending.omitted,
         }

@@ -1,4 +1,4 @@
-//! `GET /api/stats`: counters since the start, and the present.
+//! `GET /api/stats`: counters since the start, and gauges.
 
 use std::sync::Arc;
 
@@ -7,12 +7,12 @@ use axum::extract::State;
 use http::Uri;
 use serde_json::{Map, Value, json};
 
-use super::super::{AdminPort, beside};
 use super::parameters::Parameters;
+use crate::admin::{AdminPort, run_blocking};
 use crate::api_error::ApiError;
 use crate::telemetry::{CallStatus, CounterVec, Gauges, HistogramCounts, Label, Metrics, RequestOutcome};
 
-/// Outcomes whose latency says something about refrain or the upstream.
+/// Outcomes whose latency depends on refrain or the upstream only.
 const WITH_LATENCY: [RequestOutcome; 5] = [
     RequestOutcome::Hit,
     RequestOutcome::Pending,
@@ -24,36 +24,39 @@ const WITH_LATENCY: [RequestOutcome; 5] = [
 pub(super) async fn stats(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Value>, ApiError> {
     Parameters::none(&uri)?;
     let metrics = &port.metrics;
-    let present = beside(&port, AdminPort::present).await?;
+    let readiness = port.readiness();
+    let gauges = run_blocking(&port, AdminPort::gauges).await?;
     Ok(Json(json!({
         "started_at": port.started_at,
         "uptime_seconds": port.uptime_seconds(),
-        "ready": {"status": present.status, "reason": present.reason},
-        "connections": present.connections,
+        "ready": {"status": readiness.as_str(), "reason": readiness.reason()},
+        "connections": gauges.connections,
         "requests": requests(metrics),
-        "ids": tally(&metrics.ids),
+        "ids": counts(&metrics.ids),
         "latency": WITH_LATENCY
             .iter()
-            .map(|outcome| (outcome.as_str().to_owned(), metrics.request_seconds(*outcome)))
+            .map(|outcome| (outcome.as_str().to_owned(), metrics.request_duration(*outcome)))
             .filter(|(_, counts)| counts.count() > 0)
             .map(|(outcome, counts)| (outcome, latency(&counts)))
             .collect::<Map<_, _>>(),
-        "upstream": upstream(metrics, &present),
-        "queues": queues(&present),
-        "store": store(metrics, &present),
+        "upstream": upstream(metrics, &gauges),
+        "queues": queues(&gauges),
+        "store": store(metrics, &gauges),
     })))
 }
 
 fn requests(metrics: &Metrics) -> Value {
-    let counts = RequestOutcome::ALL.iter().map(|outcome| (*outcome, metrics.requests_by_outcome(*outcome)));
-    let by_outcome: Map<_, _> =
-        counts.map(|(outcome, count)| (outcome.as_str().to_owned(), json!(count))).collect();
-    let total: u64 = by_outcome.values().filter_map(Value::as_u64).sum();
-    json!({"total": total, "by_outcome": by_outcome})
+    let count = |outcome| metrics.requests.sum(|labels| labels.outcome == outcome);
+    let by_outcome: Map<_, _> = RequestOutcome::ALL
+        .iter()
+        .map(|outcome| (outcome.as_str().to_owned(), json!(count(*outcome))))
+        .collect();
+    json!({"total": metrics.requests.total(), "by_outcome": by_outcome})
 }
 
-fn tally<L: Label>(tally: &CounterVec<L>) -> Value {
-    tally.all().map(|(label, count)| (label.as_str().to_owned(), json!(count))).collect::<Map<_, _>>().into()
+fn counts<L: Label>(counters: &CounterVec<L>) -> Value {
+    let counts = counters.iter().map(|(label, counter)| (label.as_str().to_owned(), json!(counter.get())));
+    counts.collect::<Map<_, _>>().into()
 }
 
 fn latency(counts: &HistogramCounts) -> Value {
@@ -65,28 +68,29 @@ fn latency(counts: &HistogramCounts) -> Value {
     })
 }
 
-fn upstream(metrics: &Metrics, present: &Gauges) -> Value {
-    let counts = CallStatus::ALL.iter().map(|status| (*status, metrics.calls_by_status(*status)));
-    let by_status: Map<_, _> = counts
+fn upstream(metrics: &Metrics, gauges: &Gauges) -> Value {
+    let by_status: Map<_, _> = CallStatus::ALL
+        .iter()
+        .map(|status| (*status, metrics.upstream_calls.sum(|labels| labels.status == *status)))
         .filter(|(_, count)| *count > 0)
         .map(|(status, count)| (status.as_str().to_owned(), json!(count)))
         .collect();
     json!({
-        "calls": metrics.calls_made(),
+        "calls": metrics.upstream_calls.total(),
         "by_status": by_status,
-        "calls_saved": metrics.calls_saved(),
+        "calls_saved": metrics.upstream_calls_saved.get(),
         "rate_limited": {
-            "received": metrics.upstream_rate_limited(),
-            "absorbed": metrics.rate_limited_absorbed(),
-            "passed_on": metrics.lookups_rate_limited(),
+            "received": metrics.upstream_rate_limited.get(),
+            "absorbed": metrics.rate_limited_absorbed.get(),
+            "passed_on": metrics.rate_limited_lookups(),
         },
-        "latency": latency(&metrics.all_call_seconds()),
-        "is_down": present.queues.is_upstream_down,
+        "latency": latency(&metrics.upstream_call_duration()),
+        "is_down": gauges.queues.is_upstream_down,
     })
 }
 
-fn queues(present: &Gauges) -> Value {
-    let queues = &present.queues;
+fn queues(gauges: &Gauges) -> Value {
+    let queues = &gauges.queues;
     json!({
         "queues": queues.queues,
         "tokens": queues.tokens,
@@ -99,14 +103,14 @@ fn queues(present: &Gauges) -> Value {
     })
 }
 
-fn store(metrics: &Metrics, present: &Gauges) -> Value {
-    let store = &present.store;
+fn store(metrics: &Metrics, gauges: &Gauges) -> Value {
+    let store = &gauges.store;
     json!({
         "tasks": store.tasks,
         "record_bytes": store.bytes,
         "file_bytes": store.database_bytes + store.wal_bytes,
         "max_bytes": store.max_bytes,
-        "errors": tally(&metrics.store_errors),
+        "errors": counts(&metrics.store_errors),
         "memory": {
             "tasks": store.memory_tasks,
             "used_bytes": store.memory_bytes,

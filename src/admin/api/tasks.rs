@@ -1,4 +1,4 @@
-//! `/api/tasks`: listing, one task, forget.
+//! `/api/tasks`: list, show and delete stored tasks.
 
 use std::sync::Arc;
 
@@ -8,29 +8,31 @@ use axum::extract::{Path, State};
 use http::{StatusCode, Uri};
 use serde::Serialize;
 
-use super::parameters::wrong;
-use super::{AdminPort, Parameters};
+use super::parameters::{Parameters, invalid};
+use crate::admin::AdminPort;
 use crate::api_error::ApiError;
 use crate::config;
 use crate::store::{DeleteScope, ListCursor, ListedTask, RecordDetails, TaskFilter};
 use crate::task::{Link, Service, TaskId, TaskSummary};
 
-/// Tasks of a page, at the most and where nobody says.
-const MOST: usize = 200;
-const USUAL: usize = 50;
+/// Maximum number of tasks on a page.
+const MAX_LIMIT: usize = 200;
 
-/// What services and ids must be.
+/// Number of tasks on a page without `limit`.
+const DEFAULT_LIMIT: usize = 50;
+
+/// Syntax of services and ids, for error messages.
 const SERVICE: &str = "1 to 64 letters, digits, - or _";
 const ID: &str = "1 to 1024 bytes of UTF-8";
 
 #[derive(Serialize)]
-pub(super) struct List {
-    tasks: Vec<Listed>,
+pub(super) struct ListBody {
+    tasks: Vec<ListedTaskBody>,
     next: Option<String>,
 }
 
 #[derive(Serialize)]
-struct Listed {
+struct ListedTaskBody {
     service: String,
     id: String,
     stored_at: i64,
@@ -40,7 +42,7 @@ struct Listed {
     summary: SummaryBody,
 }
 
-/// What a task's text tells.
+/// Summary of a task record.
 #[derive(Serialize)]
 struct SummaryBody {
     r#type: Option<String>,
@@ -59,14 +61,14 @@ struct LinkBody {
 }
 
 #[derive(Serialize)]
-pub(super) struct Task {
+pub(super) struct TaskBody {
     service: String,
     id: String,
-    records: Vec<StoredRecord>,
+    records: Vec<RecordBody>,
 }
 
 #[derive(Serialize)]
-struct StoredRecord {
+struct RecordBody {
     stored_at: i64,
     record_bytes: u64,
     readers: Vec<String>,
@@ -77,24 +79,24 @@ struct StoredRecord {
 }
 
 #[derive(Serialize)]
-pub(super) struct Deleted {
+pub(super) struct DeletedBody {
     deleted: u64,
 }
 
-impl From<ListedTask> for Listed {
-    fn from(seen: ListedTask) -> Self {
+impl From<ListedTask> for ListedTaskBody {
+    fn from(task: ListedTask) -> Self {
         Self {
-            service: seen.service.to_string(),
-            id: seen.id.as_str().to_owned(),
-            stored_at: seen.stored_at,
-            record_bytes: seen.size,
-            readers: seen.readers,
-            summary: SummaryBody::of(seen.record.as_deref()),
+            service: task.service.to_string(),
+            id: task.id.as_str().to_owned(),
+            stored_at: task.stored_at,
+            record_bytes: task.size,
+            readers: task.readers,
+            summary: SummaryBody::of(task.record.as_deref()),
         }
     }
 }
 
-impl From<RecordDetails> for StoredRecord {
+impl From<RecordDetails> for RecordBody {
     fn from(stored: RecordDetails) -> Self {
         Self {
             stored_at: stored.stored_at,
@@ -124,25 +126,25 @@ impl SummaryBody {
     }
 }
 
-pub(super) async fn list(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<List>, ApiError> {
+pub(super) async fn list(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<ListBody>, ApiError> {
     let known = ["service", "id", "title", "stored_after", "stored_before", "limit", "cursor"];
     let parameters = Parameters::read(&uri, &known)?;
     let time = |name| parameters.parsed(name, |text| text.parse().ok(), "whole Unix seconds");
-    let given = |name| parameters.text(name).filter(|text| !text.is_empty()).map(str::to_owned);
+    let non_empty = |name| parameters.get(name).filter(|text| !text.is_empty()).map(str::to_owned);
     let filter = TaskFilter {
         service: parameters.parsed("service", Service::parse, SERVICE)?,
-        id_prefix: given("id"),
-        title: given("title"),
+        id_prefix: non_empty("id"),
+        title: non_empty("title"),
         stored_after: time("stored_after")?,
         stored_before: time("stored_before")?,
     };
-    let limit = |text: &str| text.parse().ok().filter(|limit| (1..=MOST).contains(limit));
-    let limit = parameters.parsed("limit", limit, "1 to 200")?.unwrap_or(USUAL);
+    let limit = |text: &str| text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+    let limit = parameters.parsed("limit", limit, "1 to 200")?.unwrap_or(DEFAULT_LIMIT);
     let cursor = |text: &str| ListCursor::parse(text).filter(|cursor| filter.accepts(cursor));
-    let cursor = parameters.parsed("cursor", cursor, "next of the page before, with the same filters")?;
+    let cursor = parameters.parsed("cursor", cursor, "next of the previous page, with the same filters")?;
     let page = port.store.list(&filter, cursor, limit).await.map_err(|_| unreadable())?;
-    Ok(Json(List {
-        tasks: page.tasks.into_iter().map(Listed::from).collect(),
+    Ok(Json(ListBody {
+        tasks: page.tasks.into_iter().map(ListedTaskBody::from).collect(),
         next: page.next.map(|next| next.to_string()),
     }))
 }
@@ -151,17 +153,17 @@ pub(super) async fn show(
     State(port): State<Arc<AdminPort>>,
     path: Result<Path<(String, String)>, PathRejection>,
     uri: Uri,
-) -> Result<Json<Task>, ApiError> {
+) -> Result<Json<TaskBody>, ApiError> {
     Parameters::none(&uri)?;
-    let (service, id) = named(path)?;
-    let texts = port.store.records(&service, &id).await.map_err(|_| unreadable())?;
-    if texts.is_empty() {
+    let (service, id) = task_in(path)?;
+    let records = port.store.records(&service, &id).await.map_err(|_| unreadable())?;
+    if records.is_empty() {
         return Err(ApiError::refused(StatusCode::NOT_FOUND, "This task is not stored."));
     }
-    Ok(Json(Task {
+    Ok(Json(TaskBody {
         service: service.to_string(),
         id: id.as_str().to_owned(),
-        records: texts.into_iter().map(StoredRecord::from).collect(),
+        records: records.into_iter().map(RecordBody::from).collect(),
     }))
 }
 
@@ -169,16 +171,16 @@ pub(super) async fn delete_one(
     State(port): State<Arc<AdminPort>>,
     path: Result<Path<(String, String)>, PathRejection>,
     uri: Uri,
-) -> Result<Json<Deleted>, ApiError> {
+) -> Result<Json<DeletedBody>, ApiError> {
     Parameters::none(&uri)?;
-    let (service, id) = named(path)?;
+    let (service, id) = task_in(path)?;
     delete(port, DeleteScope::Task { service, id }).await
 }
 
 pub(super) async fn delete_many(
     State(port): State<Arc<AdminPort>>,
     uri: Uri,
-) -> Result<Json<Deleted>, ApiError> {
+) -> Result<Json<DeletedBody>, ApiError> {
     let parameters = Parameters::read(&uri, &["service", "older_than"])?;
     let service = parameters.parsed("service", Service::parse, SERVICE)?;
     let age =
@@ -186,35 +188,35 @@ pub(super) async fn delete_many(
     let scope = match (service, age) {
         (Some(service), None) => DeleteScope::Service(service),
         (None, Some(age)) => DeleteScope::OlderThan(age),
-        _ => return Err(ApiError::bad_request("It takes exactly one of service and older_than.")),
+        _ => return Err(ApiError::bad_request("Exactly one of service and older_than is required.")),
     };
     delete(port, scope).await
 }
 
-/// In a task of its own: what an operator asked to be forgotten is, whether somebody still waits for the answer or not.
-async fn delete(port: Arc<AdminPort>, scope: DeleteScope) -> Result<Json<Deleted>, ApiError> {
+/// Deletes in a task of its own, so that a client that disconnects does not stop it.
+async fn delete(port: Arc<AdminPort>, scope: DeleteScope) -> Result<Json<DeletedBody>, ApiError> {
     let deletion = tokio::spawn(async move { port.lookups.forget_by_operator(scope).await });
     match deletion.await.map_err(|_| ApiError::internal())? {
-        Ok(deleted) => Ok(Json(Deleted { deleted })),
+        Ok(deleted) => Ok(Json(DeletedBody { deleted })),
         Err(error) => {
-            tracing::warn!(%error, "forget tasks");
+            tracing::warn!(%error, "deleting tasks failed");
             Err(ApiError::unavailable(
-                "The task store could not be written. What was to be forgotten is shown to nobody meanwhile, and is \
-                 forgotten once it can be written.",
+                "The task store cannot be written. The tasks are hidden from all clients now, and are deleted as soon \
+                 as the store can be written.",
             ))
         }
     }
 }
 
-/// The task of the path.
-fn named(path: Result<Path<(String, String)>, PathRejection>) -> Result<(Service, TaskId), ApiError> {
-    let Ok(Path((service, id))) = path else { return Err(wrong("id", ID)) };
-    let service = Service::parse(&service).ok_or_else(|| wrong("service", SERVICE))?;
-    let id = TaskId::parse(&id).ok_or_else(|| wrong("id", ID))?;
+/// Returns the service and id in the path.
+fn task_in(path: Result<Path<(String, String)>, PathRejection>) -> Result<(Service, TaskId), ApiError> {
+    let Ok(Path((service, id))) = path else { return Err(invalid("id", ID)) };
+    let service = Service::parse(&service).ok_or_else(|| invalid("service", SERVICE))?;
+    let id = TaskId::parse(&id).ok_or_else(|| invalid("id", ID))?;
     Ok((service, id))
 }
 
-/// The store counts and logs why.
+/// The store has counted and logged the cause.
 fn unreadable() -> ApiError {
-    ApiError::unavailable("The task store cannot be read at the moment.")
+    ApiError::unavailable("The task store cannot be read.")
 }

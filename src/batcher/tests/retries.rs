@@ -9,7 +9,7 @@ use crate::upstream::UpstreamError;
 async fn status_429_is_absorbed_unless_a_client_sees_it() {
     let harness = Harness::with(|upstream, _| upstream.max_retries = 1);
     let metrics = &harness.batcher.registry.metrics;
-    let limited = || (metrics.upstream_rate_limited(), metrics.rate_limited_absorbed());
+    let limited = || (metrics.upstream_rate_limited.get(), metrics.rate_limited_absorbed.get());
     harness.add_final("a");
     harness.script([Reply::status(429)]);
     assert!(is_final(&harness.look_up_one("a").await));

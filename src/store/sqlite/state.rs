@@ -65,7 +65,7 @@ impl SqliteState {
 
     /// Counts an error in the metrics.
     pub(super) fn count(&self, kind: StoreErrorKind) {
-        self.local.metrics.store_errors.count(kind);
+        self.local.metrics.store_errors.inc(kind);
     }
 
     /// Runs a read for at most [`READ_TIMEOUT`]. Returns `None` after a failure, which is counted and logged here.

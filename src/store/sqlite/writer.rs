@@ -275,8 +275,8 @@ impl Writer {
                 return Err(error);
             }
         };
-        state.local.metrics.tasks_stored.inc_by(stored);
-        state.local.metrics.tasks_deleted.inc_by(deleted);
+        state.local.metrics.store_tasks_stored.inc_by(stored);
+        state.local.metrics.store_tasks_deleted.inc_by(deleted);
         self.check_max_bytes();
         state.deferred.complete(&deferred);
         for (service, id) in narrow.iter().filter_map(DeleteScope::task) {
@@ -302,7 +302,7 @@ impl Writer {
             match step.await {
                 Ok(DeleteStep { rows: removed, has_more }) => {
                     rows += removed;
-                    self.state.local.metrics.tasks_deleted.inc_by(removed);
+                    self.state.local.metrics.store_tasks_deleted.inc_by(removed);
                     self.state.local.memory.clear();
                     if !has_more {
                         return Ok(rows);
@@ -353,9 +353,9 @@ impl Writer {
             Ok(step)
         });
         let step = step.await?;
-        let evicted = &state.local.metrics.tasks_evicted;
-        evicted.add(EvictionReason::MaxBytes, step.over_max_bytes);
-        evicted.add(EvictionReason::MaxAge, step.over_max_age);
+        let evicted = &state.local.metrics.store_tasks_evicted;
+        evicted.inc_by(EvictionReason::MaxBytes, step.over_max_bytes);
+        evicted.inc_by(EvictionReason::MaxAge, step.over_max_age);
         for (service, id) in &step.removed {
             state.local.memory.remove(service, id);
         }

@@ -27,7 +27,7 @@ async fn sweep_removes_the_least_recently_used_beyond_max_bytes() {
     }
     assert_eq!(left, [0, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
     assert_eq!((store.stats().tasks, store.stats().bytes), (10, 10_000));
-    let evicted = &db.metrics.tasks_evicted;
+    let evicted = &db.metrics.store_tasks_evicted;
     assert_eq!((evicted.get(EvictionReason::MaxBytes), evicted.get(EvictionReason::MaxAge)), (3, 0));
 }
 
@@ -50,6 +50,6 @@ async fn sweep_removes_tasks_unused_for_max_age() {
     let store = db.open().await;
     eventually("swept", || async { store.stats().tasks == 1 }).await;
     assert!(get(&store, A, "old").await.is_none() && get(&store, A, "new").await.is_some());
-    let evicted = &db.metrics.tasks_evicted;
+    let evicted = &db.metrics.store_tasks_evicted;
     assert_eq!((evicted.get(EvictionReason::MaxBytes), evicted.get(EvictionReason::MaxAge)), (0, 1));
 }

@@ -108,7 +108,7 @@ impl WriterConnection {
         let value = work(&mut tx).await?;
         let meta = Meta::read(&mut tx).await?;
         tx.commit().await?;
-        self.state.local.metrics.commit_seconds.observe(start.elapsed());
+        self.state.local.metrics.store_commit_duration.observe(start.elapsed());
         meta.publish(&self.state);
         Ok(value)
     }
