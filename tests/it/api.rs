@@ -110,7 +110,7 @@ fn assert_has(path: &str, documented: &Value, response: &Value) {
         }
         (Value::Array(documented), Value::Array(response)) => {
             let may_be_empty = documented.is_empty() || path.starts_with(EMPTY_AT_FIRST);
-            assert!(may_be_empty || !response.is_empty(), "{path}: the test makes none");
+            assert!(may_be_empty || !response.is_empty(), "{path}: the test has none");
             if let (Some(documented), Some(response)) = (documented.first(), response.first()) {
                 assert_has(path, documented, response);
             }
@@ -203,7 +203,7 @@ async fn stored_tasks_are_filtered_by_service_id_title_and_time() {
     assert_eq!(task["record_bytes"], text("On3", "ÄRGER").len());
     assert_eq!(task["links"], json!([{"kind": "audio", "url": "https://cdn.example/a.mp3"}]));
     assert_eq!((&task["created_at"], &task["finished_at"]), (&json!(1767119745.5), &json!(1767119785.25)));
-    assert!(task["record"].is_null(), "a listing is short: {task}");
+    assert!(task["record"].is_null(), "a listing has no records: {task}");
 }
 
 #[tokio::test]

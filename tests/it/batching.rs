@@ -112,7 +112,7 @@ async fn cancelled_lookup_does_not_fail_those_that_joined_its_call() {
         assert_eq!((reply.status, &reply.body[..]), (StatusCode::OK, expected.as_bytes()));
     }
     let for_it = app.upstream.lookup_calls().iter().filter(|call| call.ids().contains(&id)).count();
-    assert_eq!(for_it, 1, "the call outlived the client that caused it");
+    assert_eq!(for_it, 1, "the call outlives its client");
 }
 
 #[tokio::test]

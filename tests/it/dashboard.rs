@@ -126,7 +126,7 @@ async fn page_has_no_inline_script_or_style_and_names_no_other_host() {
         assert!(!shell.contains(word), "{word}");
     }
     for tag in shell.split("<script").skip(1) {
-        let (attributes, rest) = tag.split_once('>').expect("a whole tag");
+        let (attributes, rest) = tag.split_once('>').expect("a complete tag");
         assert!(attributes.contains("src=\"assets/") && rest.starts_with("</script>"), "{tag:.80}");
     }
     for path in files(&app).await.iter().filter(|path| path.ends_with(".js") && !path.contains("vendor")) {

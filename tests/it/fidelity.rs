@@ -184,7 +184,7 @@ async fn any_valid_json_record_is_relayed_alone_and_in_a_batch() {
             lost.push(value);
         }
     }
-    assert!(lost.is_empty(), "left out of the batch as if unknown: {lost:?}");
+    assert!(lost.is_empty(), "missing in the batch: {lost:?}");
 }
 
 #[test]

@@ -159,7 +159,7 @@ async fn different_records_of_one_id_stay_with_their_tokens() {
         }
         for token in ["a", "b", "a", "b", "b", "a"] {
             let reply = app.retrieve(token, "id").await;
-            assert_eq!(reply.body, final_record("id", token), "{token} was shown another text than its own");
+            assert_eq!(reply.body, final_record("id", token), "{token} received the record of another token");
             let reply = app.batch(token, &["id"]).await;
             assert_eq!(reply.body, envelope(&[final_record("id", token)]), "{token}");
         }

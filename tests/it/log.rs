@@ -30,7 +30,7 @@ async fn log_line_has_no_control_characters_of_the_client() {
         let mut peer = RawPeer::connect(program.address).await;
         peer.write(request("POST /producer/tasks", &headers, body)).await;
         assert_eq!(peer.read_response().await.status, 200);
-        assert_eq!(upstream.calls().pop().expect("a call").ids(), [id], "byte for byte upstream");
+        assert_eq!(upstream.calls().pop().expect("a call").ids(), [id], "unchanged upstream");
     }
     let log = program.log();
     assert!(

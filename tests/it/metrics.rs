@@ -126,7 +126,7 @@ async fn metrics_and_stats_count_known_traffic() {
     assert_eq!((ids("pending"), ids("fetched")), (2.0, 3.0));
     assert_eq!(stats["ids"]["hit"], 122);
     let found = |result| count("refrain_store_lookups_total", &[("result", result)]);
-    assert_eq!((found("memory"), found("disk")), (3.0, 0.0), "a batch asks for each id once");
+    assert_eq!((found("memory"), found("disk")), (3.0, 0.0), "a batch looks up each id once");
 
     // The simulator counts the calls too.
     let calls = upstream.lookup_calls().len();

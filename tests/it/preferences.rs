@@ -62,7 +62,7 @@ async fn pending_record_is_reused_unless_cache_control_forbids_it() {
     assert!(reply.header("age").parse::<u64>().is_ok());
     assert_eq!(app.calls(), 1);
     let other = app.retrieve("u", &id).await;
-    assert_eq!((other.x_cache(), &other.body[..]), ("MISS", &b"{}"[..]), "not another token's");
+    assert_eq!((other.x_cache(), &other.body[..]), ("MISS", &b"{}"[..]), "not shared with another token");
     let body = json!({"action": "retrieve", "id": id});
     for (calls, advice) in [(3, "no-cache"), (4, "max-age=0")] {
         let reply = app.look_up("t", &body, &[("cache-control", advice)]).await;
@@ -98,7 +98,7 @@ async fn prefer_wait_returns_as_soon_as_every_record_is_final() {
             None => assert!(json["finished_at"].is_number(), "{json}"),
             Some(items) => {
                 let items = items.as_array().expect("a list");
-                assert_eq!(items.len(), 3, "an unknown id counts as unfinished: {json}");
+                assert_eq!(items.len(), 3, "an unknown id counts as pending: {json}");
                 assert!(items.iter().all(|item| item["finished_at"].is_number()), "{json}");
             }
         }
@@ -154,7 +154,7 @@ async fn lenient_batch_returns_known_items_and_lists_missing_ids() {
     assert_eq!(ids, ["c", "a"], "{json}");
     let missing: HashSet<&str> =
         json["missing"].as_array().expect("missing").iter().filter_map(serde_json::Value::as_str).collect();
-    assert_eq!(missing, HashSet::from(["b"]), "what is unknown is no failure: {json}");
+    assert_eq!(missing, HashSet::from(["b"]), "an unknown id is not a failure: {json}");
     assert!(reply.header("preference-applied").contains("handling=lenient"), "{reply:?}");
     let text = String::from_utf8(reply.body.to_vec()).expect("UTF-8");
     assert!(text.starts_with(r#"{"items":["#) && text.contains(r#"],"count":2,"missing":["#), "{text}");

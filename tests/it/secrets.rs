@@ -167,7 +167,7 @@ async fn check(settings: &[(&str, &str)], key: &str, token: &str) {
         assert_eq!(program.wait().code(), Some(0), "{}", program.log());
         assert_not_in_files(folder.path());
         let log = program.log();
-        assert!(log.lines().count() > 40, "it logged at trace: {log}");
+        assert!(log.lines().count() > 40, "the log has trace records: {log}");
         assert_not_in(&format!("the {format} log"), &log);
     }
 }

@@ -175,7 +175,7 @@ async fn preflight_is_answered_without_a_key() {
     assert_eq!(
         refused.header("access-control-allow-origin"),
         Some("https://app.example"),
-        "the page can read why"
+        "the page can read the error"
     );
     assert_eq!(app.upstream.call_count(), 0);
 }

@@ -49,7 +49,7 @@ async fn first_signal_finishes_running_requests_and_closes_the_store() {
         program.signal(signal);
         eventually("readiness reports draining", async || get(program.admin, "/readyz").await.status == 503)
             .await;
-        assert_eq!(get(program.admin, "/healthz").await.status, 200, "alive all the same");
+        assert_eq!(get(program.admin, "/healthz").await.status, 200, "alive while draining");
         assert_eq!(health(&program, folder.path()).await.status.code(), Some(1));
         let refused = async || tokio::net::TcpStream::connect(program.address).await.is_err();
         eventually("new connections are refused", refused).await;
@@ -137,7 +137,7 @@ async fn sigterm_cuts_none_of_many_running_requests() {
         assert!(response.ends_with(&token_record(id, "t", 100)), "{response}");
     }
     for stream in streams {
-        assert_eq!(stream.await.unwrap().expect("a whole stream"), whole);
+        assert_eq!(stream.await.unwrap().expect("a complete stream"), whole);
     }
     assert_eq!(program.wait().code(), Some(0));
     eprintln!("ended {:?} after the signal", start.elapsed());

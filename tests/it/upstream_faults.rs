@@ -130,7 +130,7 @@ async fn invalid_200_is_relayed_alone_and_a_502_in_a_batch() {
         let app = app().await;
         app.upstream.add_rule(Rule::lookups().body(content_type, body));
         let alone = app.retrieve("t", "id").await;
-        assert_eq!((alone.status, &alone.body[..]), (StatusCode::OK, body.as_bytes()), "relayed as it is");
+        assert_eq!((alone.status, &alone.body[..]), (StatusCode::OK, body.as_bytes()), "relayed unchanged");
         assert_eq!(alone.header("content-type"), content_type);
         assert!(!alone.header("cache-status").contains("stored"), "{body}: {alone:?}");
         let many = app.batch("t", &["id", "other"]).await;

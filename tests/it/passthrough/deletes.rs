@@ -63,7 +63,7 @@ async fn unconfirmed_delete_removes_nothing() {
         app.upstream.add_rule(rule().respond_with(status, "application/json", body.clone()).times(1));
         let response = send_delete(&app, "t", &id).await;
         assert!(response.is_complete);
-        assert_eq!((response.status, response.text()), (status, body), "relayed as it is");
+        assert_eq!((response.status, response.text()), (status, body), "relayed unchanged");
         app.assert_stored("t", &id).await;
     }
     // A truncated confirmation does not count.

@@ -68,11 +68,11 @@ async fn abandoned_request_ends_upstream_within_a_second() {
     assert_eq!(
         app.upstream.call_count(),
         1 + usize::from(app.upstream.aborted_calls() == 2),
-        "sent once if at all"
+        "sent at most once"
     );
     assert!(
         app.upstream.calls().iter().skip(1).all(|call| !call.body_complete),
-        "never made to look complete"
+        "an aborted upload never looks complete"
     );
 }
 

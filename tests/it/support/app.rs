@@ -136,7 +136,7 @@ impl TestApp {
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Reply {
         let response = request.send().await.expect("a response");
         let (status, headers) = (response.status(), response.headers().clone());
-        Reply { status, headers, body: response.bytes().await.expect("a whole body") }
+        Reply { status, headers, body: response.bytes().await.expect("a complete body") }
     }
 
     /// Sends a `GET` to the admin port.

@@ -49,7 +49,7 @@ async fn backup_during_writes_is_complete_and_can_be_served() {
     .await
     .expect("no panic");
     done.store(true, Ordering::Relaxed);
-    assert!(writing.await.expect("no panic") > 0, "it was written meanwhile");
+    assert!(writing.await.expect("no panic") > 0, "records were written during the backup");
     let summary = &json_lines(&out)[0];
     assert!(summary["tasks"].as_u64() >= Some(20), "{summary}");
     let names: Vec<String> = std::fs::read_dir(proxy.path())
@@ -57,7 +57,7 @@ async fn backup_during_writes_is_complete_and_can_be_served() {
         .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
         .filter(|name| name.starts_with("copy"))
         .collect();
-    assert_eq!(names, ["copy.db"], "nothing half done is left");
+    assert_eq!(names, ["copy.db"], "no partial file is left");
 
     let served = tempfile::tempdir().expect("a folder");
     std::fs::copy(proxy.path().join("copy.db"), served.path().join("refrain.db")).expect("copied");

@@ -17,7 +17,7 @@ async fn deleted_task_is_fetched_again_within_a_second() {
         loop {
             let reply = proxy.http.retrieve("t", id).await.expect("a response");
             let after = proxy.upstream.lookup_calls().len();
-            assert!(since.elapsed() < Duration::from_secs(1), "{id} is a {} for too long", reply.x_cache());
+            assert!(since.elapsed() < Duration::from_secs(1), "{id} is still a {}", reply.x_cache());
             if after > before {
                 assert_eq!((after, reply.x_cache()), (before + 1, "MISS"));
                 return;
@@ -57,7 +57,7 @@ async fn deleted_task_is_fetched_again_within_a_second() {
     eventually("stored again", async || is_hit("stays").await).await;
     assert_eq!(text(&tasks(folder, &["delete", "--older-than", "0s"])), "deleted 1 task\n");
     let (_upstream, folder) = proxy.stop();
-    assert_eq!(tasks(folder.path(), &["list"]), b"", "without a proxy too");
+    assert_eq!(tasks(folder.path(), &["list"]), b"", "also without a proxy");
     let missing = tasks_with(folder.path(), &["delete", "stays"], &[], b"");
     assert_eq!((missing.status.code(), text(&missing.stdout)), (Some(1), "deleted 0 tasks\n"));
 }

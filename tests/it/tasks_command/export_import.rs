@@ -59,7 +59,7 @@ async fn imported_records_are_hits_for_the_new_token() {
         let again = tasks_with(folder.path(), &["import", "-", "--token-stdin", "--json"], &[], &both);
         let output = &json_lines(&succeeds(again))[0];
         assert_eq!((&output["imported"], &output["known"]), (&json!(0), &json!(15)));
-        assert_eq!(tasks(folder.path(), &["export"]), exported, "dates and order are kept too");
+        assert_eq!(tasks(folder.path(), &["export"]), exported, "dates and order are preserved");
         for (id, stored) in &delicate {
             assert_eq!(text(&tasks(folder.path(), &["show", id])), stored);
         }
@@ -136,7 +136,7 @@ fn import_stops_at_the_first_invalid_line() {
         let output = import(&bad);
         assert_fails(&output, 1, &["line 1: ", why, "0 tasks were imported"]);
         assert!(!text(&output.stderr).contains("canary"), "{output:?}");
-        assert!(!folder.path().join("refrain.db").exists(), "no store is made for a wrong file");
+        assert!(!folder.path().join("refrain.db").exists(), "no store is created for an invalid file");
     }
     let all: String = (0..1100).map(good).collect();
     let output = import(&format!("{all}{}{}", line("pending", r#"{"id":"pending"}"#), good(1100)));
