@@ -1,7 +1,8 @@
-//! The command line: arguments, configuration, logging, exit code. The commands are in the child modules.
+//! The command line: arguments, configuration, logging, exit code. The commands are in the child
+//! modules.
 //!
-//! Exit codes: 0 for success, 1 for a failure or if something was not found, 64 for wrong usage or configuration, 130
-//! and 143 after a second SIGINT or SIGTERM. Each mistake is one line on stderr.
+//! Exit codes: 0 for success, 1 for a failure or if something was not found, 64 for wrong usage or
+//! configuration, 130 and 143 after a second SIGINT or SIGTERM. Each mistake is one line on stderr.
 
 mod demo;
 mod health;

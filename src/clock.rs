@@ -1,4 +1,5 @@
-//! The wall clock. Time limits use the monotonic clock instead, so a change of the system time does not affect them.
+//! The wall clock. Time limits use the monotonic clock instead, so a change of the system time does
+//! not affect them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,6 +1,8 @@
-//! The configuration: one struct per section. Loading, checking and showing it are in the child modules.
+//! The configuration: one struct per section. Loading, checking and showing it are in the child
+//! modules.
 //!
-//! Each part of the program receives its section. Only the command line reads files and the environment.
+//! Each part of the program receives its section. Only the command line reads files and the
+//! environment.
 
 mod keys;
 mod load;
@@ -57,7 +59,8 @@ pub struct ServerConfig {
     /// Longest time from the first signal to the end of the process.
     #[serde(deserialize_with = "notation::duration", serialize_with = "notation::show_duration")]
     pub shutdown_timeout: Duration,
-    /// Origins of browser apps that may call the proxy; `*` for any. If empty, CORS is left to the upstream.
+    /// Origins of browser apps that may call the proxy; `*` for any. If empty, CORS is left to the
+    /// upstream.
     #[serde(deserialize_with = "notation::cors_origins")]
     pub cors_origins: Vec<String>,
 }

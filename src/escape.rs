@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-/// Whether a terminal may interpret the character as something else than a visible letter: control characters, line
-/// separators, changes of the writing direction, and invisible characters.
+/// Whether a terminal may interpret the character as something else than a visible letter: control
+/// characters, line separators, changes of the writing direction, and invisible characters.
 pub fn is_unsafe(character: char) -> bool {
     character.is_control()
         || matches!(

@@ -9,14 +9,15 @@ use serde::{Deserialize, Serialize, Serializer};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-/// A bearer token, or the key of a client. `Debug` and `Serialize` write `***`; there is no `Display`.
+/// A bearer token, or the key of a client. `Debug` and `Serialize` write `***`; there is no
+/// `Display`.
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Token(Arc<str>);
 
 impl Token {
-    /// Parses a token: one or more visible ASCII characters (`field-content` of RFC 9110 section 5.5 without
-    /// whitespace).
+    /// Parses a token: one or more visible ASCII characters (`field-content` of RFC 9110 section
+    /// 5.5 without whitespace).
     pub fn parse(token: &str) -> Option<Self> {
         Self::is_valid(token).then(|| Self(token.into()))
     }
@@ -65,7 +66,7 @@ impl Serialize for Token {
     }
 }
 
-/// The key of all digests of one store. Generated when the store is first opened, and kept in it.
+/// The key of all digests of one store. Generated when the store is first opened, and stored in it.
 #[derive(Clone)]
 pub struct DigestKey(Hmac<Sha256>);
 
@@ -80,8 +81,8 @@ impl DigestKey {
         self.digest_bytes(token.0.as_bytes())
     }
 
-    /// Returns the digest that stands for the whole team in `shared` mode. It differs from the digest of every
-    /// token, because a token cannot contain a NUL.
+    /// Returns the digest that stands for the whole team in `shared` mode. It differs from the
+    /// digest of every token, because a token cannot contain a NUL.
     pub fn team(&self) -> Digest {
         self.digest_bytes(b"\0team")
     }

@@ -1,4 +1,5 @@
-//! `refrain demo`: a simulated upstream with some tasks, and the proxy, in one process. Needs no account.
+//! `refrain demo`: a simulated upstream with some tasks, and the proxy, in one process. Needs no
+//! account.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -46,7 +47,8 @@ pub(super) async fn demo(mut loaded: LoadedConfig) -> Result<(), CliError> {
     let shutdown = signals::shutdown_token()?;
     let directory = TemporaryDirectory::create()?;
     let simulator = Simulator::start(SimulatorConfig {
-        // Pasted lines that follow each other quickly stay below the limit: passed-through requests do not wait.
+        // Pasted lines that follow each other quickly stay below the limit: passed-through requests
+        // do not wait.
         burst: 5,
         task_duration: TASK_DURATION,
         max_recorded_bytes: 1 << 20,

@@ -1,4 +1,5 @@
-//! `refrain health`: checks the readiness of a running proxy on its admin port, for container health checks.
+//! `refrain health`: checks the readiness of a running proxy on its admin port, for container
+//! health checks.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;

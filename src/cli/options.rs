@@ -1,4 +1,5 @@
-//! The options of all commands. Reads the environment, the configuration file and the files with secrets.
+//! The options of all commands. Reads the environment, the configuration file and the files with
+//! secrets.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -85,7 +86,8 @@ impl GlobalOptions {
         Ok(Config::load(&sources, read)?)
     }
 
-    /// Loads the configuration only from flags, for commands that set everything else themselves. `extra` flags win.
+    /// Loads the configuration only from flags, for commands that set everything else themselves.
+    /// `extra` flags win.
     ///
     /// # Errors
     /// A flag that is not in `allowed`, or an invalid value.

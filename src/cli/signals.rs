@@ -4,7 +4,8 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Returns a token that the first signal cancels. The second signal exits with 128 plus its number, like a shell.
+/// Returns a token that the first signal cancels. The second signal exits with 128 plus its number,
+/// like a shell.
 ///
 /// # Errors
 /// The operating system does not accept the signal handlers.

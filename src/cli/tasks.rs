@@ -1,7 +1,7 @@
 //! `refrain tasks …`: commands for the task store. They work with and without a running proxy.
 //!
-//! Results go to stdout, everything else to stderr. Control characters in ids, titles and paths are escaped. The
-//! records that `show` and `export` write are not: they are the stored bytes.
+//! Results go to stdout, everything else to stderr. Control characters in ids, titles and paths are
+//! escaped. The records that `show` and `export` write are not: they are the stored bytes.
 
 mod backup;
 mod delete;
@@ -66,7 +66,8 @@ pub(super) struct ShowArguments {
     /// Only in this service
     #[arg(long, value_parser = service)]
     service: Option<Service>,
-    /// Only the record that this reader may read: the first digits of the token digest, as in the log
+    /// Only the record that this reader may read: the first digits of the token digest, as in the
+    /// log
     #[arg(long, value_name = "PREFIX", value_parser = digits)]
     reader: Option<String>,
     /// All records of the id, each followed by a line break

@@ -24,7 +24,8 @@ impl Key {
         format!("REFRAIN_{section}__{field}").to_ascii_uppercase()
     }
 
-    /// Whether an environment variable contains the string itself. Numbers and lists are written as TOML.
+    /// Whether an environment variable contains the string itself. Numbers and lists are written as
+    /// TOML.
     pub(super) fn is_string(&self) -> bool {
         self.value.is_str()
     }
@@ -47,8 +48,8 @@ pub(super) fn of(config: &Config) -> Vec<Key> {
         .collect()
 }
 
-/// Returns the key that was probably meant: a similar name, the same field in another section, or a less similar
-/// name.
+/// Returns the key that was probably meant: a similar name, the same field in another section, or a
+/// less similar name.
 pub(super) fn nearest<'a>(keys: &'a [Key], name: &str) -> Option<&'a Key> {
     let name = name.to_ascii_lowercase();
     let field = name.rsplit('.').next().unwrap_or_default();

@@ -1,8 +1,8 @@
-//! Loading: the file, then the environment, then the flags; each replaces values of the one before. Then the files
-//! that contain secrets, then the rules between keys.
+//! Loading: the file, then the environment, then the flags; each replaces values of the one before.
+//! Then the files that contain secrets, then the rules between keys.
 //!
-//! Each value is first deserialized alone, so that all mistakes are reported at once, each with its origin. See
-//! docs/decisions/001-configuration-loading.md.
+//! Each value is first deserialized alone, so that all mistakes are reported at once, each with its
+//! origin. See docs/decisions/001-configuration-loading.md.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,8 @@ pub struct FlagValue {
     pub value: String,
 }
 
-/// All mistakes of a configuration. Each is one line with its origin, its key and an example, without secrets.
+/// All mistakes of a configuration. Each is one line with its origin, its key and an example,
+/// without secrets.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", mistakes.join("\n"))]
 pub struct ConfigError {
@@ -56,7 +57,8 @@ impl ConfigError {
 }
 
 impl Config {
-    /// Loads the configuration from `sources` and checks it. `read` reads the files that contain secrets.
+    /// Loads the configuration from `sources` and checks it. `read` reads the files that contain
+    /// secrets.
     ///
     /// # Errors
     /// All mistakes, in the order of the sources.
@@ -137,7 +139,8 @@ impl Loader {
         }
     }
 
-    /// Adds `REFRAIN_SECTION__KEY`. Other `REFRAIN_…` variables are ignored: container platforms set some.
+    /// Adds `REFRAIN_SECTION__KEY`. Other `REFRAIN_…` variables are ignored: container platforms
+    /// set some.
     fn add_variable(&mut self, variable: &str, text: &str) {
         let Some(rest) = variable.strip_prefix("REFRAIN_").filter(|_| variable.contains("__")) else {
             return;
@@ -229,7 +232,8 @@ impl Loader {
     }
 }
 
-/// Deserializes a configuration in which only this key is set. Returns the value, or what it should be.
+/// Deserializes a configuration in which only this key is set. Returns the value, or what it should
+/// be.
 fn parse_alone(key: &Key, value: Spanned<DeValue<'_>>) -> Result<Value, String> {
     // Only a number beyond 64 bits has no `Value`.
     let value = Value::deserialize(value.into_deserializer())
@@ -249,7 +253,8 @@ fn read_token(path: &Path, read: &dyn Fn(&Path) -> io::Result<String>) -> Result
     }
 }
 
-/// Returns `upstream.burst = "x"`, shortened if it is long, or only the key if the value may contain a secret.
+/// Returns `upstream.burst = "x"`, shortened if it is long, or only the key if the value may
+/// contain a secret.
 fn assignment(key: &Key, shown: &str) -> String {
     const MAX_CHARACTERS: usize = 100;
     // A URL may contain a password or a key.

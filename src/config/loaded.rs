@@ -1,4 +1,5 @@
-//! A loaded configuration with the origin of each value, as `refrain config` and the admin API show it.
+//! A loaded configuration with the origin of each value, as `refrain config` and the admin API show
+//! it.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -85,7 +86,8 @@ impl LoadedConfig {
         }
     }
 
-    /// Returns the effective values as TOML, secrets as `***`, each with a comment that names its origin.
+    /// Returns the effective values as TOML, secrets as `***`, each with a comment that names its
+    /// origin.
     pub fn to_toml(&self) -> String {
         let mut toml = String::new();
         let mut section = "";

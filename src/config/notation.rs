@@ -1,7 +1,7 @@
 //! The TOML notation of each kind of value, for `deserialize_with` and `serialize_with`.
 //!
-//! The error of a `deserialize_with` function ends the sentence "key = value: …". It never quotes the value, which may
-//! be a secret.
+//! The error of a `deserialize_with` function ends the sentence "key = value: …". It never quotes
+//! the value, which may be a secret.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -268,7 +268,8 @@ pub(super) fn show_services<S: Serializer>(services: &Services, serializer: S) -
     }
 }
 
-/// Headers that refrain sets itself, that change the meaning of a response, or that carry credentials.
+/// Headers that refrain sets itself, that change the meaning of a response, or that carry
+/// credentials.
 const NEVER_FORWARDED: &str = "accept accept-encoding authorization connection content-encoding content-length \
     content-type cookie expect host http2-settings if-match if-modified-since if-none-match if-range \
     if-unmodified-since keep-alive payment-signature proxy-authorization proxy-connection range te trailer \
@@ -361,7 +362,8 @@ pub(super) fn clients<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<
     })
 }
 
-/// A tracing filter. A misspelt level is refused: `EnvFilter` would take it for the name of a module.
+/// A tracing filter. A misspelt level is refused: `EnvFilter` would take it for the name of a
+/// module.
 pub(super) fn log_filter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     const EXPECTED: &str = "must be a filter such as \"info\" or \"info,refrain::batcher=debug\"";
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];

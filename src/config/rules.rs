@@ -70,7 +70,8 @@ pub(super) fn violations(config: &Config, origins: &Origins) -> Vec<String> {
     mistakes
 }
 
-/// Whether two listeners would use the same port. Port 0 means any free port, so it never conflicts.
+/// Whether two listeners would use the same port. Port 0 means any free port, so it never
+/// conflicts.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
     // On most systems a socket on `[::]` accepts IPv4 as well.

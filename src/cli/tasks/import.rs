@@ -1,7 +1,9 @@
-//! `refrain tasks import`: stores the tasks of an export and makes them readable for one token or for the team.
+//! `refrain tasks import`: stores the tasks of an export and makes them readable for one token or
+//! for the team.
 //!
-//! Lines are stored in transactions of some hundred. The import stops at the first invalid line: the transaction of
-//! that line is not committed, earlier ones are. The corrected file can be imported again.
+//! Lines are stored in transactions of some hundred. The import stops at the first invalid line:
+//! the transaction of that line is not committed, earlier ones are. The corrected file can be
+//! imported again.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -35,7 +37,8 @@ const MAX_TOKEN_BYTES: u64 = 64 << 10;
 /// Longest pause between two transactions. A running proxy can write during it.
 const MAX_PAUSE: Duration = Duration::from_millis(50);
 
-/// Interval of the check for a running proxy. The check briefly holds the lock that a proxy needs to start.
+/// Interval of the check for a running proxy. The check briefly holds the lock that a proxy needs
+/// to start.
 const PROXY_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) async fn import(arguments: ImportArguments, config: &Config) -> Result<(), CliError> {
@@ -47,7 +50,8 @@ pub(super) async fn import(arguments: ImportArguments, config: &Config) -> Resul
         ]));
     }
     let mut lines = ExportReader::open(&arguments.file)?;
-    // Reads the first batch before it opens the store, so that a wrong file does not leave an empty store.
+    // Reads the first batch before it opens the store, so that a wrong file does not leave an empty
+    // store.
     let first = lines.batch().map_err(|mistake| mistake.after(0))?;
     let mut store = StoreMaintenance::open_or_create(&config.store).await?;
     let done = import_batches(&mut store, token.filter(|_| !is_shared), first, &mut lines).await;

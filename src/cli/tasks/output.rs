@@ -1,4 +1,5 @@
-//! Output of the `tasks` commands: stdout that may be closed, files that appear only when complete, progress.
+//! Output of the `tasks` commands: stdout that may be closed, files that appear only when complete,
+//! progress.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, StdoutLock, Write};
@@ -86,8 +87,8 @@ pub(super) fn progress(length: Option<u64>, template: &str) -> ProgressBar {
     bar.with_style(ProgressStyle::with_template(template).expect("the template is valid"))
 }
 
-/// A file with a temporary name until it is complete. Removed on drop if it is not. Only its owner may read it, because
-/// it contains the tasks of all readers.
+/// A file with a temporary name until it is complete. Removed on drop if it is not. Only its owner
+/// may read it, because it contains the tasks of all readers.
 pub(super) struct NewFile {
     target: PathBuf,
     temporary: PathBuf,
