@@ -1,12 +1,13 @@
-//! The floor of `benches/compare.sh`: a bare hyper server that reads the request body and sends a fixed response. No
-//! proxy with the same library can cost less.
+//! The floor of `benches/compare.sh`: a bare hyper server that reads the request body and sends a
+//! fixed response. No proxy with the same library can cost less.
 //!
-//! - `floor fixed FILE`: sends the file as response to every request: headers, an empty line, the body
-//! - `floor upstream FILE`: a stub of the API without latency. Lookups receive the file with each `{id}` replaced,
-//!   `/bytes/N` receives N bytes, anything else `{}`
+//! - `floor fixed FILE`: sends the file as response to every request: headers, an empty line, the
+//!   body
+//! - `floor upstream FILE`: a stub of the API without latency. Lookups receive the file with each
+//!   `{id}` replaced, `/bytes/N` receives N bytes, anything else `{}`
 //!
-//! Prints its address in one line and serves until it is killed. HTTP/1.1, keep-alive, `TCP_NODELAY`, runtime and
-//! allocator are the same as in refrain.
+//! Prints its address in one line and serves until it is killed. HTTP/1.1, keep-alive,
+//! `TCP_NODELAY`, runtime and allocator are the same as in refrain.
 
 #![expect(clippy::print_stdout, reason = "the script reads the address from stdout")]
 

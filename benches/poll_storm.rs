@@ -1,7 +1,9 @@
-//! The poll storm: the same clients call the simulated upstream directly and through refrain, at the same time.
+//! The poll storm: the same clients call the simulated upstream directly and through refrain, at
+//! the same time.
 //!
-//! `cargo bench --bench poll_storm` runs all scenarios; `-- --help` lists the options. `docs/poll-storm.md` explains the
-//! tables and has a result. The exit code is 1 if refrain misses a target.
+//! `cargo bench --bench poll_storm` runs all scenarios; `-- --help` lists the options.
+//! `docs/poll-storm.md` explains the tables and has a result. The exit code is 1 if refrain misses
+//! a target.
 //!
 //! - [`scenario`]: clients, their ids, and when tasks finish
 //! - [`client`]: behaviour of a client
@@ -33,7 +35,8 @@ use report::{Report, Row};
 use scenario::Scenario;
 use side::{Kind, Side};
 
-/// Limit of descriptors: a thousand clients have a thousand connections, with both ends in this process.
+/// Limit of descriptors: a thousand clients have a thousand connections, with both ends in this
+/// process.
 const DESCRIPTORS: u64 = 8192;
 
 /// Time between the last preparation and the first poll.

@@ -1,4 +1,5 @@
-//! A client like the vendor's SDK: a loop of lookup and pause. 429 and 5xx are retried with the documented backoff.
+//! A client like the vendor's SDK: a loop of lookup and pause. 429 and 5xx are retried with the
+//! documented backoff.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -96,7 +97,8 @@ enum Attempt {
 }
 
 impl Poller {
-    /// Polls until the record is final. A dashboard, and a client with an unknown id, polls without end.
+    /// Polls until the record is final. A dashboard, and a client with an unknown id, polls without
+    /// end.
     pub(crate) async fn run(self, start: Instant) {
         let Client { starts_after, pause, lookup, .. } = &self.client;
         tokio::time::sleep_until(start + *starts_after).await;
@@ -117,7 +119,8 @@ impl Poller {
         }
     }
 
-    /// Sends a lookup and its retries. `None` after the last retry and for errors that are not retried.
+    /// Sends a lookup and its retries. `None` after the last retry and for errors that are not
+    /// retried.
     async fn look_up(&self, body: &Bytes) -> Option<Bytes> {
         for attempt in 0..=RETRIES {
             self.log.lock().polls += 1;

@@ -93,7 +93,8 @@ async fn cancelled_lookup_does_not_fail_those_that_joined_its_call() {
         leader.write(request("POST /producer/tasks", &headers, body)).await;
         hold.wait_for_held(1).await;
     }
-    // Each lookup has an id of its own too. Once that id was requested upstream, the lookup has joined the call.
+    // Each lookup has an id of its own too. Once that id was requested upstream, the lookup has
+    // joined the call.
     let own = |number: usize| format!("own-{number}");
     let joining = join_all((0..49).map(|number| {
         let ids = [id.clone(), own(number)];
@@ -195,7 +196,8 @@ async fn busy_token_does_not_delay_other_tokens() {
         let before = noisy_calls();
         let reply = http.retrieve(&token, &id).await.unwrap();
         assert_eq!((reply.status.as_u16(), reply.body), (200, token_record(&id, &token, 40).into()));
-        // The busy token needs twenty calls. A lookup queued behind them would see most of them first.
+        // The busy token needs twenty calls. A lookup queued behind them would see most of them
+        // first.
         let between = noisy_calls() - before;
         assert!(between < 10, "{token} waited for {between} calls of the busy token");
     }
@@ -228,7 +230,8 @@ async fn process_resumed_after_a_pause_makes_no_burst() {
     // Requests wait in the kernel while the process is stopped.
     let polls = join_all(pending.iter().cycle().take(100).cloned().map(poll));
     let go_on = async {
-        // The length of the pause is what this test is about: tokens for eight calls would accumulate.
+        // The length of the pause is what this test is about: tokens for eight calls would
+        // accumulate.
         tokio::time::sleep(Duration::from_secs(4)).await;
         upstream.clear_calls();
         program.signal("CONT");

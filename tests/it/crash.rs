@@ -15,7 +15,8 @@ use crate::support::{
 /// Number of lookups at the same time.
 const CLIENTS: usize = 1000;
 
-/// Longest start after a kill. The documented limit is 2 s; a debug build on a busy machine needs more.
+/// Longest start after a kill. The documented limit is 2 s; a debug build on a busy machine needs
+/// more.
 const READY_WITHIN: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -43,7 +44,8 @@ impl Task {
     }
 }
 
-/// Kills the proxy during lookups, checks what was received with the upstream off, and repeats with the same file.
+/// Kills the proxy during lookups, checks what was received with the upstream off, and repeats with
+/// the same file.
 ///
 /// The last round checks the records of all rounds.
 async fn kill_repeatedly(rounds: usize) {
@@ -87,7 +89,8 @@ async fn kill_repeatedly(rounds: usize) {
 
 /// Starts all lookups at once and kills the program among the responses.
 ///
-/// Returns the tasks whose record a client has seen to be final, even where the rest of the response was cut.
+/// Returns the tasks whose record a client has seen to be final, even where the rest of the
+/// response was cut.
 async fn kill_during_lookups(program: &mut Program, tasks: Vec<Task>, round: usize) -> Vec<Task> {
     let address = program.address;
     let responses = Arc::new(AtomicUsize::new(0));
@@ -123,7 +126,8 @@ async fn kill_during_lookups(program: &mut Program, tasks: Vec<Task>, round: usi
     load.await.expect("no panic").into_iter().flatten().collect()
 }
 
-/// Sends one lookup and returns all bytes that arrive. `None` if the program is gone before the request is sent.
+/// Sends one lookup and returns all bytes that arrive. `None` if the program is gone before the
+/// request is sent.
 async fn look_up_raw(address: std::net::SocketAddr, task: &Task) -> Option<Bytes> {
     let authorization = format!("Bearer {}", task.token);
     let headers = [

@@ -11,7 +11,8 @@ use crate::support::{Reply, TestApp, assert_error};
 
 const SECRET: &str = "the-admin-token";
 
-/// Quoted texts after `before`, for example `src="assets/…"` in the page or `from "./…"` in a script.
+/// Quoted texts after `before`, for example `src="assets/…"` in the page or `from "./…"` in a
+/// script.
 fn references<'a>(text: &'a str, before: &str) -> Vec<&'a str> {
     text.split(before).skip(1).filter_map(|rest| rest.split('"').next()).collect()
 }

@@ -112,7 +112,8 @@ impl Page {
         self.tables.last_mut().expect("inside a table")
     }
 
-    /// Adds a heading's anchor: lower case, no punctuation, `-` for a space, a number where it repeats.
+    /// Adds a heading's anchor: lower case, no punctuation, `-` for a space, a number where it
+    /// repeats.
     fn add_anchor(&mut self, heading: &str) {
         let letters = heading.to_lowercase();
         let letters = letters.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));

@@ -1,4 +1,5 @@
-//! Fidelity: records are served as the exact bytes of the upstream, and splitting and merging batches is invisible.
+//! Fidelity: records are served as the exact bytes of the upstream, and splitting and merging
+//! batches is invisible.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -196,8 +197,8 @@ fn split_and_merged_batch_equals_the_upstream_response() {
     }));
     let round = AtomicUsize::new(0);
     let config = Config { cases: 96, failure_persistence: None, ..Config::default() };
-    // Kind of each of eight ids: 0 stored, 1 final but not requested yet, 2 pending, 3 unknown, 4 stored for another
-    // token, 5 final with special characters.
+    // Kind of each of eight ids: 0 stored, 1 final but not requested yet, 2 pending, 3 unknown, 4
+    // stored for another token, 5 final with special characters.
     let cases = (prop::collection::vec(0..6u8, 8), prop::collection::vec(0..8usize, 1..16), any::<bool>());
     let checked = TestRunner::new(config).run(&cases, |(kinds, requested, warm_in_batch)| {
         let round = round.fetch_add(1, Ordering::Relaxed);

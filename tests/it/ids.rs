@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use crate::support::{TestApp, envelope, final_record, request};
 
-/// Ids that differ only in case, white space, normal form, look-alike letters, escapes or their last byte.
+/// Ids that differ only in case, white space, normal form, look-alike letters, escapes or their
+/// last byte.
 fn similar_ids() -> Vec<String> {
     let mut ids: Vec<String> = [
         "a",

@@ -14,7 +14,8 @@ use crate::support::{
     token_record, without_pending_cache,
 };
 
-/// Asserts that a lookup causes an upstream call with its own token, and returns that call's response.
+/// Asserts that a lookup causes an upstream call with its own token, and returns that call's
+/// response.
 async fn assert_requested_upstream(app: &TestApp, token: &str, id: &str, expected: &str) {
     let before = app.calls();
     let reply = app.retrieve(token, id).await;
@@ -192,7 +193,8 @@ fn storm_text(n: usize, token: &str) -> String {
     if n.is_multiple_of(3) { text.replace("\"finished_at\"", "\"created_at\"") } else { text }
 }
 
-/// Sends lookups, batches and bypassed requests of several tokens. A fifth of them is cancelled early.
+/// Sends lookups, batches and bypassed requests of several tokens. A fifth of them is cancelled
+/// early.
 async fn storm(requests: usize) {
     let tasks = (requests / 4).min(12_000);
     let app = TestApp::spawn().await;

@@ -1,4 +1,5 @@
-//! Lookups end to end: which ids come from the store, which go upstream, and what the response reports about it.
+//! Lookups end to end: which ids come from the store, which go upstream, and what the response
+//! reports about it.
 
 use http::StatusCode;
 use refrain::config::Services;

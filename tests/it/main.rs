@@ -1,6 +1,8 @@
-//! Black-box tests: the real program on a real port, the simulator as upstream, upstream calls counted.
+//! Black-box tests: the real program on a real port, the simulator as upstream, upstream calls
+//! counted.
 //!
-//! One file per behaviour. [`support`] has the clients, the app under test and the program under test.
+//! One file per behaviour. [`support`] has the clients, the app under test and the program under
+//! test.
 
 #![expect(unreachable_pub, reason = "a test binary has no other crate to reach")]
 

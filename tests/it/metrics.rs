@@ -1,5 +1,5 @@
-//! `/metrics`, `/api/stats` and `/api/history` after known traffic. Documentation, Grafana dashboard and alerts use
-//! existing metrics.
+//! `/metrics`, `/api/stats` and `/api/history` after known traffic. Documentation, Grafana
+//! dashboard and alerts use existing metrics.
 
 mod exposition;
 mod promql;
@@ -57,8 +57,8 @@ async fn start() -> (Simulator, tempfile::TempDir, Program, Client) {
     (upstream, folder, program, http)
 }
 
-/// Sends requests of each kind: a miss, hits, a pending record, a batch, an absorbed 429, a relayed 429, a refused lookup,
-/// bypassed requests, a lookup held for three seconds.
+/// Sends requests of each kind: a miss, hits, a pending record, a batch, an absorbed 429, a relayed
+/// 429, a refused lookup, bypassed requests, a lookup held for three seconds.
 async fn traffic(upstream: &Simulator, http: &Client) {
     upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     for expected in ["MISS", "HIT", "HIT"] {
@@ -143,8 +143,8 @@ async fn metrics_and_stats_count_known_traffic() {
     let passed = |status| count("refrain_passed_through_total", &[("status", status)]);
     assert_eq!((passed("2xx"), passed("5xx")), (1.0, 1.0));
 
-    // Seven single lookups, 120 ids in three calls, and one lookup held for three seconds, which counts as two polls. The
-    // refused lookup does not count.
+    // Seven single lookups, 120 ids in three calls, and one lookup held for three seconds, which
+    // counts as two polls. The refused lookup does not count.
     let without = 7.0 + 3.0 + 2.0;
     assert_eq!(count("refrain_upstream_calls_baseline_total", &[]), without);
     let saved = count("refrain_upstream_calls_saved_total", &[]);
@@ -367,7 +367,8 @@ async fn grafana_dashboard_uses_existing_metrics() {
 async fn alerts_use_existing_metrics_and_name_their_runbooks() {
     let (_upstream, _folder, program, _) = start().await;
     let page = page(&program).await;
-    // One block per alert, one line per value. `tests/extended metrics` reads the file as YAML with promtool.
+    // One block per alert, one line per value. `tests/extended metrics` reads the file as YAML with
+    // promtool.
     let blocks: Vec<&str> = ALERTS.split("- alert: ").skip(1).collect();
     assert!(blocks.len() >= 10);
     for block in blocks {

@@ -1,4 +1,5 @@
-//! Pass-through: every request that is not a lookup is forwarded unchanged, once, and nothing is stored from it.
+//! Pass-through: every request that is not a lookup is forwarded unchanged, once, and nothing is
+//! stored from it.
 
 mod at_most_once;
 mod deletes;

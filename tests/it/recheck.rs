@@ -163,7 +163,8 @@ async fn silent_upstream_keeps_the_hits() {
     assert_eq!(app.calls(), 2, "one recheck, the next one after a minute");
 }
 
-/// The recheck continues when its client hangs up. Hits wait for its first response, not for the retries.
+/// The recheck continues when its client hangs up. Hits wait for its first response, not for the
+/// retries.
 #[tokio::test]
 async fn hits_wait_only_for_the_first_response_of_the_recheck() {
     let app = TestApp::spawn_with(|config| {

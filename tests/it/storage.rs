@@ -1,4 +1,5 @@
-//! The store's file under damage, locks and other programs: no wrong byte, no lost file, no failed lookup.
+//! The store's file under damage, locks and other programs: no wrong byte, no lost file, no failed
+//! lookup.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! `refrain tasks …` as an operator uses it: the real program, beside a running proxy and without one.
+//! `refrain tasks …` as an operator uses it: the real program, beside a running proxy and without
+//! one.
 
 mod backup;
 mod delete;

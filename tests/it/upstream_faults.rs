@@ -1,4 +1,5 @@
-//! Faults of the upstream in lookups: reported plainly, never stored, and over as soon as the upstream recovers.
+//! Faults of the upstream in lookups: reported plainly, never stored, and over as soon as the
+//! upstream recovers.
 
 use std::time::{Duration, Instant};
 

@@ -102,7 +102,8 @@ async fn response_from_before_a_delete_is_relayed_but_not_stored() {
         }
         let (rule, hold) = Rule::lookups().token(late_token).times(1).hold();
         app.upstream.add_rule(rule);
-        // The upstream confirms the delete, but still returns the record to the call that began before.
+        // The upstream confirms the delete, but still returns the record to the call that began
+        // before.
         app.upstream
             .add_rule(Rule::any().action("delete").body("application/json", r#"{"id":"id","deleted":true}"#));
         let (late, ()) = tokio::join!(app.retrieve(late_token, "id"), async {

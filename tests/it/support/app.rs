@@ -178,7 +178,8 @@ impl TestApp {
         peer.read_response().await
     }
 
-    /// Asserts that the task is not stored for this token: its lookup causes a call. Afterwards it is stored.
+    /// Asserts that the task is not stored for this token: its lookup causes a call. Afterwards it
+    /// is stored.
     pub async fn assert_not_stored(&self, token: &str, id: &str) {
         let before = self.calls();
         let reply = self.retrieve(token, id).await;

@@ -69,7 +69,8 @@ pub fn token_record(id: &str, token: &str, length: usize) -> String {
     )
 }
 
-/// Runs `work` for each of `places`, at most `at_once` at the same time. Returns the results in order.
+/// Runs `work` for each of `places`, at most `at_once` at the same time. Returns the results in
+/// order.
 pub async fn in_parallel<T, F>(places: usize, at_once: usize, work: impl Fn(usize) -> F) -> Vec<T>
 where
     T: Send + 'static,

@@ -127,7 +127,8 @@ pub fn run(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> O
     command.output().expect("the program runs")
 }
 
-/// Asserts that a command failed with this exit code and one line on stderr that contains all these words.
+/// Asserts that a command failed with this exit code and one line on stderr that contains all these
+/// words.
 ///
 /// Returns the line.
 pub fn assert_one_line_error(output: &Output, code: i32, words: &[&str]) -> String {

@@ -99,7 +99,8 @@ fn interrupted_backup_leaves_nothing_behind() {
     command.current_dir(folder.path()).args(["tasks", "backup", "copy.db"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
     let start = Instant::now();
-    // Waits for the copy's file: the store's log appears earlier, before the command handles signals.
+    // Waits for the copy's file: the store's log appears earlier, before the command handles
+    // signals.
     while !names().iter().any(|name| !name.starts_with("refrain.db")) {
         assert!(start.elapsed() < Duration::from_secs(20), "it begins");
     }
