@@ -1,7 +1,7 @@
-//! The only place that calls the upstream: look-ups through [`UpstreamClient`], everything else through
-//! [`Passthrough`]. One TLS set-up, one resolver and one outgoing proxy for both.
+//! Calls to the upstream: lookups through [`UpstreamClient`], every other request through [`Passthrough`].
 //!
-//! No caching here, no pace and no retries: each call is sent once.
+//! No other module calls the upstream. Both clients share the TLS configuration, the resolver and the outgoing proxy.
+//! Each call is sent once: caching, rate limiting and retries belong to the callers.
 
 mod connect;
 mod connect_time;
@@ -22,31 +22,31 @@ pub use passthrough::Passthrough;
 use crate::config::UpstreamConfig;
 use connect::OutgoingProxy;
 
-/// Why the clients could not be made at start.
+/// Reason why the clients could not be built at start.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamSetupError {
-    /// `upstream.base_url` is not scheme and authority.
+    /// `upstream.base_url` is not `http` or `https` with an authority.
     #[error("upstream.base_url must be http:// or https:// and a host")]
     BaseUrl,
     /// rustls has no protocol version in common with its crypto provider.
-    #[error("set up TLS")]
+    #[error("cannot set up TLS")]
     Tls,
-    /// The environment names a proxy that is not an HTTP one.
+    /// The environment names a proxy that is not an HTTP proxy.
     #[error("the proxy in the environment is neither http:// nor https://")]
     Proxy,
-    /// reqwest refused its settings.
-    #[error("set up the client for look-ups")]
+    /// reqwest rejected its settings.
+    #[error("cannot set up the client for lookups")]
     Client(#[source] reqwest::Error),
 }
 
-/// The clients for one upstream.
+/// Builds the clients of the configured upstream.
 pub fn build_clients(config: &UpstreamConfig) -> Result<(UpstreamClient, Passthrough), UpstreamSetupError> {
     let upstream = &config.base_url;
     if !matches!(upstream.scheme_str(), Some("http" | "https")) || upstream.authority().is_none() {
         return Err(UpstreamSetupError::BaseUrl);
     }
-    let proxy = OutgoingProxy::of_system(upstream)?;
-    build(config, connect::tls(connect::trusted())?, proxy)
+    let proxy = OutgoingProxy::from_environment(upstream)?;
+    build(config, connect::tls_config(connect::trusted_certificates())?, proxy)
 }
 
 fn build(
@@ -55,20 +55,20 @@ fn build(
     proxy: Option<OutgoingProxy>,
 ) -> Result<(UpstreamClient, Passthrough), UpstreamSetupError> {
     let passthrough = Passthrough::new(config, &tls, proxy.as_ref());
-    let look_ups = UpstreamClient::new(config, tls, proxy)?;
-    Ok((look_ups, passthrough))
+    let lookups = UpstreamClient::new(config, tls, proxy)?;
+    Ok((lookups, passthrough))
 }
 
-/// Scheme and authority of the upstream, to put before a path.
+/// Returns the scheme and authority of the upstream, without a path.
 fn origin(upstream: &Uri) -> String {
     let scheme = upstream.scheme_str().unwrap_or_default();
     let authority = upstream.authority().map_or("", |authority| authority.as_str());
     format!("{scheme}://{authority}")
 }
 
-/// Whether an answer's framing can be read in one way only: one length or one `chunked`, never both
-/// (RFC 9112 6.3). hyper prefers the chunks; what stands behind us may have preferred the length.
-fn is_framing_sound(headers: &HeaderMap) -> bool {
+/// Returns whether the framing of a response is unambiguous: one length or one `chunked`, never both
+/// (RFC 9112 6.3). hyper prefers the chunks; another server on the way may have preferred the length.
+fn has_unambiguous_framing(headers: &HeaderMap) -> bool {
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (lengths.next(), codings.next()) {

@@ -1,5 +1,4 @@
-//! How a connection to the upstream is made: names, TCP, the outgoing proxy, TLS. Look-ups and passed-through
-//! requests share all of it.
+//! Connections to the upstream: name resolution, TCP, outgoing proxy, TLS. Both clients share these settings.
 
 use std::error::Error;
 use std::future::Future;
@@ -21,41 +20,35 @@ use rustls::{ClientConfig, RootCertStore};
 use tower::Service;
 
 use super::UpstreamSetupError;
-use super::error::{Unreachable, unreachable};
+use super::error::{ConnectError, DnsError, Unreachable, unreachable};
 
-/// A peer that is gone without a word is noticed after 30 s of silence and three probes.
+/// Idle time before the first TCP keep-alive probe.
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(30);
-/// Between two probes.
+/// Time between two TCP keep-alive probes.
 pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// Probes without an answer.
+/// Number of unanswered TCP keep-alive probes after which a connection is closed.
 pub(super) const KEEPALIVE_RETRIES: u32 = 3;
+
+/// Time after which an idle connection is closed. Shorter than the usual limit of servers, so that a pooled
+/// connection is seldom closed when a request is sent on it.
+pub(super) const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(25);
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// A name did not resolve.
-#[derive(Debug, thiserror::Error)]
-#[error("the name does not resolve")]
-pub(super) struct DnsError;
-
-/// No connection, with the reason.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct ConnectError(pub(super) Unreachable);
-
-/// The system's trusted certificates, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`. Without any, https calls fail;
-/// http ones do not need them.
-pub(super) fn trusted() -> RootCertStore {
+/// Returns the trusted certificates of the system, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`. Without any, every
+/// https call fails.
+pub(super) fn trusted_certificates() -> RootCertStore {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(found.certs);
     if added == 0 {
-        tracing::warn!("no trusted certificates found: https calls to the upstream will fail");
+        tracing::warn!("no trusted certificates found, https calls to the upstream will fail");
     }
     roots
 }
 
-/// TLS as both clients speak it. Which protocols to offer inside is left to each.
-pub(super) fn tls(trusted: RootCertStore) -> Result<ClientConfig, UpstreamSetupError> {
+/// Returns the TLS configuration of both clients, without their ALPN protocols.
+pub(super) fn tls_config(trusted: RootCertStore) -> Result<ClientConfig, UpstreamSetupError> {
     Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|_| UpstreamSetupError::Tls)?
@@ -63,19 +56,18 @@ pub(super) fn tls(trusted: RootCertStore) -> Result<ClientConfig, UpstreamSetupE
         .with_no_client_auth())
 }
 
-/// The outgoing proxy on the way to the upstream, as `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
-/// Asked once, for both clients: the upstream is one.
+/// Outgoing proxy of both clients, from `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
 #[derive(Clone)]
 pub(super) struct OutgoingProxy {
     /// Scheme and authority, without credentials.
     pub(super) uri: Uri,
-    /// Its `proxy-authorization`.
+    /// Value of `proxy-authorization`.
     pub(super) authorization: Option<HeaderValue>,
 }
 
 impl OutgoingProxy {
-    /// The system's proxy for `upstream`, if there is one.
-    pub(super) fn of_system(upstream: &Uri) -> Result<Option<Self>, UpstreamSetupError> {
+    /// Returns the proxy for `upstream`, if the environment names one.
+    pub(super) fn from_environment(upstream: &Uri) -> Result<Option<Self>, UpstreamSetupError> {
         Matcher::from_system().intercept(upstream).map(|found| Self::new(&found)).transpose()
     }
 
@@ -89,14 +81,14 @@ impl OutgoingProxy {
     }
 }
 
-/// Resolves names by the system's resolver, each time anew, so that a change of address heals.
+/// System resolver without a cache, so that a new address of the upstream takes effect.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Resolver;
 
 async fn resolve(name: String) -> Result<std::vec::IntoIter<SocketAddr>, DnsError> {
-    // Port 0 is replaced by both clients.
+    // Both clients replace port 0.
     let addresses = tokio::net::lookup_host((name.as_str(), 0)).await.map_err(|error| {
-        tracing::debug!(kind = %error.kind(), "upstream's name does not resolve");
+        tracing::debug!(kind = %error.kind(), "the name of the upstream does not resolve");
         DnsError
     })?;
     Ok(addresses.collect::<Vec<_>>().into_iter())
@@ -128,21 +120,21 @@ impl reqwest::dns::Resolve for Resolver {
 
 type Tcp = HttpConnector<Resolver>;
 
-/// Makes the connections of passed-through requests.
+/// Connector of passed-through requests.
 #[derive(Clone)]
 pub(super) struct Connector {
-    way: Way,
-    /// From the name to the end of the TLS handshake.
-    limit: Duration,
+    route: Route,
+    /// Time limit for name resolution, TCP and TLS together.
+    timeout: Duration,
 }
 
 #[derive(Clone)]
-enum Way {
-    /// To the upstream itself.
+enum Route {
+    /// Connection to the upstream itself.
     Direct(HttpsConnector<Tcp>),
-    /// To the proxy, which is given the whole URL: an http upstream.
+    /// Connection to the proxy, which receives the whole URL. For an http upstream.
     Forward(HttpsConnector<Tcp>, Uri),
-    /// Through a tunnel that the proxy makes: an https upstream.
+    /// `CONNECT` tunnel through the proxy. For an https upstream.
     Tunnel(HttpsConnector<Tunnel<HttpsConnector<Tcp>>>),
 }
 
@@ -151,7 +143,7 @@ impl Connector {
         upstream: &Uri,
         tls: &ClientConfig,
         proxy: Option<&OutgoingProxy>,
-        limit: Duration,
+        timeout: Duration,
     ) -> Self {
         let mut tcp = HttpConnector::new_with_resolver(Resolver);
         tcp.enforce_http(false);
@@ -159,11 +151,11 @@ impl Connector {
         tcp.set_keepalive(Some(KEEPALIVE));
         tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
         tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
-        // Shared out among the addresses of a name, so that one dead address does not use up the limit.
-        tcp.set_connect_timeout(Some(limit));
+        // Divided among the addresses of a name, so that one dead address does not use up the time.
+        tcp.set_connect_timeout(Some(timeout));
         let builder = || HttpsConnectorBuilder::new().with_tls_config(tls.clone());
-        let way = match proxy {
-            None => Way::Direct(builder().https_or_http().enable_all_versions().wrap_connector(tcp)),
+        let route = match proxy {
+            None => Route::Direct(builder().https_or_http().enable_all_versions().wrap_connector(tcp)),
             Some(proxy) => {
                 let to_proxy = builder().https_or_http().enable_http1().wrap_connector(tcp);
                 if upstream.scheme_str() == Some("https") {
@@ -171,13 +163,13 @@ impl Connector {
                     if let Some(authorization) = &proxy.authorization {
                         tunnel = tunnel.with_auth(authorization.clone());
                     }
-                    Way::Tunnel(builder().https_only().enable_all_versions().wrap_connector(tunnel))
+                    Route::Tunnel(builder().https_only().enable_all_versions().wrap_connector(tunnel))
                 } else {
-                    Way::Forward(to_proxy, proxy.uri.clone())
+                    Route::Forward(to_proxy, proxy.uri.clone())
                 }
             }
         };
-        Self { way, limit }
+        Self { route, timeout }
     }
 }
 
@@ -187,62 +179,62 @@ impl Service<Uri> for Connector {
     type Future = Pin<Box<dyn Future<Output = Result<UpstreamIo, ConnectError>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
-        // None of the connectors underneath ever waits to be ready.
+        // The inner connectors are always ready.
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, upstream: Uri) -> Self::Future {
-        let limit = self.limit;
-        let mut way = self.way.clone();
+        let timeout = self.timeout;
+        let mut route = self.route.clone();
         Box::pin(async move {
             let connecting = async {
-                match &mut way {
-                    Way::Direct(connector) => connector
-                        .call(upstream)
-                        .await
-                        .map(|io| UpstreamIo::new(io, false))
-                        .map_err(|error| reason(&error, Unreachable::Other)),
-                    Way::Forward(connector, proxy) => connector
-                        .call(proxy.clone())
-                        .await
-                        .map(|io| UpstreamIo::new(io, true))
-                        .map_err(|error| reason(&error, Unreachable::Proxy)),
-                    Way::Tunnel(connector) => connector
-                        .call(upstream)
-                        .await
-                        .map(|io| UpstreamIo::new(io, false))
-                        .map_err(|error| reason(&error, Unreachable::Proxy)),
-                }
+                let (result, default) = match &mut route {
+                    Route::Direct(connector) => {
+                        (connector.call(upstream).await.map(UpstreamIo::direct), Unreachable::Other)
+                    }
+                    Route::Forward(connector, proxy) => {
+                        (connector.call(proxy.clone()).await.map(UpstreamIo::via_proxy), Unreachable::Proxy)
+                    }
+                    Route::Tunnel(connector) => {
+                        (connector.call(upstream).await.map(UpstreamIo::direct), Unreachable::Proxy)
+                    }
+                };
+                result.map_err(|error| connect_error(&error, default))
             };
-            tokio::time::timeout(limit, connecting).await.unwrap_or(Err(ConnectError(Unreachable::Timeout)))
+            tokio::time::timeout(timeout, connecting).await.unwrap_or(Err(ConnectError(Unreachable::Timeout)))
         })
     }
 }
 
-fn reason(error: &BoxError, otherwise: Unreachable) -> ConnectError {
+fn connect_error(error: &BoxError, default: Unreachable) -> ConnectError {
     tracing::debug!(%error, "no connection to the upstream");
-    ConnectError(unreachable(error.as_ref()).unwrap_or(otherwise))
+    ConnectError(unreachable(error.as_ref()).unwrap_or(default))
 }
 
 trait Io: Read + Write + Connection + Send + Unpin {}
 
 impl<T: Read + Write + Connection + Send + Unpin> Io for T {}
 
-/// A connection to the upstream, or to the proxy on the way to it.
+/// Connection to the upstream or to the outgoing proxy.
 pub(super) struct UpstreamIo {
     io: Box<dyn Io>,
-    proxied: bool,
+    /// Whether requests need the whole URL.
+    is_proxied: bool,
 }
 
 impl UpstreamIo {
-    fn new(io: impl Io + 'static, proxied: bool) -> Self {
-        Self { io: Box::new(io), proxied }
+    fn direct(io: impl Io + 'static) -> Self {
+        Self { io: Box::new(io), is_proxied: false }
+    }
+
+    fn via_proxy(io: impl Io + 'static) -> Self {
+        Self { io: Box::new(io), is_proxied: true }
     }
 }
 
 impl Connection for UpstreamIo {
     fn connected(&self) -> Connected {
-        self.io.connected().proxy(self.proxied)
+        self.io.connected().proxy(self.is_proxied)
     }
 }
 

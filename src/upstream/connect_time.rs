@@ -1,5 +1,7 @@
-//! When a call's own connection came up. Such a call reaches the upstream that much later than it was sent, which the
-//! pace has to know: the next one, on the warm connection, would arrive too close behind it.
+//! Time that a call spends on its own new connection.
+//!
+//! Such a call arrives upstream later than it was sent. The rate limiter must know this delay: the next call, on the
+//! open connection, would otherwise arrive too early.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -14,33 +16,34 @@ tokio::task_local! {
     static CONNECTED_AT: Cell<Option<Instant>>;
 }
 
-/// Runs a call; with its result comes how long it took until its own connection was up, zero on a pooled one.
-pub(super) async fn timed<F: Future>(call: F) -> (F::Output, Duration) {
+/// Awaits a call. Also returns the time until its own connection was open, zero on a pooled connection.
+pub(super) async fn measure<F: Future>(call: F) -> (F::Output, Duration) {
     let start = Instant::now();
-    let timed = async {
+    let measured = async {
         let output = call.await;
         let connected_at = CONNECTED_AT.with(Cell::get);
         (output, connected_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(start)))
     };
-    CONNECTED_AT.scope(Cell::new(None), timed).await
+    CONNECTED_AT.scope(Cell::new(None), measured).await
 }
 
-/// Notes for [`timed`] when a connector is done. A connection that is made for a later call is nobody's.
+/// Connector layer that records for [`measure`] when a connection is open.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct NoteConnected;
+pub(super) struct ConnectTimeLayer;
 
-impl<S> Layer<S> for NoteConnected {
-    type Service = Noting<S>;
+impl<S> Layer<S> for ConnectTimeLayer {
+    type Service = ConnectTimeService<S>;
 
-    fn layer(&self, connector: S) -> Noting<S> {
-        Noting(connector)
+    fn layer(&self, connector: S) -> ConnectTimeService<S> {
+        ConnectTimeService(connector)
     }
 }
 
+/// Connector of [`ConnectTimeLayer`].
 #[derive(Clone, Debug)]
-pub(super) struct Noting<S>(S);
+pub(super) struct ConnectTimeService<S>(S);
 
-impl<S, R> Service<R> for Noting<S>
+impl<S, R> Service<R> for ConnectTimeService<S>
 where
     S: Service<R>,
     S::Future: Send + 'static,
@@ -57,7 +60,7 @@ where
         let connecting = self.0.call(target);
         Box::pin(async move {
             let connection = connecting.await;
-            // An error says that the call it was begun for has found another connection.
+            // Fails outside a call: the connection was started for a call that then used another one.
             let _ = CONNECTED_AT.try_with(|at| at.set(Some(Instant::now())));
             connection
         })

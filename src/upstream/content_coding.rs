@@ -1,4 +1,4 @@
-//! A look-up's body as it comes in: unpacked where it is gzip, counted after that, given up at the limit.
+//! Decoding of response bodies by their `content-encoding`, with a limit on the decoded size.
 
 use std::io::{self, Write};
 
@@ -8,89 +8,95 @@ use http::{HeaderMap, header};
 
 use super::UpstreamError;
 
-/// Packed bytes taken at a time. They become at most a thousand times as many, which other tasks can wait for.
+/// Encoded bytes decoded at a time. They decode to at most about 4 MiB, during which other tasks can wait.
 const STEP: usize = 4096;
 
-/// A whole body, unpacked by the `content-encoding` of `headers`, up to `limit` bytes.
+/// Decodes a whole body by the `content-encoding` in `headers`.
 ///
 /// # Errors
-/// If it is packed in a way that is not understood here, or broken, or longer than the limit.
+/// [`UpstreamError::BadMessage`] if the encoding is not supported or the body is malformed, and
+/// [`UpstreamError::TooLarge`] if the decoded body is longer than `limit` bytes.
 pub fn decode_body(headers: &HeaderMap, body: &[u8], limit: usize) -> Result<Bytes, UpstreamError> {
-    let mut unpacked = Unpacked::new(headers, limit as u64)?;
-    unpacked.push_step(body)?;
-    unpacked.finish()
+    let mut decoder = BodyDecoder::new(headers, limit as u64)?;
+    decoder.decode_step(body)?;
+    decoder.finish()
 }
 
-/// A body of at most so many bytes.
-pub(super) enum Unpacked {
-    Plain(Capped),
-    /// With whether anything came in: a body of no bytes is not packed, whatever the fields say.
-    Gzip(Box<MultiGzDecoder<Capped>>, bool),
+/// Incremental decoder of a body with a limit on the decoded size.
+pub(super) enum BodyDecoder {
+    Identity(LimitedBuffer),
+    Gzip {
+        decoder: Box<MultiGzDecoder<LimitedBuffer>>,
+        /// An empty body is valid although it is not a gzip stream.
+        is_empty: bool,
+    },
 }
 
-impl Unpacked {
-    /// By the answer's `content-encoding`; one that nobody asked for is a malformed answer.
+impl BodyDecoder {
+    /// Creates a decoder for the `content-encoding` in `headers`. An encoding that was not requested is an error.
     pub(super) fn new(headers: &HeaderMap, limit: u64) -> Result<Self, UpstreamError> {
-        let into = Capped { bytes: Vec::new(), limit, is_full: false };
+        let output = LimitedBuffer { bytes: Vec::new(), limit, is_full: false };
         let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
         let coding = codings.next().map_or(&b""[..], |coding| coding.as_bytes());
         if codings.next().is_some() {
             return Err(UpstreamError::BadMessage);
         }
         match coding.to_ascii_lowercase().as_slice() {
-            b"" | b"identity" => Ok(Self::Plain(into)),
-            b"gzip" | b"x-gzip" => Ok(Self::Gzip(Box::new(MultiGzDecoder::new(into)), false)),
+            b"" | b"identity" => Ok(Self::Identity(output)),
+            b"gzip" | b"x-gzip" => {
+                Ok(Self::Gzip { decoder: Box::new(MultiGzDecoder::new(output)), is_empty: true })
+            }
             _ => Err(UpstreamError::BadMessage),
         }
     }
 
-    /// Takes what came in.
-    pub(super) async fn push(&mut self, chunk: &[u8]) -> Result<(), UpstreamError> {
+    /// Decodes the next encoded bytes.
+    pub(super) async fn decode(&mut self, chunk: &[u8]) -> Result<(), UpstreamError> {
         for step in chunk.chunks(STEP) {
-            self.push_step(step)?;
+            self.decode_step(step)?;
             tokio::task::consume_budget().await;
         }
         Ok(())
     }
 
-    fn push_step(&mut self, step: &[u8]) -> Result<(), UpstreamError> {
+    fn decode_step(&mut self, step: &[u8]) -> Result<(), UpstreamError> {
         match self {
-            Self::Plain(into) => into.write_all(step).map_err(|_| UpstreamError::TooLarge),
-            Self::Gzip(decoder, began) => {
-                *began |= !step.is_empty();
-                decoder.write_all(step).map_err(|_| decoder.get_ref().failure())
+            Self::Identity(output) => output.write_all(step).map_err(|_| UpstreamError::TooLarge),
+            Self::Gzip { decoder, is_empty } => {
+                *is_empty &= step.is_empty();
+                decoder.write_all(step).map_err(|_| decoder.get_ref().error())
             }
         }
     }
 
-    /// The whole body.
+    /// Returns the decoded body.
     pub(super) fn finish(self) -> Result<Bytes, UpstreamError> {
         match self {
-            Self::Plain(into) => Ok(into.bytes.into()),
-            Self::Gzip(_, false) => Ok(Bytes::new()),
-            Self::Gzip(mut decoder, true) => {
-                decoder.try_finish().map_err(|_| decoder.get_ref().failure())?;
+            Self::Identity(output) => Ok(output.bytes.into()),
+            Self::Gzip { is_empty: true, .. } => Ok(Bytes::new()),
+            Self::Gzip { mut decoder, is_empty: false } => {
+                decoder.try_finish().map_err(|_| decoder.get_ref().error())?;
                 Ok(std::mem::take(&mut decoder.get_mut().bytes).into())
             }
         }
     }
 }
 
-/// Bytes up to a limit.
-pub(super) struct Capped {
+/// Buffer that rejects writes beyond a limit.
+pub(super) struct LimitedBuffer {
     bytes: Vec<u8>,
     limit: u64,
     is_full: bool,
 }
 
-impl Capped {
-    /// Why a decoder that writes here failed.
-    fn failure(&self) -> UpstreamError {
+impl LimitedBuffer {
+    /// Returns the error of a decoder that failed to write here.
+    fn error(&self) -> UpstreamError {
         if self.is_full { UpstreamError::TooLarge } else { UpstreamError::BadMessage }
     }
 }
 
-impl Write for Capped {
+impl Write for LimitedBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if (self.bytes.len() + bytes.len()) as u64 > self.limit {
             self.is_full = true;

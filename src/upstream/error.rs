@@ -1,55 +1,63 @@
-//! What can go wrong between us and the upstream, as facts that are safe to show: no address, no library's text.
+//! Errors of upstream calls. They are safe to show to clients: no address and no text of a library.
 
 use std::error::Error;
 use std::io;
 
-use super::connect::{ConnectError, DnsError};
+/// The name of a host does not resolve.
+#[derive(Debug, thiserror::Error)]
+#[error("the name does not resolve")]
+pub(super) struct DnsError;
 
-/// Why the upstream gave no sound answer.
+/// No connection could be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct ConnectError(pub(super) Unreachable);
+
+/// Reason why an upstream call has no valid response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamError {
-    /// There is no connection, so no byte of the request was sent.
+    /// No connection could be made, so no byte of the request was sent.
     #[error("the upstream cannot be reached: {0}")]
     Unreachable(Unreachable),
-    /// A look-up took longer than `upstream.request_timeout`.
-    #[error("the upstream did not answer in time")]
+    /// A lookup took longer than `upstream.request_timeout`.
+    #[error("the upstream did not respond in time")]
     Timeout,
-    /// The connection broke, or the body's framing did, before the whole answer was there.
-    #[error("the upstream's answer broke off")]
+    /// The connection or the framing of the body failed before the response was complete.
+    #[error("the upstream's response is incomplete")]
     Interrupted,
-    /// A look-up's answer is larger than `upstream.max_response_bytes`.
-    #[error("the upstream's answer is too large")]
+    /// The response to a lookup is larger than `upstream.max_response_bytes`.
+    #[error("the upstream's response is too large")]
     TooLarge,
-    /// The answer is not sound HTTP, or not what was asked for.
-    #[error("the upstream's answer is not sound HTTP")]
+    /// The response is malformed or has an encoding that was not requested.
+    #[error("the upstream's response is not valid HTTP")]
     BadMessage,
 }
 
-/// Why there is no connection.
+/// Reason why no connection could be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreachable {
-    /// Its name does not resolve.
+    /// The name of the upstream does not resolve.
     #[error("its name does not resolve")]
     Dns,
-    /// Nobody listens there.
+    /// No server listens on the port.
     #[error("the connection was refused")]
     Refused,
-    /// Not within `upstream.connect_timeout`.
-    #[error("no connection in time")]
+    /// There was no connection within `upstream.connect_timeout`.
+    #[error("the connection timed out")]
     Timeout,
-    /// No TLS session, a certificate that is not trusted included.
-    #[error("no TLS session")]
+    /// The TLS handshake failed, for example because the certificate is not trusted.
+    #[error("the TLS handshake failed")]
     Tls,
-    /// The proxy on the way to it gave no connection.
-    #[error("the outgoing proxy gave no connection")]
+    /// The outgoing proxy did not make a connection.
+    #[error("the outgoing proxy made no connection")]
     Proxy,
-    /// Anything else, for example no route or no descriptor left.
+    /// Any other reason, for example no route or no free descriptor.
     #[error("no connection")]
     Other,
 }
 
 impl UpstreamError {
-    /// The error type of RFC 9209 2.3.
+    /// Returns the error type for the header `proxy-status` (RFC 9209 2.3).
     pub fn proxy_status(self) -> &'static str {
         match self {
             Self::Unreachable(Unreachable::Dns) => "dns_error",
@@ -64,7 +72,7 @@ impl UpstreamError {
         }
     }
 
-    /// Its word in logs and metrics.
+    /// Returns the label used in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unreachable(Unreachable::Dns) => "dns",
@@ -80,18 +88,18 @@ impl UpstreamError {
         }
     }
 
-    /// Whether there was a connection, so that the upstream may have seen the request.
+    /// Returns whether there was a connection, so that the upstream may have received the request.
     pub fn was_reached(self) -> bool {
         !matches!(self, Self::Unreachable(_))
     }
 
-    /// Whether it is a matter of time: 504 rather than 502.
+    /// Returns whether a time limit was the reason: 504 instead of 502.
     pub fn is_timeout(self) -> bool {
         matches!(self, Self::Timeout | Self::Unreachable(Unreachable::Timeout))
     }
 
-    /// The facts behind a look-up's error.
-    pub(super) fn of_look_up(error: &reqwest::Error) -> Self {
+    /// Classifies an error of a lookup.
+    pub(super) fn from_lookup(error: &reqwest::Error) -> Self {
         if error.is_connect() {
             let reason = if error.is_timeout() { Some(Unreachable::Timeout) } else { unreachable(error) };
             return Self::Unreachable(reason.unwrap_or(Unreachable::Other));
@@ -102,8 +110,8 @@ impl UpstreamError {
         after_connect(error)
     }
 
-    /// The facts behind a passed-through request's error.
-    pub(super) fn of_passthrough(error: &hyper_util::client::legacy::Error) -> Self {
+    /// Classifies an error of a passed-through request.
+    pub(super) fn from_passthrough(error: &hyper_util::client::legacy::Error) -> Self {
         if error.is_connect() {
             return Self::Unreachable(unreachable(error).unwrap_or(Unreachable::Other));
         }
@@ -111,16 +119,17 @@ impl UpstreamError {
     }
 }
 
+/// Classifies an error that occurred on an open connection.
 fn after_connect(error: &(dyn Error + 'static)) -> UpstreamError {
-    let malformed = any(error, &mut |error| {
+    let malformed = find_in_chain(error, &mut |error| {
         error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse).then_some(())
     });
     if malformed.is_some() { UpstreamError::BadMessage } else { UpstreamError::Interrupted }
 }
 
-/// Why no connection was made, where the chain of causes tells.
+/// Returns the reason why no connection was made, if the chain of causes contains it.
 pub(super) fn unreachable(error: &(dyn Error + 'static)) -> Option<Unreachable> {
-    any(error, &mut |error| {
+    find_in_chain(error, &mut |error| {
         if let Some(ConnectError(reason)) = error.downcast_ref() {
             return Some(*reason);
         }
@@ -138,17 +147,17 @@ pub(super) fn unreachable(error: &(dyn Error + 'static)) -> Option<Unreachable> 
     })
 }
 
-/// The first fact that `look` finds in an error and its causes. An [`io::Error`] is looked into as well: its
-/// `source` skips the error it wraps.
-fn any<T>(
+/// Returns the first `Some` of `classify` for an error and its causes. The error wrapped in an [`io::Error`] is
+/// visited explicitly, because `source` skips it.
+fn find_in_chain<T>(
     error: &(dyn Error + 'static),
-    look: &mut dyn FnMut(&(dyn Error + 'static)) -> Option<T>,
+    classify: &mut dyn FnMut(&(dyn Error + 'static)) -> Option<T>,
 ) -> Option<T> {
-    if let Some(found) = look(error) {
+    if let Some(found) = classify(error) {
         return Some(found);
     }
     if let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-        return any(inner, look);
+        return find_in_chain(inner, classify);
     }
-    any(error.source()?, look)
+    find_in_chain(error.source()?, classify)
 }

@@ -1,6 +1,7 @@
-//! Passed-through requests: sent once, as they are, streaming both ways. No limit but that of the connection
-//! attempt and the search for dead peers: a paid call may take half an hour, and a client that got an error of ours
-//! meanwhile would send it again.
+//! Passed-through requests: sent unchanged, once, streaming both ways.
+//!
+//! Only the connection attempt has a time limit, and only dead connections are closed. A paid call may take half an
+//! hour, and a client that received an error meanwhile would send it again.
 
 use std::time::Duration;
 
@@ -13,26 +14,30 @@ use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
 
-use super::connect::{Connector, OutgoingProxy};
-use super::{Unreachable, UpstreamError, is_framing_sound};
+use super::connect::{Connector, OutgoingProxy, POOL_IDLE_TIMEOUT};
+use super::error::{Unreachable, UpstreamError};
+use super::has_unambiguous_framing;
 use crate::config::UpstreamConfig;
 
-const POOL_IDLE: Duration = Duration::from_secs(25);
+/// Largest number of idle connections.
 const POOL_SIZE: usize = 64;
+/// Time between two HTTP/2 pings.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// Time after which an unanswered ping closes the connection.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The client of everything that is not a look-up.
+/// Client for every request that is not a lookup.
 ///
-/// hyper-util's rather than reqwest's: it sends an [`http::Uri`] as it is, while URL types rewrite paths.
+/// It uses hyper-util, which sends an [`http::Uri`] unchanged. reqwest uses a URL type that rewrites paths.
 #[derive(Clone)]
 pub struct Passthrough {
     client: Client<Connector, Body>,
     scheme: Scheme,
     authority: Authority,
-    /// `proxy-authorization` for an outgoing proxy that is given whole URLs.
-    proxy_authorization: Option<HeaderValue>,
+    /// Whether requests go to an outgoing proxy with their whole URL.
     forwards_to_proxy: bool,
+    /// `proxy-authorization` for that proxy.
+    proxy_authorization: Option<HeaderValue>,
 }
 
 impl Passthrough {
@@ -42,16 +47,16 @@ impl Passthrough {
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(POOL_IDLE)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .pool_max_idle_per_host(POOL_SIZE)
             .http1_preserve_header_case(true)
             .http2_keep_alive_interval(PING_INTERVAL)
             .http2_keep_alive_timeout(PING_TIMEOUT)
             .http2_adaptive_window(false)
-            // This "retry" is none: hyper hands a request back only while it still waits in the queue of a pooled
-            // connection that turned out to be closed, before its head is encoded or its body is asked for
-            // (hyper's client/dispatch.rs, `TrySendError::message`; a request that was begun has none). Without it
-            // a client would get a 502 for a request of which not a byte was sent, and send a paid call again.
+            // This does not send a request twice. hyper returns a request only while it waits in the queue of a
+            // pooled connection that turns out to be closed, before its head is encoded or its body is polled
+            // (`TrySendError::message` in hyper's client/dispatch.rs). Without it, a client would receive a 502 for
+            // a request of which no byte was sent, and would repeat a paid call.
             .retry_canceled_requests(true)
             .build(connector);
         let forwards_to_proxy = proxy.is_some() && upstream.scheme() == Some(&Scheme::HTTP);
@@ -59,44 +64,45 @@ impl Passthrough {
             client,
             scheme: upstream.scheme().cloned().unwrap_or(Scheme::HTTP),
             authority: upstream.authority().cloned().unwrap_or_else(|| Authority::from_static("localhost")),
+            forwards_to_proxy,
             proxy_authorization: proxy
                 .filter(|_| forwards_to_proxy)
                 .and_then(|proxy| proxy.authorization.clone()),
-            forwards_to_proxy,
         }
     }
 
-    /// Sends `request` to the upstream, once, and gives its answer as soon as the head is there. Of the request's
-    /// URI only path and query count, and go as they are. Fields are the caller's business, except `host`, which is
-    /// the upstream's. Dropping this future or the answer's body ends the call.
+    /// Sends `request` to the upstream once and returns the response when its head has arrived.
+    ///
+    /// Only the path and query of the request's URI are used, unchanged. `host` is set to the upstream; the other
+    /// headers are sent as they are. Dropping this future or the response body ends the call.
     pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, UpstreamError> {
         *request.uri_mut() = self.uri(request.uri().path_and_query());
         *request.version_mut() = Version::HTTP_11;
-        // Left out here, it is written on HTTP/1 and stands in `:authority` on HTTP/2.
+        // hyper adds it on HTTP/1, and sends `:authority` on HTTP/2.
         request.headers_mut().remove(header::HOST);
         if let Some(authorization) = &self.proxy_authorization {
             request.headers_mut().insert(header::PROXY_AUTHORIZATION, authorization.clone());
         }
         let connection = capture_connection(&mut request);
         let response = self.client.request(request).await.map_err(|error| {
-            tracing::debug!(%error, "passed-through request failed");
-            UpstreamError::of_passthrough(&error)
+            tracing::debug!(%error, "a passed-through request failed");
+            UpstreamError::from_passthrough(&error)
         })?;
-        let fault = if response.status().is_informational() || !is_framing_sound(response.headers()) {
+        let error = if response.status().is_informational() || !has_unambiguous_framing(response.headers()) {
             Some(UpstreamError::BadMessage)
         } else if self.forwards_to_proxy && response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-            // The proxy asks us, not the client.
+            // The proxy requires credentials of refrain, not of the client.
             Some(UpstreamError::Unreachable(Unreachable::Proxy))
         } else {
             None
         };
-        match fault {
+        match error {
             None => Ok(response),
-            Some(fault) => {
+            Some(error) => {
                 if let Some(connected) = connection.connection_metadata().as_ref() {
                     connected.poison();
                 }
-                Err(fault)
+                Err(error)
             }
         }
     }

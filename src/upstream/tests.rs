@@ -1,7 +1,7 @@
-//! Both clients against an upstream spoken by hand, over TLS, and through outgoing proxies.
+//! Tests of both clients with a raw upstream, over TLS and through outgoing proxies.
 
+mod connections;
 mod lookups;
-mod ways;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What a look-up sends, and what it makes of what comes back.
+//! Tests of the request that a lookup sends and of the responses to it.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -8,7 +8,13 @@ use flate2::write::GzEncoder;
 
 use super::*;
 
-/// A client for look-ups and its upstream.
+/// State of the upstream's connection after its response.
+enum Then {
+    KeepOpen,
+    Close,
+}
+
+/// Lookup client with a raw upstream.
 struct Upstream {
     client: Arc<UpstreamClient>,
     listener: TcpListener,
@@ -25,37 +31,42 @@ impl Upstream {
         Self { client, listener }
     }
 
-    /// Starts a look-up.
-    fn ask(&self, asked: &[&str]) -> tokio::task::JoinHandle<Result<UpstreamResponse, UpstreamError>> {
-        let (client, asked) = (self.client.clone(), ids(asked));
-        tokio::spawn(async move { client.look_up(&producer(), &credentials(), &asked).await })
+    /// Starts a lookup.
+    fn start(&self, requested: &[&str]) -> tokio::task::JoinHandle<Result<UpstreamResponse, UpstreamError>> {
+        let (client, ids) = (self.client.clone(), ids(requested));
+        tokio::spawn(async move { client.look_up(&producer(), &credentials(), &ids).await })
     }
 
-    /// A look-up, answered on a connection of its own with `answer` and then, if so, closed.
-    async fn answered(
+    /// Makes a lookup on a new connection, which receives `response` and then stays open or is closed.
+    async fn look_up(
         &self,
-        answer: impl AsRef<[u8]>,
-        close: bool,
+        response: impl AsRef<[u8]>,
+        then: Then,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        let asking = self.ask(&["a"]);
+        let lookup = self.start(&["a"]);
         let mut peer = RawPeer::accept(&self.listener).await;
         peer.read_head().await;
         peer.read_exact(BODY.len()).await;
-        peer.write(answer).await;
-        if close {
-            drop(peer);
-            return soon(asking).await.unwrap();
-        }
-        soon(asking).await.unwrap()
+        peer.write(response).await;
+        let open = match then {
+            Then::KeepOpen => Some(peer),
+            Then::Close => {
+                drop(peer);
+                None
+            }
+        };
+        let result = soon(lookup).await.unwrap();
+        drop(open);
+        result
     }
 }
 
 const BODY: &str = r#"{"action":"retrieve","id":"a"}"#;
 
 #[tokio::test]
-async fn a_look_up_sends_what_it_must_and_no_more() {
+async fn lookup_sends_only_the_documented_headers() {
     let upstream = Upstream::new().await;
-    let asking = upstream.ask(&["a"]);
+    let lookup = upstream.start(&["a"]);
     let mut peer = RawPeer::accept(&upstream.listener).await;
     let head = peer.read_head().await;
     let mut lines: Vec<_> = head.trim_end().lines().collect();
@@ -79,24 +90,24 @@ async fn a_look_up_sends_what_it_must_and_no_more() {
     assert_eq!(peer.read_exact(BODY.len()).await, BODY);
     peer.write("HTTP/1.1 429 X\r\ncontent-type: a/b\r\nretry-after: 7\r\nset-cookie: a=b\r\ncontent-length: 2\r\n\r\n{}")
         .await;
-    let answer = soon(asking).await.unwrap().unwrap();
-    assert_eq!(answer.status, 429);
+    let response = soon(lookup).await.unwrap().unwrap();
+    assert_eq!(response.status, 429);
     assert_eq!(
-        (answer.content_type.unwrap(), answer.retry_after.unwrap()),
+        (response.content_type.unwrap(), response.retry_after.unwrap()),
         ("a/b".parse().unwrap(), "7".parse().unwrap())
     );
-    assert_eq!(answer.body, "{}");
-    // More ids make a batch, on the same connection, in their order.
-    let asking = upstream.ask(&["b\"\n", "a"]);
+    assert_eq!(response.body, "{}");
+    // Several ids make a batch, in their order and on the same connection.
+    let lookup = upstream.start(&["b\"\n", "a"]);
     peer.read_head().await;
     let batch = r#"{"action":"retrieve_batch","ids":["b\"\n","a"]}"#;
     assert_eq!(peer.read_exact(batch.len()).await, batch);
     peer.write("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
-    assert_eq!(soon(asking).await.unwrap().unwrap().body, "");
+    assert_eq!(soon(lookup).await.unwrap().unwrap().body, "");
 }
 
 #[test]
-fn credentials_show_nothing() {
+fn debug_of_credentials_has_no_secret() {
     let shown = format!("{:?}", credentials());
     assert!(!shown.contains("canary") && !shown.contains("true"), "{shown}");
 }
@@ -108,50 +119,50 @@ fn gzip(plain: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn answers_are_unpacked_and_counted_unpacked() {
+async fn gzip_response_is_decoded_and_its_decoded_size_is_limited() {
     let upstream = Upstream::new().await;
     for (length, expected) in
         [(1000, Ok(1000)), (1001, Err(UpstreamError::TooLarge)), (50_000_000, Err(UpstreamError::TooLarge))]
     {
-        let packed = gzip(&vec![b'0'; length]);
-        let mut answer = format!(
+        let encoded = gzip(&vec![b'0'; length]);
+        let mut response = format!(
             "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\n\r\n",
-            packed.len()
+            encoded.len()
         )
         .into_bytes();
-        answer.extend_from_slice(&packed);
-        let answer = upstream.answered(answer, false).await;
-        assert_eq!(answer.map(|answer| answer.body.len()), expected);
+        response.extend_from_slice(&encoded);
+        let response = upstream.look_up(response, Then::KeepOpen).await;
+        assert_eq!(response.map(|response| response.body.len()), expected);
     }
 }
 
 #[tokio::test]
-async fn nothing_is_not_packed() {
+async fn empty_body_with_gzip_encoding_is_empty() {
     let upstream = Upstream::new().await;
-    let answer = "HTTP/1.1 429 X\r\ncontent-encoding: gzip\r\ncontent-length: 0\r\n\r\n";
-    assert_eq!(upstream.answered(answer, false).await.unwrap().body, "");
+    let response = "HTTP/1.1 429 X\r\ncontent-encoding: gzip\r\ncontent-length: 0\r\n\r\n";
+    assert_eq!(upstream.look_up(response, Then::KeepOpen).await.unwrap().body, "");
 }
 
 #[tokio::test]
-async fn answers_have_a_largest_size_in_every_framing() {
+async fn response_size_is_limited_in_every_framing() {
     let upstream = Upstream::new().await;
     let large = "a".repeat(1001);
-    for answer in [
+    for response in [
         format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 1001\r\n\r\n{large}"),
         format!(
             "HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n3e9\r\n{large}\r\n0\r\n\r\n"
         ),
         format!("HTTP/1.1 200 OK\r\n\r\n{large}"),
     ] {
-        assert_eq!(upstream.answered(answer, true).await.unwrap_err(), UpstreamError::TooLarge);
+        assert_eq!(upstream.look_up(response, Then::Close).await.unwrap_err(), UpstreamError::TooLarge);
     }
 }
 
 #[tokio::test]
-async fn malformed_answers_are_none_and_their_connections_are_left() {
+async fn malformed_response_is_an_error_and_its_connection_is_closed() {
     let upstream = Upstream::new().await;
-    // Each is answered on a connection of its own, or the next would not be accepted.
-    for answer in [
+    // Each lookup needs a new connection, or the next `accept` would not return.
+    for response in [
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\ncontent-encoding: gzip\r\n\r\n\
          2\r\n{}\r\n0\r\n\r\n",
@@ -164,17 +175,17 @@ async fn malformed_answers_are_none_and_their_connections_are_left() {
         "nonsense\r\n\r\n",
     ] {
         assert_eq!(
-            upstream.answered(answer, false).await.unwrap_err(),
+            upstream.look_up(response, Then::KeepOpen).await.unwrap_err(),
             UpstreamError::BadMessage,
-            "{answer:?}"
+            "{response:?}"
         );
     }
 }
 
 #[tokio::test]
-async fn cut_answers_are_none() {
+async fn truncated_response_is_an_error() {
     let upstream = Upstream::new().await;
-    for answer in [
+    for response in [
         "",
         "HTTP/1.1 200",
         "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}",
@@ -182,54 +193,54 @@ async fn cut_answers_are_none() {
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\nZZ\r\n",
     ] {
         assert_eq!(
-            upstream.answered(answer, true).await.unwrap_err(),
+            upstream.look_up(response, Then::Close).await.unwrap_err(),
             UpstreamError::Interrupted,
-            "{answer:?}"
+            "{response:?}"
         );
     }
-    // Cut inside what was packed.
-    let packed = gzip(b"{}");
-    let mut answer =
+    // Truncated inside the gzip stream.
+    let encoded = gzip(b"{}");
+    let mut response =
         b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\na\r\n".to_vec();
-    answer.extend_from_slice(&packed[..10]);
-    answer.extend_from_slice(b"\r\n0\r\n\r\n");
-    assert_eq!(upstream.answered(answer, true).await.unwrap_err(), UpstreamError::BadMessage);
+    response.extend_from_slice(&encoded[..10]);
+    response.extend_from_slice(b"\r\n0\r\n\r\n");
+    assert_eq!(upstream.look_up(response, Then::Close).await.unwrap_err(), UpstreamError::BadMessage);
 }
 
 #[tokio::test]
-async fn a_look_up_is_sent_once() {
+async fn lookup_is_sent_once() {
     let upstream = Upstream::new().await;
-    assert!(upstream.answered("", true).await.is_err());
+    assert!(upstream.look_up("", Then::Close).await.is_err());
     let again = tokio::time::timeout(Duration::from_millis(50), upstream.listener.accept()).await;
     assert!(again.is_err());
 }
 
 #[tokio::test]
-async fn a_redirect_is_an_answer() {
+async fn redirect_is_returned_and_not_followed() {
     let upstream = Upstream::new().await;
     let (other, address) = listen().await;
-    let answer = format!("HTTP/1.1 307 X\r\nlocation: http://{address}/\r\ncontent-length: 0\r\n\r\n");
-    assert_eq!(upstream.answered(answer, false).await.unwrap().status, 307);
+    let response = format!("HTTP/1.1 307 X\r\nlocation: http://{address}/\r\ncontent-length: 0\r\n\r\n");
+    assert_eq!(upstream.look_up(response, Then::KeepOpen).await.unwrap().status, 307);
     assert!(tokio::time::timeout(Duration::from_millis(50), other.accept()).await.is_err());
 }
 
 #[tokio::test]
-async fn waiting_has_an_end() {
+async fn lookup_has_a_time_limit() {
     let (listener, address) = listen().await;
     let config = UpstreamConfig { request_timeout: Duration::from_millis(200), ..config(address) };
     let upstream = Upstream::with(listener, &config);
-    // Nothing, and a body that never ends.
-    for answer in ["", "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}"] {
-        let asking = upstream.ask(&["a"]);
+    // No response, and a body that never ends.
+    for response in ["", "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}"] {
+        let lookup = upstream.start(&["a"]);
         let mut peer = RawPeer::accept(&upstream.listener).await;
         peer.read_head().await;
-        peer.write(answer).await;
-        assert_eq!(soon(asking).await.unwrap().unwrap_err(), UpstreamError::Timeout);
+        peer.write(response).await;
+        assert_eq!(soon(lookup).await.unwrap().unwrap_err(), UpstreamError::Timeout);
     }
 }
 
 #[tokio::test]
-async fn why_there_is_no_connection_is_told_apart() {
+async fn connection_errors_have_distinct_reasons() {
     let (closed, refusing) = listen().await;
     drop(closed);
     let (silent, hole) = listen().await;

@@ -1,4 +1,4 @@
-//! The ways to the upstream: TLS, HTTP/2, outgoing proxies, for both clients.
+//! Tests of connections: TLS, HTTP/2 and outgoing proxies, for both clients.
 
 use std::sync::Arc;
 
@@ -15,28 +15,29 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::upstream::connect::{OutgoingProxy, tls};
+use crate::upstream::connect::{OutgoingProxy, tls_config};
 
-/// For `localhost`, made for these tests alone.
+/// Certificate for `localhost`, used only by these tests.
 const CERTIFICATE: &[u8] = include_bytes!("certificate.der");
 const KEY: &[u8] = include_bytes!("key.der");
 
+/// Returns a TLS configuration that trusts [`CERTIFICATE`].
 fn trusting() -> rustls::ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from(CERTIFICATE)).unwrap();
-    tls(roots).unwrap()
+    tls_config(roots).unwrap()
 }
 
-/// What a request looked like upstream, sent back as the answer.
-async fn mirror(request: Request<Incoming>) -> Result<Response<Full<bytes::Bytes>>, hyper::Error> {
+/// Responds with a description of the request.
+async fn describe(request: Request<Incoming>) -> Result<Response<Full<bytes::Bytes>>, hyper::Error> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
     let host = parts.headers.get("host").map_or("none", |host| host.to_str().unwrap());
-    let shown = format!("{:?} {} {host} {}", parts.version, parts.uri, String::from_utf8_lossy(&body));
-    Ok(Response::new(Full::from(shown)))
+    let description = format!("{:?} {} {host} {}", parts.version, parts.uri, String::from_utf8_lossy(&body));
+    Ok(Response::new(Full::from(description)))
 }
 
-/// Speaks TLS on a connection and answers with [`mirror`].
+/// Serves [`describe`] over TLS on a connection.
 async fn serve_tls(stream: TcpStream, protocol: &'static str) {
     let key = PrivateKeyDer::try_from(KEY).unwrap();
     let mut config =
@@ -50,9 +51,9 @@ async fn serve_tls(stream: TcpStream, protocol: &'static str) {
     let Ok(stream) = TlsAcceptor::from(Arc::new(config)).accept(stream).await else { return };
     let io = TokioIo::new(stream);
     let _ = if protocol == "h2" {
-        http2::Builder::new(TokioExecutor::new()).serve_connection(io, service_fn(mirror)).await
+        http2::Builder::new(TokioExecutor::new()).serve_connection(io, service_fn(describe)).await
     } else {
-        http1::Builder::new().serve_connection(io, service_fn(mirror)).await
+        http1::Builder::new().serve_connection(io, service_fn(describe)).await
     };
 }
 
@@ -63,15 +64,16 @@ fn https(address: SocketAddr) -> UpstreamConfig {
     }
 }
 
-async fn both_answers(clients: &(UpstreamClient, Passthrough)) -> [String; 2] {
-    let looked_up = soon(clients.0.look_up(&producer(), &credentials(), &ids(&["a"]))).await.unwrap();
+/// Sends a lookup and a passed-through request, and returns the response bodies.
+async fn both_responses(clients: &(UpstreamClient, Passthrough)) -> [String; 2] {
+    let lookup = soon(clients.0.look_up(&producer(), &credentials(), &ids(&["a"]))).await.unwrap();
     let request = Request::post("//x/%2f?y").body(Body::from("hi")).unwrap();
-    let passed = soon(clients.1.send(request)).await.unwrap().into_body().collect().await.unwrap();
-    [looked_up.body.into(), passed.to_bytes().into()].map(|body: Vec<u8>| String::from_utf8(body).unwrap())
+    let passthrough = soon(clients.1.send(request)).await.unwrap().into_body().collect().await.unwrap();
+    [lookup.body.into(), passthrough.to_bytes().into()].map(|body: Vec<u8>| String::from_utf8(body).unwrap())
 }
 
 #[tokio::test]
-async fn tls_carries_both_versions_of_http() {
+async fn tls_supports_http1_and_http2() {
     for protocol in ["http/1.1", "h2"] {
         let (listener, address) = listen().await;
         tokio::spawn(async move {
@@ -81,19 +83,19 @@ async fn tls_carries_both_versions_of_http() {
         });
         let clients = build(&https(address), trusting(), None).unwrap();
         let authority = format!("localhost:{}", address.port());
-        let [looked_up, passed] = both_answers(&clients).await;
+        let [lookup_body, passthrough_body] = both_responses(&clients).await;
         if protocol == "h2" {
             let origin = format!("https://{authority}");
             assert_eq!(
-                looked_up,
+                lookup_body,
                 format!("HTTP/2.0 {origin}/producer/tasks none {{\"action\":\"retrieve\",\"id\":\"a\"}}")
             );
-            assert_eq!(passed, format!("HTTP/2.0 {origin}//x/%2f?y none hi"));
+            assert_eq!(passthrough_body, format!("HTTP/2.0 {origin}//x/%2f?y none hi"));
         } else {
-            assert_eq!(passed, format!("HTTP/1.1 //x/%2f?y {authority} hi"));
+            assert_eq!(passthrough_body, format!("HTTP/1.1 //x/%2f?y {authority} hi"));
         }
-        // A certificate that is not trusted is no connection.
-        let strict = build(&https(address), tls(RootCertStore::empty()).unwrap(), None).unwrap();
+        // An untrusted certificate prevents the connection.
+        let strict = build(&https(address), tls_config(RootCertStore::empty()).unwrap(), None).unwrap();
         let error = soon(strict.0.look_up(&producer(), &credentials(), &ids(&["a"]))).await.unwrap_err();
         assert_eq!(error, UpstreamError::Unreachable(Unreachable::Tls));
         let request = Request::get("/").body(Body::empty()).unwrap();
@@ -102,15 +104,14 @@ async fn tls_carries_both_versions_of_http() {
     }
 }
 
-/// A call on a connection of its own says how long that took, for the pace; one on a pooled connection took no time.
 #[tokio::test]
-async fn a_call_knows_how_long_it_waited_for_its_connection() {
+async fn response_has_the_time_of_its_new_connection() {
     const SLOW: Duration = Duration::from_millis(150);
     let (listener, address) = listen().await;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(async move {
-                // Before the handshake, as on a long way.
+                // A delay before the handshake, as on a slow network.
                 tokio::time::sleep(SLOW).await;
                 serve_tls(stream, "http/1.1").await;
             });
@@ -123,6 +124,7 @@ async fn a_call_knows_how_long_it_waited_for_its_connection() {
     assert_eq!(second.connect_time, Duration::ZERO);
 }
 
+/// Returns an outgoing proxy at `address`.
 fn through(address: SocketAddr) -> Option<OutgoingProxy> {
     Some(OutgoingProxy {
         uri: format!("http://{address}/").parse().unwrap(),
@@ -131,14 +133,14 @@ fn through(address: SocketAddr) -> Option<OutgoingProxy> {
 }
 
 #[tokio::test]
-async fn an_https_upstream_is_reached_through_a_tunnel() {
+async fn https_upstream_is_reached_through_a_proxy_tunnel() {
     let (proxy, address) = listen().await;
     let mut upstream = https(address);
     upstream.base_url = "https://localhost:9443".parse().unwrap();
     let clients = Arc::new(build(&upstream, trusting(), through(address)).unwrap());
-    let asking = {
+    let calls = {
         let clients = clients.clone();
-        tokio::spawn(async move { both_answers(&clients).await })
+        tokio::spawn(async move { both_responses(&clients).await })
     };
     for _ in 0..2 {
         let mut peer = RawPeer::accept(&proxy).await;
@@ -149,33 +151,33 @@ async fn an_https_upstream_is_reached_through_a_tunnel() {
         peer.write("HTTP/1.1 200 OK\r\n\r\n").await;
         tokio::spawn(serve_tls(peer.into_stream(), "http/1.1"));
     }
-    let [looked_up, passed] = soon(asking).await.unwrap();
-    assert!(looked_up.starts_with("HTTP/1.1 /producer/tasks localhost:9443 "), "{looked_up}");
-    assert_eq!(passed, "HTTP/1.1 //x/%2f?y localhost:9443 hi");
+    let [lookup_body, passthrough_body] = soon(calls).await.unwrap();
+    assert!(lookup_body.starts_with("HTTP/1.1 /producer/tasks localhost:9443 "), "{lookup_body}");
+    assert_eq!(passthrough_body, "HTTP/1.1 //x/%2f?y localhost:9443 hi");
 
-    // A proxy that refuses the tunnel.
-    let asking = tokio::spawn(async move {
+    // The proxy refuses the tunnel.
+    let calls = tokio::spawn(async move {
         let request = Request::get("/").header("connection", "close").body(Body::empty()).unwrap();
         build(&upstream, trusting(), through(address)).unwrap().1.send(request).await.map(drop)
     });
     let mut peer = RawPeer::accept(&proxy).await;
     peer.read_head().await;
     peer.write("HTTP/1.1 403 Forbidden\r\n\r\n").await;
-    assert_eq!(soon(asking).await.unwrap().unwrap_err(), UpstreamError::Unreachable(Unreachable::Proxy));
+    assert_eq!(soon(calls).await.unwrap().unwrap_err(), UpstreamError::Unreachable(Unreachable::Proxy));
 }
 
 #[tokio::test]
-async fn an_http_upstream_is_reached_by_its_whole_url() {
+async fn http_proxy_receives_the_whole_url() {
     let (proxy, address) = listen().await;
     let mut upstream = config(address);
     upstream.base_url = "http://upstream.example".parse().unwrap();
     let clients = Arc::new(build(&upstream, trusting(), through(address)).unwrap());
-    let asking = {
+    let calls = {
         let clients = clients.clone();
         tokio::spawn(async move {
-            let looked_up = clients.0.look_up(&producer(), &credentials(), &ids(&["a"])).await.map(drop);
+            let lookup_body = clients.0.look_up(&producer(), &credentials(), &ids(&["a"])).await.map(drop);
             let request = Request::get("//x?y").body(Body::empty()).unwrap();
-            (looked_up, clients.1.send(request).await.map(drop))
+            (lookup_body, clients.1.send(request).await.map(drop))
         })
     };
     let mut peer = RawPeer::accept(&proxy).await;
@@ -188,15 +190,15 @@ async fn an_http_upstream_is_reached_by_its_whole_url() {
     assert!(head.starts_with("GET http://upstream.example//x?y HTTP/1.1\r\n"), "{head}");
     assert_eq!(head.header("proxy-authorization"), Some("Basic eA=="));
     assert_eq!(head.header("host"), Some("upstream.example"));
-    // It is us whom the proxy asks for credentials, not the client.
+    // The proxy requires credentials of refrain, not of the client.
     peer.write("HTTP/1.1 407 X\r\nproxy-authenticate: Basic\r\ncontent-length: 0\r\n\r\n").await;
-    let (looked_up, passed) = soon(asking).await.unwrap();
-    assert_eq!(looked_up, Ok(()));
-    assert_eq!(passed, Err(UpstreamError::Unreachable(Unreachable::Proxy)));
+    let (lookup, passthrough) = soon(calls).await.unwrap();
+    assert_eq!(lookup, Ok(()));
+    assert_eq!(passthrough, Err(UpstreamError::Unreachable(Unreachable::Proxy)));
 }
 
 #[test]
-fn an_upstream_is_scheme_and_host() {
+fn invalid_base_url_is_refused() {
     for url in ["/x", "ftp://x", "x:80"] {
         let config = UpstreamConfig { base_url: url.parse().unwrap(), ..UpstreamConfig::default() };
         assert!(matches!(super::super::build_clients(&config), Err(UpstreamSetupError::BaseUrl)), "{url}");
