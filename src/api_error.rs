@@ -3,10 +3,14 @@
 //! They have the upstream's error shape, so that clients handle them as they handle the upstream's. No error text of
 //! a library, no path and no cause appears in one.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
+
+use crate::headers;
 
 /// Error response of refrain.
 ///
@@ -18,8 +22,7 @@ pub struct ApiError {
     message: String,
     /// Error type of RFC 9209 2.3.
     proxy_error: &'static str,
-    /// In seconds.
-    retry_after: Option<u64>,
+    retry_after: Option<Duration>,
     closes_connection: bool,
 }
 
@@ -55,8 +58,8 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "invalid_token", "http_request_denied", message)
     }
 
-    /// Returns 429 `too_many_requests`. `retry_after` is in seconds.
-    pub fn too_many_requests(retry_after: u64, message: impl Into<String>) -> Self {
+    /// Returns 429 `too_many_requests`.
+    pub fn too_many_requests(retry_after: Duration, message: impl Into<String>) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "connection_limit_reached", message)
             .retry_after(retry_after)
     }
@@ -70,7 +73,7 @@ impl ApiError {
     /// Returns 503 `api_error` with `retry-after: 1`: refrain is shutting down or at a limit.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "api_error", "proxy_internal_response", message)
-            .retry_after(1)
+            .retry_after(Duration::from_secs(1))
     }
 
     /// Returns 504 `timeout`. `proxy_error` is an error type of RFC 9209 2.3.
@@ -88,10 +91,10 @@ impl ApiError {
         )
     }
 
-    /// Sets the header `retry-after`, in seconds.
+    /// Sets the header `retry-after`.
     #[must_use]
-    pub fn retry_after(mut self, seconds: u64) -> Self {
-        self.retry_after = Some(seconds);
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
         self
     }
 
@@ -136,19 +139,19 @@ impl IntoResponse for ApiError {
         let body = serde_json::to_vec(&body).expect("strings serialize to JSON");
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let map = response.headers_mut();
+        map.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let proxy_status = format!("refrain; error={}", self.proxy_error);
-        headers.insert("proxy-status", HeaderValue::from_str(&proxy_status).expect("a token of RFC 9209"));
-        if let Some(seconds) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, seconds.into());
+        map.insert("proxy-status", HeaderValue::from_str(&proxy_status).expect("a token of RFC 9209"));
+        if let Some(wait) = self.retry_after {
+            map.insert(header::RETRY_AFTER, headers::retry_after(wait));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             // Required by RFC 9110 11.6.1.
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            map.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if self.closes_connection {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            map.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         // For the access log.
         response.extensions_mut().insert(self);

@@ -260,20 +260,22 @@ impl Store {
     }
 
     /// Returns the same as [`Store::get`], without waiting, if all of `ids` are in memory and within `max_bytes`.
-    pub fn get_cached(
+    /// `convert` is applied to each task, so that a hit allocates one list only.
+    pub fn get_cached<T>(
         &self,
         reader: &Digest,
         service: &Service,
         ids: &[TaskId],
         max_bytes: u64,
-    ) -> Option<Vec<Option<StoredTask>>> {
+        convert: impl Fn(StoredTask) -> T,
+    ) -> Option<Vec<T>> {
         let hour = current_hour();
         let mut bytes = 0;
         let mut found = Vec::with_capacity(ids.len());
         for id in ids {
             let task = self.get_from_memory(reader, service, id, hour)?;
             bytes += task.record.len() as u64;
-            found.push(Some(task));
+            found.push(convert(task));
         }
         if bytes > max_bytes {
             return None;

@@ -78,6 +78,16 @@ pub enum TaskOutcome {
     Failed(LookupFailure),
 }
 
+impl TaskOutcome {
+    /// Returns the record, if there is one.
+    pub fn record(&self) -> Option<&Bytes> {
+        match self {
+            Self::Final { record, .. } | Self::Pending { record, .. } => Some(record),
+            Self::Unknown { .. } | Self::Relayed(_) | Self::Failed(_) => None,
+        }
+    }
+}
+
 /// Source of a final record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordSource {

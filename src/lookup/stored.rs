@@ -1,96 +1,115 @@
-//! What the store has for a caller, once the upstream's word on the token is recent enough.
+//! Stored records of a lookup, once the upstream has accepted the token recently enough.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{LookupRequest, LookupService, ResponseContent};
-use crate::auth::{AccessDecision, RecheckResult};
-use crate::batcher::{LookupKind, LookupOptions, TaskOutcome};
+use super::{LookupError, LookupRequest, LookupService};
+use crate::auth::{AccessDecision, Recheck, RecheckResult};
+use crate::batcher::{LookupFailure, LookupKind, LookupOptions, RecordSource, TaskOutcome};
 use crate::store::{ResultTooLarge, StoredTask};
 use crate::task::TaskId;
 
-/// How long hits wait for the upstream's word on their token.
-const RECHECK_PATIENCE: Duration = Duration::from_secs(5);
+/// Longest time that hits wait for a recheck of their token.
+const RECHECK_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl From<StoredTask> for TaskOutcome {
+    fn from(StoredTask { record, stored_at }: StoredTask) -> Self {
+        Self::Final { record, source: RecordSource::Store { stored_at } }
+    }
+}
 
 impl LookupService {
-    /// What may be shown of `ids`, in their order.
+    /// Returns the outcomes of the distinct ids, filled in as far as the caller may read stored records.
     ///
     /// # Errors
-    /// The answer in place of what was found: the upstream's refusal of the token, or that it would be too long.
+    /// [`LookupError::Failed`] if a recheck found that the upstream refuses the token, [`LookupError::TooLarge`] if the
+    /// records exceed the limit.
     pub(super) async fn stored(
         &self,
-        question: &LookupRequest<'_>,
-        ids: &[TaskId],
-    ) -> Result<Vec<Option<StoredTask>>, ResponseContent> {
-        let (caller, service) = (question.caller, question.service);
-        if self.access.is_allowed(&caller.digest, question.at)
-            && let Some(found) = self.store.get_cached(&caller.reader, service, ids, self.max_response_bytes)
+        request: &LookupRequest<'_>,
+    ) -> Result<Vec<Option<TaskOutcome>>, LookupError> {
+        let LookupRequest { caller, service, ids, received_at, .. } = request;
+        if self.auth.is_allowed(&caller.digest, *received_at)
+            && let Some(outcomes) = self.store.get_cached(
+                &caller.reader,
+                service,
+                ids.distinct(),
+                self.max_response_bytes,
+                |task| Some(task.into()),
+            )
         {
-            return Ok(found);
+            return Ok(outcomes);
         }
-        // In a box, for its size: nothing of it is on the way of a hit in memory.
-        Box::pin(self.stored_and_allowed(question, ids)).await
+        // Boxed, so that a hit in memory does not carry the size of this future.
+        Box::pin(self.stored_after_recheck(request)).await
     }
 
-    async fn stored_and_allowed(
+    async fn stored_after_recheck(
         &self,
-        question: &LookupRequest<'_>,
-        ids: &[TaskId],
-    ) -> Result<Vec<Option<StoredTask>>, ResponseContent> {
+        request: &LookupRequest<'_>,
+    ) -> Result<Vec<Option<TaskOutcome>>, LookupError> {
+        let ids = request.ids.distinct();
         loop {
-            let known = self.find(question, ids).await?;
-            if !known.iter().any(Option::is_some) {
-                return Ok(known);
+            let outcomes = self.read_stored(request).await?;
+            if outcomes.iter().all(Option::is_none) {
+                return Ok(outcomes);
             }
-            let digest = question.caller.digest;
-            match self.access.decide(&digest).await {
-                AccessDecision::Allowed => return Ok(known),
+            match self.auth.decide(&request.caller.digest).await {
+                AccessDecision::Allowed => return Ok(outcomes),
                 AccessDecision::Refused => return Ok(vec![None; ids.len()]),
                 AccessDecision::Wait(mut done) => {
-                    // An error only says that the one who asked is done. What that brought is in the gate.
+                    // An error means that the recheck has ended. The next decision knows its result.
                     let _ = done.changed().await;
                 }
                 AccessDecision::Recheck(recheck) => {
-                    // The first id that is not stored, so that the call serves the look-up too.
-                    let lacking = known.iter().position(Option::is_none);
-                    let id = [ids[lacking.unwrap_or(0)].clone()];
-                    let options = LookupOptions {
-                        max_age: Some(Duration::ZERO),
-                        ..LookupOptions::new(LookupKind::Single)
-                    };
-                    // A task of its own: whoever asked may hang up, the token's other callers still want the verdict.
-                    let (batcher, (queue, credentials)) = (self.batcher.clone(), self.queue(question));
-                    let asking = tokio::spawn(async move {
-                        let since = Instant::now();
-                        let answer = tokio::select! {
-                            answer = batcher.look_up(queue, &credentials, &id, &options, vec![None]) => Some(answer),
-                            () = recheck.inconclusive() => None,
-                            () = tokio::time::sleep(RECHECK_PATIENCE) => None,
-                        };
-                        (recheck.finish(since), answer)
-                    });
-                    let (verdict, answer) = asking.await.unwrap_or((RecheckResult::Inconclusive, None));
-                    match answer.and_then(|answer| answer.outcomes.into_iter().next().flatten()) {
-                        Some(TaskOutcome::Failed(failure)) if verdict == RecheckResult::Refused => {
-                            return Err(ResponseContent::Failed(failure));
-                        }
-                        _ if verdict == RecheckResult::Refused => {}
-                        // Hits go on, from the store as it is now: the call may have added to it.
-                        _ => return self.find(question, ids).await,
+                    // An id that is not stored, if there is one: its record is needed anyway.
+                    let index = outcomes.iter().position(Option::is_none).unwrap_or(0);
+                    match self.recheck(request, ids[index].clone(), recheck).await {
+                        (RecheckResult::Refused, Some(failure)) => return Err(LookupError::Failed(failure)),
+                        (RecheckResult::Refused, None) => {}
+                        // Read again: the recheck may have stored a record.
+                        _ => return self.read_stored(request).await,
                     }
                 }
             }
         }
     }
 
-    async fn find(
+    /// Looks `id` up in the upstream to recheck the token. Also returns the failure of that lookup, if it failed.
+    async fn recheck(
         &self,
-        question: &LookupRequest<'_>,
-        ids: &[TaskId],
-    ) -> Result<Vec<Option<StoredTask>>, ResponseContent> {
-        let (reader, service) = (&question.caller.reader, question.service);
-        let found = self.store.get(reader, service, ids, self.max_response_bytes).await;
-        found.map_err(|ResultTooLarge| ResponseContent::TooLarge)
+        request: &LookupRequest<'_>,
+        id: TaskId,
+        recheck: Recheck,
+    ) -> (RecheckResult, Option<LookupFailure>) {
+        let options =
+            LookupOptions { max_age: Some(Duration::ZERO), ..LookupOptions::new(LookupKind::Single) };
+        let (batcher, (key, credentials)) = (self.batcher.clone(), self.queue(request));
+        // A separate task: other callers of the token need the result even if this one disconnects.
+        let call = tokio::spawn(async move {
+            let (since, ids) = (Instant::now(), [id]);
+            let result = tokio::select! {
+                result = batcher.look_up(key, &credentials, &ids, &options, vec![None]) => Some(result),
+                () = recheck.inconclusive() => None,
+                () = tokio::time::sleep(RECHECK_TIMEOUT) => None,
+            };
+            let failure = match result.and_then(|mut result| result.outcomes.pop().flatten()) {
+                Some(TaskOutcome::Failed(failure)) => Some(failure),
+                _ => None,
+            };
+            (recheck.finish(since), failure)
+        });
+        call.await.unwrap_or((RecheckResult::Inconclusive, None))
+    }
+
+    async fn read_stored(
+        &self,
+        request: &LookupRequest<'_>,
+    ) -> Result<Vec<Option<TaskOutcome>>, LookupError> {
+        let LookupRequest { caller, service, ids, .. } = request;
+        let tasks = self.store.get(&caller.reader, service, ids.distinct(), self.max_response_bytes).await;
+        let tasks = tasks.map_err(|ResultTooLarge| LookupError::TooLarge)?;
+        Ok(tasks.into_iter().map(|task| task.map(TaskOutcome::from)).collect())
     }
 }

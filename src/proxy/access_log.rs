@@ -1,6 +1,8 @@
-//! One line a request: at `info` if it went upstream or failed, at `debug` if it was answered here, since a team's
-//! polls would drown everything else. Nothing of a path, a body or a secret stands in it, only words of closed sets,
-//! numbers, the request id and the first digits of the token's digest.
+//! Access log: one line for each request.
+//!
+//! A request that went upstream or failed is logged at `info`, one that was served locally at `debug`, since polls are
+//! many. A line has only labels of closed sets, numbers, the request id and the first digits of the token's digest, and
+//! nothing else of a path, a body or a secret.
 
 use std::sync::Arc;
 
@@ -18,30 +20,31 @@ use crate::telemetry::{
 };
 use crate::token::Digest;
 
-/// Last path segments that the upstream's documentation names; others are logged as `other`.
+/// Last path segments that the upstream documents. All others are logged as `other`.
 const KNOWN_SEGMENTS: [&str; 7] = ["tasks", "audios", "lyrics", "upload", "videos", "wav", "images"];
 
-/// How a request ended: the word for log and metric.
+/// How a request ended, for log and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    LookUp(CacheResult),
-    /// Passed through.
+    /// A lookup with content.
+    Lookup(CacheResult),
+    /// Forwarded.
     Bypass,
-    /// Refused here.
+    /// Refused by refrain.
     Refused,
-    /// No sound answer from the upstream, or an error of it.
+    /// A lookup that the upstream failed.
     Failed,
-    /// The client hung up first.
+    /// There is no response: the client disconnected, or the handler panicked.
     Aborted,
 }
 
 impl Outcome {
     fn label(self) -> RequestOutcome {
         match self {
-            Self::LookUp(CacheResult::Hit) => RequestOutcome::Hit,
-            Self::LookUp(CacheResult::Pending) => RequestOutcome::Pending,
-            Self::LookUp(CacheResult::Partial) => RequestOutcome::Partial,
-            Self::LookUp(CacheResult::Miss) => RequestOutcome::Miss,
+            Self::Lookup(CacheResult::Hit) => RequestOutcome::Hit,
+            Self::Lookup(CacheResult::Pending) => RequestOutcome::Pending,
+            Self::Lookup(CacheResult::Partial) => RequestOutcome::Partial,
+            Self::Lookup(CacheResult::Miss) => RequestOutcome::Miss,
             Self::Bypass => RequestOutcome::Bypass,
             Self::Refused => RequestOutcome::Refused,
             Self::Failed => RequestOutcome::Failed,
@@ -50,7 +53,7 @@ impl Outcome {
     }
 }
 
-/// A request's line, written when the answer's head is known or the client is gone.
+/// Log line of a request. It is written when the response head is known, or on drop.
 pub(super) struct AccessLog<'a> {
     metrics: &'a Metrics,
     start: Instant,
@@ -86,7 +89,7 @@ impl<'a> AccessLog<'a> {
         }
     }
 
-    /// What the client finds the request by in the log, once its line is written.
+    /// Takes the request id for the response. To be called after the line was written.
     pub(super) fn take_request_id(&mut self) -> HeaderValue {
         std::mem::replace(&mut self.request_id, HeaderValue::from_static(""))
     }
@@ -132,10 +135,10 @@ impl<'a> AccessLog<'a> {
         let outcome = outcome.label();
         let took = self.start.elapsed();
         self.metrics.count_request(self.service, self.action, outcome, took);
-        let answered_here = self.summary.misses == 0
+        let is_local = self.summary.misses == 0
             && matches!(outcome, RequestOutcome::Hit | RequestOutcome::Pending)
             && status.is_some_and(|status| status < 400);
-        let ids = |count: usize| (self.summary.asked > 0).then_some(count);
+        let ids = |count: usize| (self.summary.requested > 0).then_some(count);
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
@@ -146,12 +149,12 @@ impl<'a> AccessLog<'a> {
                     status,
                     outcome = outcome.as_str(),
                     error,
-                    asked = ids(self.summary.asked),
+                    asked = ids(self.summary.requested),
                     hits = ids(self.summary.hits),
                     pending = ids(self.summary.pending),
                     fetched = ids(self.summary.misses),
                     took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-                    // Visible ASCII, see `super::request_id`; with `?` a JSON record would hold quotes inside its quotes.
+                    // Printable ASCII, see `super::request_id`. `?` would add quotes to it in JSON.
                     request_id = self.request_id.to_str().unwrap_or_default(),
                     token = self.token.map(|token| token.to_string()),
                     client = self.client.as_deref(),
@@ -159,7 +162,7 @@ impl<'a> AccessLog<'a> {
                 )
             };
         }
-        if answered_here {
+        if is_local {
             line!(debug);
         } else {
             line!(info);
@@ -167,7 +170,7 @@ impl<'a> AccessLog<'a> {
     }
 }
 
-/// A method of RFC 9110; an extension method may hold anything.
+/// Returns the name of a common method. A client chooses the names of all others.
 fn loggable(method: &Method) -> &str {
     const KNOWN: [Method; 7] = [
         Method::GET,
@@ -184,8 +187,7 @@ fn loggable(method: &Method) -> &str {
 impl Drop for AccessLog<'_> {
     fn drop(&mut self) {
         if !self.written {
-            let outcome = if std::thread::panicking() { Outcome::Failed } else { Outcome::Aborted };
-            self.write(None, None, outcome);
+            self.write(None, None, Outcome::Aborted);
         }
     }
 }

@@ -16,7 +16,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use hyper::body::Incoming;
 
-pub use body::with_prefix;
+pub(super) use body::with_prefix;
 use body::{ErrorTap, PrefixedBody, UnknownLengthBody};
 
 use crate::api_error::ApiError;
@@ -30,7 +30,7 @@ const BYPASS: HeaderValue = HeaderValue::from_static("refrain; fwd=bypass");
 /// `shared` mode.
 ///
 /// Cancel safe: dropping this future or the body of the response ends the upstream call.
-pub async fn forward(
+pub(super) async fn forward(
     passthrough: &Passthrough,
     request: Request<Body>,
     authorization: Option<&Token>,
@@ -65,7 +65,7 @@ fn relay(response: Response<Incoming>, is_head: bool) -> Response {
 
 /// Response that was read completely if it is small.
 #[derive(Debug)]
-pub enum ForwardedResponse {
+pub(super) enum ForwardedResponse {
     /// Complete response within the limit.
     Buffered(BufferedResponse),
     /// Response that exceeds the limit, breaks off or has trailers. It can only be forwarded.
@@ -74,23 +74,23 @@ pub enum ForwardedResponse {
 
 /// Complete response.
 #[derive(Debug)]
-pub struct BufferedResponse {
+pub(super) struct BufferedResponse {
     /// Status and headers for the client.
-    pub parts: response::Parts,
+    pub(super) parts: response::Parts,
     /// Complete body.
-    pub body: Bytes,
+    pub(super) body: Bytes,
 }
 
 impl BufferedResponse {
     /// Returns the response for the client.
-    pub fn into_response(self) -> Response {
+    pub(super) fn into_response(self) -> Response {
         Response::from_parts(self.parts, Body::from(self.body))
     }
 }
 
 /// Forwards a request like [`forward`], but reads a response body of up to `limit` bytes completely, so that the caller
 /// can act on it before the client sees it.
-pub async fn forward_buffered(
+pub(super) async fn forward_buffered(
     passthrough: &Passthrough,
     request: Request<Body>,
     authorization: Option<&Token>,

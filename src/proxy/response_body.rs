@@ -1,5 +1,4 @@
-//! The body of an answer on the client port: any stream of bytes, or a batch's envelope, which goes to the socket
-//! slice by slice without being copied.
+//! Response bodies of the client port. A batch goes to the socket slice by slice, without being copied.
 
 use std::io::IoSlice;
 use std::pin::Pin;
@@ -8,58 +7,49 @@ use std::task::{Context, Poll};
 use axum::body::Body;
 use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
 
-use crate::lookup::plan::BatchBody;
+use crate::lookup::BatchBody;
 
-/// See the head of this file.
+/// Response body of the client port.
 #[derive(Debug)]
 pub enum ResponseBody {
-    /// Anything.
-    Any(Body),
-    /// One text, until it was handed over.
-    Whole(Option<Bytes>),
-    /// A batch, until it was handed over. In a box, as it would make every answer as large as itself.
-    Batch(Option<Box<Batch>>),
+    /// Any body.
+    Other(Body),
+    /// Task record, until it is sent.
+    Record(Option<Bytes>),
+    /// Batch, until it is sent. Boxed to keep the other bodies small.
+    Batch(Option<Box<BatchBody>>),
 }
 
-/// An envelope on its way to a client.
-#[derive(Debug)]
-pub struct Batch {
-    envelope: BatchBody,
-    /// Held until the last byte is with the client.
-    _room: OwnedSemaphorePermit,
-}
-
-/// A piece of a body.
+/// Data frame of a [`ResponseBody`].
 #[derive(Debug)]
 pub enum ResponseData {
-    /// Bytes as they came.
+    /// Part of another body, or a task record.
     Bytes(Bytes),
-    /// The whole of a batch.
-    Batch(Box<Batch>),
+    /// Complete batch.
+    Batch(Box<BatchBody>),
 }
 
 impl ResponseBody {
-    pub(super) fn whole(text: Bytes) -> Self {
-        Self::Whole(Some(text))
+    pub(super) fn record(record: Bytes) -> Self {
+        Self::Record(Some(record))
     }
 
-    pub(super) fn batch(envelope: BatchBody, room: OwnedSemaphorePermit) -> Self {
-        Self::Batch(Some(Box::new(Batch { envelope, _room: room })))
+    pub(super) fn batch(batch: Box<BatchBody>) -> Self {
+        Self::Batch(Some(batch))
     }
 }
 
 impl From<Body> for ResponseBody {
     fn from(body: Body) -> Self {
-        Self::Any(body)
+        Self::Other(body)
     }
 }
 
 impl Default for ResponseBody {
     /// An empty body.
     fn default() -> Self {
-        Self::Any(Body::empty())
+        Self::Other(Body::empty())
     }
 }
 
@@ -72,11 +62,11 @@ impl http_body::Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<ResponseData>, axum::Error>>> {
         match &mut *self {
-            Self::Any(body) => Pin::new(body)
+            Self::Other(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(ResponseData::Bytes)))),
-            Self::Whole(text) => {
-                Poll::Ready(text.take().map(|text| Ok(Frame::data(ResponseData::Bytes(text)))))
+            Self::Record(record) => {
+                Poll::Ready(record.take().map(|record| Ok(Frame::data(ResponseData::Bytes(record)))))
             }
             Self::Batch(batch) => {
                 Poll::Ready(batch.take().map(|batch| Ok(Frame::data(ResponseData::Batch(batch)))))
@@ -86,18 +76,20 @@ impl http_body::Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Any(body) => body.is_end_stream(),
-            Self::Whole(text) => text.is_none(),
+            Self::Other(body) => body.is_end_stream(),
+            Self::Record(record) => record.is_none(),
             Self::Batch(batch) => batch.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Any(body) => body.size_hint(),
-            Self::Whole(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Self::Other(body) => body.size_hint(),
+            Self::Record(record) => {
+                SizeHint::with_exact(record.as_ref().map_or(0, |record| record.len() as u64))
+            }
             Self::Batch(batch) => {
-                SizeHint::with_exact(batch.as_ref().map_or(0, |batch| batch.envelope.remaining() as u64))
+                SizeHint::with_exact(batch.as_ref().map_or(0, |batch| batch.remaining() as u64))
             }
         }
     }
@@ -107,28 +99,28 @@ impl Buf for ResponseData {
     fn remaining(&self) -> usize {
         match self {
             Self::Bytes(bytes) => bytes.remaining(),
-            Self::Batch(batch) => batch.envelope.remaining(),
+            Self::Batch(batch) => batch.remaining(),
         }
     }
 
     fn chunk(&self) -> &[u8] {
         match self {
             Self::Bytes(bytes) => bytes.chunk(),
-            Self::Batch(batch) => batch.envelope.chunk(),
+            Self::Batch(batch) => batch.chunk(),
         }
     }
 
     fn chunks_vectored<'a>(&'a self, target: &mut [IoSlice<'a>]) -> usize {
         match self {
             Self::Bytes(bytes) => bytes.chunks_vectored(target),
-            Self::Batch(batch) => batch.envelope.chunks_vectored(target),
+            Self::Batch(batch) => batch.chunks_vectored(target),
         }
     }
 
     fn advance(&mut self, count: usize) {
         match self {
             Self::Bytes(bytes) => bytes.advance(count),
-            Self::Batch(batch) => batch.envelope.advance(count),
+            Self::Batch(batch) => batch.advance(count),
         }
     }
 }

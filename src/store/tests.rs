@@ -83,7 +83,7 @@ pub(super) async fn get(store: &Store, by: [u8; 32], name: &str) -> Option<Strin
 
 /// Returns the record if it is in the memory cache.
 pub(super) fn get_cached(store: &Store, by: [u8; 32], name: &str) -> Option<Bytes> {
-    let mut found = store.get_cached(&reader(by), &service(), &[id(name)], u64::MAX)?;
+    let mut found = store.get_cached(&reader(by), &service(), &[id(name)], u64::MAX, Some)?;
     found.pop().unwrap().map(|task| task.record)
 }
 

@@ -1,7 +1,6 @@
 //! Ids of one lookup.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
@@ -15,7 +14,7 @@ pub enum LookupIds {
     /// `retrieve_batch`.
     Batch {
         /// Each id once, in the order of its first position.
-        distinct: Arc<[TaskId]>,
+        distinct: Vec<TaskId>,
         /// For each position of the request, the index of its id in `distinct`.
         positions: Vec<u32>,
     },
@@ -41,7 +40,7 @@ impl LookupIds {
                 is_first
             });
         }
-        Self::Batch { distinct: ids.into(), positions }
+        Self::Batch { distinct: ids, positions }
     }
 
     /// Whether the request was a batch.
@@ -54,14 +53,6 @@ impl LookupIds {
         match self {
             Self::Single(id) => std::slice::from_ref(id),
             Self::Batch { distinct, .. } => distinct,
-        }
-    }
-
-    /// The ids of [`LookupIds::distinct`], shared.
-    pub fn shared(&self) -> Arc<[TaskId]> {
-        match self {
-            Self::Single(id) => Arc::new([id.clone()]),
-            Self::Batch { distinct, .. } => Arc::clone(distinct),
         }
     }
 
@@ -84,9 +75,7 @@ mod tests {
         let ids = LookupIds::batch(vec![id("b"), id("a"), id("b"), id("c"), id("a")]);
         assert_eq!(ids.distinct(), [id("b"), id("a"), id("c")]);
         assert_eq!(ids.positions(), [0, 1, 0, 2, 1]);
-        assert_eq!(*ids.shared(), *ids.distinct());
         let ids = LookupIds::Single(id("a"));
         assert_eq!((ids.distinct(), ids.positions()), (&[id("a")][..], &[0][..]));
-        assert_eq!(*ids.shared(), *ids.distinct());
     }
 }

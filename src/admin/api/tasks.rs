@@ -195,7 +195,7 @@ pub(super) async fn delete_many(
 
 /// Deletes in a task of its own, so that a client that disconnects does not stop it.
 async fn delete(port: Arc<AdminPort>, scope: DeleteScope) -> Result<Json<DeletedBody>, ApiError> {
-    let deletion = tokio::spawn(async move { port.lookups.forget_by_operator(scope).await });
+    let deletion = tokio::spawn(async move { port.lookups.delete_by_operator(scope).await });
     match deletion.await.map_err(|_| ApiError::internal())? {
         Ok(deleted) => Ok(Json(DeletedBody { deleted })),
         Err(error) => {

@@ -14,7 +14,7 @@ use crate::server::RequestBodyError;
 
 /// Returns a body of `prefix`, which was already read from it, followed by `rest`. Its length is known if that of
 /// `rest` is.
-pub fn with_prefix(prefix: Bytes, rest: Body) -> Body {
+pub(in crate::proxy) fn with_prefix(prefix: Bytes, rest: Body) -> Body {
     if prefix.is_empty() { rest } else { Body::new(PrefixedBody::new(prefix, None, rest)) }
 }
 

@@ -1,29 +1,30 @@
-//! Which requests may be look-ups, and what their header fields ask for (law 7: in doubt it is none).
+//! Requests that may be lookups or deletes, according to their method, path and headers. When in doubt, forward.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use http::{Method, request};
 
+use crate::batcher::{Handling, LookupKind, LookupOptions};
 use crate::config::Services;
 use crate::headers::{HeaderValues, ListMember, RequestHeaders, list_members};
-use crate::task::Service;
+use crate::task::{LookupIds, Service};
 
-/// A request that is a look-up or a delete as far as its head tells; the body decides the rest.
+/// Request that may be a lookup or a delete. Its body decides.
 #[derive(Clone, Debug)]
-pub(in crate::proxy) struct Candidate<'a> {
+pub(super) struct Candidate<'a> {
     pub(super) service: Cow<'a, Service>,
-    pub(super) preferences: Preferences,
-    pub(super) cache_control: CacheControl,
+    preferences: Preferences,
+    cache_control: CacheControl,
 }
 
 impl<'a> Candidate<'a> {
-    /// `None` unless method, path and header fields are those of a look-up.
+    /// Returns `None` unless method, path and headers are those of a lookup.
     ///
-    /// The path is compared raw: what is routed is what would be sent.
-    pub(in crate::proxy) fn of(
+    /// The path is compared undecoded, as it would be sent.
+    pub(super) fn of(
         parts: &request::Parts,
-        fields: &RequestHeaders<'_>,
+        headers: &RequestHeaders<'_>,
         services: &'a Services,
     ) -> Option<Self> {
         if parts.method != Method::POST || parts.uri.query().is_some() {
@@ -31,23 +32,40 @@ impl<'a> Candidate<'a> {
         }
         let name = parts.uri.path().strip_prefix('/')?.strip_suffix("/tasks")?;
         let service = services.find(name)?;
-        let is_json = is_json(&fields.content_type) && is_identity(&fields.content_encoding);
-        (is_json && !fields.has_other_credentials).then(|| Self {
+        let is_json = is_json(&headers.content_type) && is_identity(&headers.content_encoding);
+        (is_json && !headers.has_other_credentials).then(|| Self {
             service,
-            preferences: Preferences::of(&fields.prefer),
-            cache_control: CacheControl::of(&fields.cache_control),
+            preferences: Preferences::of(&headers.prefer),
+            cache_control: CacheControl::of(&headers.cache_control),
         })
+    }
+
+    /// Returns the options of a lookup of these ids. A longer wait than `max_wait` is shortened. Lenient handling
+    /// applies to batches only.
+    pub(super) fn options(&self, ids: &LookupIds, max_wait: Duration) -> LookupOptions {
+        let kind = match ids {
+            LookupIds::Single(_) => LookupKind::Single,
+            LookupIds::Batch { .. } => LookupKind::Batch,
+        };
+        let is_lenient = self.preferences.is_lenient && kind == LookupKind::Batch;
+        LookupOptions {
+            kind,
+            wait: self.preferences.wait.map(|wait| wait.min(max_wait)),
+            handling: if is_lenient { Handling::Lenient } else { Handling::Strict },
+            max_age: self.cache_control.max_age,
+            only_if_cached: self.cache_control.only_if_cached,
+        }
     }
 }
 
-/// `content-type` absent or `application/json`, in any case, with at most the parameter `charset=utf-8`, which means
-/// the same (RFC 8259 11 defines none).
+/// Whether `content-type` is absent or `application/json` in any letter case. The only parameter that is accepted is
+/// `charset=utf-8`, which has no meaning (RFC 8259 11).
 fn is_json(content_type: &HeaderValues<'_>) -> bool {
     if content_type.is_absent() {
         return true;
     }
     let Some(value) = content_type.only() else { return false };
-    // As nearly every client writes it.
+    // Fast path: the form that nearly every client sends.
     if value.as_bytes() == b"application/json" {
         return true;
     }
@@ -60,46 +78,43 @@ fn is_json(content_type: &HeaderValues<'_>) -> bool {
             || parameter.eq_ignore_ascii_case("charset=\"utf-8\""))
 }
 
-/// `content-encoding` absent or `identity`.
+/// Whether `content-encoding` is absent or `identity`.
 fn is_identity(content_encoding: &HeaderValues<'_>) -> bool {
     content_encoding.iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
-/// What `prefer` asks for (RFC 7240), as far as it is understood here.
+/// Supported preferences of `prefer` (RFC 7240).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Preferences {
-    /// `wait=N`, N in seconds.
-    pub(super) wait: Option<Duration>,
-    /// `handling=lenient`
-    pub(super) lenient: bool,
+struct Preferences {
+    /// `wait=N`.
+    wait: Option<Duration>,
+    /// `handling=lenient`.
+    is_lenient: bool,
 }
 
 impl Preferences {
-    /// The first of several equal preferences counts (RFC 7240 2).
+    /// The first of several preferences with the same name counts (RFC 7240 2).
     fn of(prefer: &HeaderValues<'_>) -> Self {
         let mut preferences = Self::default();
         let mut handling = None;
         for (name, value) in list_members(prefer.iter()).map(ListMember::name_and_value) {
-            match name.to_ascii_lowercase().as_str() {
-                "wait" if preferences.wait.is_none() => {
-                    preferences.wait = value.and_then(delta_seconds);
-                }
-                "handling" if handling.is_none() => handling = value.map(str::to_ascii_lowercase),
-                _ => {}
+            if name.eq_ignore_ascii_case("wait") && preferences.wait.is_none() {
+                preferences.wait = value.and_then(delta_seconds);
+            } else if name.eq_ignore_ascii_case("handling") && handling.is_none() {
+                handling = value;
             }
         }
-        preferences.lenient = handling.as_deref() == Some("lenient");
+        preferences.is_lenient = handling.is_some_and(|value| value.eq_ignore_ascii_case("lenient"));
         preferences
     }
 }
 
-/// What `cache-control` asks for (RFC 9111 5.2.1), as far as it is understood here.
+/// Supported request directives of `cache-control` (RFC 9111 5.2.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct CacheControl {
+struct CacheControl {
     /// The smallest `max-age`; zero for `no-cache`.
-    pub(super) max_age: Option<Duration>,
-    /// `only-if-cached`
-    pub(super) only_if_cached: bool,
+    max_age: Option<Duration>,
+    only_if_cached: bool,
 }
 
 impl CacheControl {
@@ -115,16 +130,13 @@ impl CacheControl {
                 }
                 _ => None,
             };
-            control.max_age = match (control.max_age, max_age) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (a, b) => a.or(b),
-            };
+            control.max_age = control.max_age.into_iter().chain(max_age).min();
         }
         control
     }
 }
 
-/// RFC 9111 1.2.2: digits; a number too large to hold is a very long time.
+/// Parses `delta-seconds` of RFC 9111 1.2.2. A number that is too large becomes the largest one.
 fn delta_seconds(text: &str) -> Option<Duration> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| Duration::from_secs(text.parse::<u32>().unwrap_or(u32::MAX).into()))
@@ -145,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_exact_shape_may_be_a_look_up() {
+    fn only_the_exact_shape_may_be_a_lookup() {
         let named = Services::Named(vec![Service::parse("producer").unwrap()]);
         let is = |method, target, fields: &[(&str, &str)], services: &Services| {
             let parts = parts(method, target, fields);
@@ -198,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn preferences_and_cache_control() {
+    fn prefer_and_cache_control_are_parsed() {
         let headers = |name: &'static str, values: &[&str]| {
             let mut headers = HeaderMap::new();
             for value in values {
@@ -209,10 +221,10 @@ mod tests {
         let prefer =
             |values: &[&str]| Preferences::of(&RequestHeaders::parse(&headers("prefer", values)).prefer);
         let seconds = |seconds| Some(Duration::from_secs(seconds));
-        assert_eq!(prefer(&["wait=10"]), Preferences { wait: seconds(10), lenient: false });
+        assert_eq!(prefer(&["wait=10"]), Preferences { wait: seconds(10), is_lenient: false });
         assert_eq!(
             prefer(&["respond-async, WAIT=\"5\"; x=y", "handling=Lenient"]),
-            Preferences { wait: seconds(5), lenient: true }
+            Preferences { wait: seconds(5), is_lenient: true }
         );
         assert_eq!(prefer(&["handling=strict, handling=lenient, wait=-1"]), Preferences::default());
         let control = |values: &[&str]| {
