@@ -1,4 +1,4 @@
-//! Edge, soundness and pass-through together, between a client and an upstream that are both spoken by hand.
+//! Server, validation and passthrough together. The tests write the bytes of both the client and the upstream.
 
 mod faults;
 mod streams;
@@ -16,10 +16,10 @@ use crate::proxy::validation;
 use crate::server::{Handler, RequestBody, ServerCounters, ServerLimits, serve};
 use refrain_simulator::raw_http::{RawHead, RawPeer, RawResponse, listen, soon};
 
-/// What is sound passes through, whatever it is.
-struct Sound(Passthrough);
+/// Handler that validates and forwards every request.
+struct ForwardAll(Passthrough);
 
-impl Handler for Sound {
+impl Handler for ForwardAll {
     type Body = Body;
     type ConnectionState = ();
 
@@ -33,7 +33,7 @@ impl Handler for Sound {
     }
 }
 
-/// A proxy that only passes through, and its upstream.
+/// Proxy that only forwards, and the listener of its upstream.
 struct Proxy {
     address: SocketAddr,
     upstream: TcpListener,
@@ -61,7 +61,7 @@ impl Proxy {
             ServerLimits { body_idle_timeout: Duration::from_millis(200), ..ServerLimits::default() };
         let shutdown = Shutdown::new();
         let running = shutdown.abort_on_drop();
-        tokio::spawn(serve(listener, Sound(passthrough), limits, ServerCounters::default(), shutdown));
+        tokio::spawn(serve(listener, ForwardAll(passthrough), limits, ServerCounters::default(), shutdown));
         Self { address, upstream, _running: running }
     }
 
@@ -69,7 +69,7 @@ impl Proxy {
         RawPeer::connect(self.address).await
     }
 
-    /// A client and the connection on which its request arrived upstream, with the head that arrived.
+    /// Sends a request. Returns the client, the connection on which the request arrived upstream, and its head there.
     async fn exchange(&self, request: &str) -> (RawPeer, RawPeer, RawHead) {
         let mut client = self.client().await;
         client.write(request).await;
@@ -78,8 +78,8 @@ impl Proxy {
         (client, upstream, head)
     }
 
-    /// That nothing has come to the upstream so far.
-    async fn upstream_was_spared(&self) {
+    /// Asserts that no other connection reaches the upstream.
+    async fn assert_no_connection(&self) {
         let waiting = tokio::time::timeout(Duration::from_millis(30), self.upstream.accept()).await;
         assert!(waiting.is_err(), "a connection reached the upstream");
     }
@@ -96,7 +96,7 @@ fn post(fields: &str, body: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_target_sent_is_the_target_routed() {
+async fn target_is_forwarded_byte_for_byte() {
     let proxy = Proxy::spawn().await;
     for (target, sent) in [
         ("/", "/"),
@@ -125,7 +125,7 @@ async fn the_target_sent_is_the_target_routed() {
 }
 
 #[tokio::test]
-async fn unsound_requests_are_refused_and_never_arrive() {
+async fn invalid_requests_are_refused_and_not_forwarded() {
     let proxy = Proxy::spawn().await;
     for (request, expected) in [
         (get("/x/../producer/tasks"), 400),
@@ -160,14 +160,14 @@ async fn unsound_requests_are_refused_and_never_arrive() {
         let length: usize = head.header("content-length").unwrap_or("0").parse().unwrap();
         let body = client.read_exact(length).await;
         let body = String::from_utf8_lossy(&body);
-        // The parser's own refusals have no body.
+        // Refusals of hyper's parser have no body.
         assert!(body.is_empty() || body.contains(r#""code":"bad_request""#), "{body}");
     }
-    proxy.upstream_was_spared().await;
+    proxy.assert_no_connection().await;
 }
 
 #[tokio::test]
-async fn a_length_beside_chunks_is_dropped_and_the_connection_ends() {
+async fn length_beside_chunks_is_dropped_and_the_connection_closes() {
     let proxy = Proxy::spawn().await;
     for fields in [
         "content-length: 3\r\ntransfer-encoding: chunked\r\n",
@@ -186,7 +186,7 @@ async fn a_length_beside_chunks_is_dropped_and_the_connection_ends() {
 }
 
 #[tokio::test]
-async fn fields_keep_their_order_case_and_number_and_those_of_a_hop_stay() {
+async fn headers_keep_order_case_and_number_without_hop_by_hop_ones() {
     let proxy = Proxy::spawn().await;
     let request = post(
         "X-Mine: a\r\nConnection: keep-alive, X-Hop\r\nx-hop: 1\r\nX-Twice: 1\r\nX-TWICE: 2\r\n\
@@ -248,7 +248,7 @@ async fn bodies_keep_their_framing() {
 }
 
 #[tokio::test]
-async fn head_has_the_length_that_the_upstream_gave_or_none() {
+async fn head_response_keeps_its_length_or_has_none() {
     let proxy = Proxy::spawn().await;
     for (fields, length) in
         [("content-length: 7\r\n", Some("7")), ("transfer-encoding: chunked\r\n", None), ("", None)]
@@ -262,7 +262,7 @@ async fn head_has_the_length_that_the_upstream_gave_or_none() {
 }
 
 #[tokio::test]
-async fn expect_is_answered_here() {
+async fn expect_is_answered_by_refrain() {
     let proxy = Proxy::spawn().await;
     let mut client = proxy.client().await;
     client.write(post("expect: 100-continue\r\ncontent-length: 2\r\n", "")).await;
@@ -271,13 +271,13 @@ async fn expect_is_answered_here() {
     let mut upstream = RawPeer::accept(&proxy.upstream).await;
     assert_eq!(upstream.read_head().await.header("expect"), None);
     assert_eq!(upstream.read_exact(2).await, "hi");
-    // Informational answers of the upstream are not the answer.
+    // An informational response is not the final one.
     upstream.write(format!("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n{OK}")).await;
     assert_eq!(client.read_response().await.body, "ok");
 }
 
 #[tokio::test]
-async fn trailers_pass_both_ways() {
+async fn trailers_are_forwarded_both_ways() {
     let proxy = Proxy::spawn().await;
     let request = post(
         "te: trailers\r\nconnection: te\r\ntrailer: x-sum\r\ntransfer-encoding: chunked\r\n",

@@ -1,9 +1,9 @@
-//! What goes wrong upstream or in the client, and what the other side sees of it.
+//! Faults of the upstream or the client, as the other side sees them.
 
 use super::*;
 
-/// That an answer is an error of ours, and tells nothing of what is behind it.
-fn assert_ours(proxy: &Proxy, response: &RawResponse, status: u16) {
+/// Asserts that a response is an error of refrain and reveals nothing about the upstream.
+fn assert_own_error(proxy: &Proxy, response: &RawResponse, status: u16) {
     let (head, body) = (&response.head, response.text());
     assert_eq!(response.status, status, "{head}{body}");
     assert!(head.header("proxy-status").is_some_and(|value| value.starts_with("refrain; error=")), "{head}");
@@ -15,28 +15,28 @@ fn assert_ours(proxy: &Proxy, response: &RawResponse, status: u16) {
 }
 
 #[tokio::test]
-async fn a_clients_broken_chunk_is_a_400() {
+async fn broken_chunk_of_a_client_is_a_400() {
     let proxy = Proxy::spawn().await;
     let request = post("transfer-encoding: chunked\r\n", "2\r\nhi\r\nZZ\r\n");
     let (mut client, _upstream, _) = proxy.exchange(&request).await;
-    let answer = client.read_response().await;
-    assert_ours(&proxy, &answer, 400);
+    let response = client.read_response().await;
+    assert_own_error(&proxy, &response, 400);
     assert_eq!(client.read_to_end().await.unwrap(), "");
 }
 
 #[tokio::test]
-async fn a_client_that_falls_silent_gets_a_408() {
+async fn client_that_stops_sending_gets_a_408() {
     let proxy = Proxy::spawn().await;
     let (mut client, _upstream, _) = proxy.exchange(&post("content-length: 5\r\n", "hi")).await;
-    let answer = client.read_response().await;
-    assert_ours(&proxy, &answer, 408);
+    let response = client.read_response().await;
+    assert_own_error(&proxy, &response, 408);
     assert_eq!(client.read_to_end().await.unwrap(), "");
 }
 
 #[tokio::test]
-async fn an_answer_that_could_be_read_in_two_ways_is_a_502_and_its_connection_is_left() {
+async fn ambiguous_response_is_a_502_and_its_connection_is_closed() {
     let proxy = Proxy::spawn().await;
-    for answer in [
+    for response in [
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nok",
@@ -49,21 +49,21 @@ async fn an_answer_that_could_be_read_in_two_ways_is_a_502_and_its_connection_is
         "nonsense\r\n\r\n",
     ] {
         let (mut client, mut upstream, _) = proxy.exchange(&get("/first")).await;
-        upstream.write(answer).await;
+        upstream.write(response).await;
         let refusal = client.read_response().await;
-        assert_ours(&proxy, &refusal, 502);
-        // The client's connection is as good as before, the upstream's is not used again.
+        assert_own_error(&proxy, &refusal, 502);
+        // The client's connection is used again, the upstream's is not.
         client.write(get("/second")).await;
         let mut other = RawPeer::accept(&proxy.upstream).await;
         assert!(other.read_head().await.starts_with("GET /second "));
-        // Closed too, so that it is not the one that the next round would use.
+        // Closed as well, so that the next round does not use it.
         other.write("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok").await;
         assert_eq!(client.read_response().await.body, "ok");
     }
 }
 
 #[tokio::test]
-async fn bytes_after_a_whole_answer_end_its_connection() {
+async fn bytes_after_a_complete_response_close_its_connection() {
     let proxy = Proxy::spawn().await;
     for extra in ["x", "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged"] {
         let (mut client, mut upstream, _) = proxy.exchange(&get("/first")).await;
@@ -78,9 +78,9 @@ async fn bytes_after_a_whole_answer_end_its_connection() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_twice() {
+async fn request_is_never_sent_twice() {
     let proxy = Proxy::spawn().await;
-    // On a fresh connection, and on one that was used before.
+    // On a new connection and on a reused one.
     for warm in [false, true] {
         let mut client = proxy.client().await;
         let mut upstream = if warm {
@@ -98,13 +98,13 @@ async fn nothing_is_sent_twice() {
         assert!(upstream.read_head().await.starts_with("POST /x "));
         assert_eq!(upstream.read_exact(4).await, "paid");
         drop(upstream);
-        assert_ours(&proxy, &client.read_response().await, 502);
-        proxy.upstream_was_spared().await;
+        assert_own_error(&proxy, &client.read_response().await, 502);
+        proxy.assert_no_connection().await;
     }
 }
 
 #[tokio::test]
-async fn a_connection_that_the_upstream_closed_is_not_used() {
+async fn connection_closed_by_the_upstream_is_not_reused() {
     let proxy = Proxy::spawn().await;
     let (mut client, mut upstream, _) = proxy.exchange(&get("/first")).await;
     upstream.write(OK).await;
@@ -120,36 +120,36 @@ async fn a_connection_that_the_upstream_closed_is_not_used() {
 }
 
 #[tokio::test]
-async fn an_early_answer_leaves_the_next_request_clean() {
+async fn early_response_does_not_affect_the_next_request() {
     let proxy = Proxy::spawn().await;
     let (mut client, mut upstream, _) = proxy.exchange(&post("content-length: 1000000\r\n", "begin")).await;
     upstream.write(OK).await;
     assert_eq!(client.read_response().await.body, "ok");
-    // Another client meanwhile gets another connection.
+    // Meanwhile another client gets another connection.
     let (mut second, mut other, head) = proxy.exchange(&get("/second")).await;
     assert!(head.starts_with("GET /second "));
     other.write(OK).await;
     assert_eq!(second.read_response().await.body, "ok");
-    // The rest of the first body still goes where its beginning went.
+    // The rest of the first body still goes to the first connection.
     client.write("a".repeat(1_000_000 - 5)).await;
     assert_eq!(upstream.read_exact(1_000_000).await.len(), 1_000_000);
 }
 
 #[tokio::test]
-async fn an_upstream_that_refuses_is_a_502() {
+async fn refused_connection_is_a_502() {
     let (closed, address) = listen().await;
     drop(closed);
     let (unused, _) = listen().await;
     let proxy = Proxy::spawn_with(unused, &config(address)).await;
     let mut client = proxy.client().await;
     client.write(get("/")).await;
-    let answer = client.read_response().await;
-    assert_ours(&proxy, &answer, 502);
-    assert_eq!(answer.header("proxy-status"), Some("refrain; error=connection_refused"));
+    let response = client.read_response().await;
+    assert_own_error(&proxy, &response, 502);
+    assert_eq!(response.header("proxy-status"), Some("refrain; error=connection_refused"));
 }
 
 #[tokio::test]
-async fn an_unknown_name_is_a_502() {
+async fn unresolvable_name_is_a_502() {
     let (unused, address) = listen().await;
     let mut config = config(address);
     config.base_url = "http://no-such-host.invalid".parse().unwrap();
@@ -157,14 +157,14 @@ async fn an_unknown_name_is_a_502() {
     let proxy = Proxy::spawn_with(unused, &config).await;
     let mut client = proxy.client().await;
     client.write(get("/")).await;
-    let answer = client.read_response().await;
-    assert_ours(&proxy, &answer, 502);
-    assert_eq!(answer.header("proxy-status"), Some("refrain; error=dns_error"));
+    let response = client.read_response().await;
+    assert_own_error(&proxy, &response, 502);
+    assert_eq!(response.header("proxy-status"), Some("refrain; error=dns_error"));
 }
 
 #[tokio::test]
-async fn a_black_hole_at_the_connection_is_a_504() {
-    // It takes the connection and never says a word of TLS.
+async fn connection_timeout_is_a_504() {
+    // It accepts the connection but never starts TLS.
     let (upstream, address) = listen().await;
     let mut config = config(address);
     config.base_url = format!("https://{address}").parse().unwrap();
@@ -172,16 +172,16 @@ async fn a_black_hole_at_the_connection_is_a_504() {
     let mut client = proxy.client().await;
     client.write(get("/")).await;
     let _silent = RawPeer::accept(&proxy.upstream).await;
-    let answer = client.read_response().await;
-    assert_ours(&proxy, &answer, 504);
-    assert_eq!(answer.header("proxy-status"), Some("refrain; error=connection_timeout"));
+    let response = client.read_response().await;
+    assert_own_error(&proxy, &response, 504);
+    assert_eq!(response.header("proxy-status"), Some("refrain; error=connection_timeout"));
 }
 
 #[tokio::test]
-async fn an_upstream_that_takes_its_time_is_waited_for() {
+async fn slow_upstream_has_no_time_limit() {
     let proxy = Proxy::spawn().await;
     let (mut client, mut upstream, _) = proxy.exchange(&get("/")).await;
-    // Longer than the connect limit.
+    // Longer than `connect_timeout`.
     tokio::time::sleep(Duration::from_millis(700)).await;
     upstream.write(OK).await;
     assert_eq!(client.read_response().await.body, "ok");

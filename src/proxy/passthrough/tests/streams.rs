@@ -1,4 +1,4 @@
-//! Bodies that come in parts, break off, or are left by their client.
+//! Bodies that arrive in parts, break off, or lose their client.
 
 use super::*;
 
@@ -6,7 +6,7 @@ const CHUNKED: &str =
     "HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
 
 #[tokio::test]
-async fn each_byte_is_passed_on_at_once() {
+async fn each_byte_is_forwarded_at_once() {
     let proxy = Proxy::spawn().await;
     let (mut client, mut upstream, _) = proxy.exchange(&get("/")).await;
     upstream.write(CHUNKED).await;
@@ -22,7 +22,7 @@ async fn each_byte_is_passed_on_at_once() {
 }
 
 #[tokio::test]
-async fn a_request_streams_while_its_answer_does() {
+async fn request_and_response_stream_at_the_same_time() {
     let proxy = Proxy::spawn().await;
     let (mut client, mut upstream, _) = proxy.exchange(&post("content-length: 4\r\n", "a")).await;
     assert_eq!(upstream.read_exact(1).await, "a");
@@ -36,7 +36,7 @@ async fn a_request_streams_while_its_answer_does() {
 }
 
 #[tokio::test]
-async fn a_cut_answer_is_cut_for_the_client_too() {
+async fn truncated_response_is_truncated_for_the_client() {
     let proxy = Proxy::spawn().await;
     for (head, body) in [
         (CHUNKED, "2\r\nok\r\n"),
@@ -49,16 +49,19 @@ async fn a_cut_answer_is_cut_for_the_client_too() {
         let head = client.read_head().await;
         drop(upstream);
         let rest = client.read_to_end().await.unwrap_or_else(|read| read);
-        assert!(String::from_utf8_lossy(&rest).contains("ok"), "what came before the cut is there: {rest:?}");
+        assert!(
+            String::from_utf8_lossy(&rest).contains("ok"),
+            "the part before the cut is forwarded: {rest:?}"
+        );
         assert!(!rest.ends_with(b"0\r\n\r\n"), "{rest:?}");
         assert!(head.header("content-length").is_none_or(|length| length == "9"));
     }
 }
 
 #[tokio::test]
-async fn an_answer_reset_midway_is_cut_where_only_its_end_would_tell() {
+async fn reset_of_a_response_without_length_truncates_it() {
     let proxy = Proxy::spawn().await;
-    // No length, no chunks: to the end of the connection. A reset is no end.
+    // Without length and chunks, the end of the connection ends the body. A reset is an error.
     let (mut client, mut upstream, _) = proxy.exchange(&get("/")).await;
     upstream.write("HTTP/1.1 200 OK\r\n\r\nok").await;
     client.read_head().await;
@@ -66,7 +69,7 @@ async fn an_answer_reset_midway_is_cut_where_only_its_end_would_tell() {
     upstream.reset();
     let rest = client.read_to_end().await.unwrap_or_else(|read| read);
     assert!(!rest.ends_with(b"0\r\n\r\n"), "{rest:?}");
-    // The same in good order is whole.
+    // An orderly close is a complete body.
     let (mut client, mut upstream, _) = proxy.exchange(&get("/")).await;
     upstream.write("HTTP/1.0 200 OK\r\n\r\nok").await;
     drop(upstream);
@@ -75,30 +78,31 @@ async fn an_answer_reset_midway_is_cut_where_only_its_end_would_tell() {
 }
 
 #[tokio::test]
-async fn a_hang_up_ends_the_upstream_call() {
+async fn disconnect_of_the_client_ends_the_upstream_call() {
     let proxy = Proxy::spawn().await;
     let second = Duration::from_secs(1);
-    // Before the answer.
+    // Before the response.
     let (client, mut upstream, _) = proxy.exchange(&get("/")).await;
     drop(client);
-    tokio::time::timeout(second, upstream.read_to_end()).await.expect("ended within a second").ok();
-    // In the middle of it.
+    tokio::time::timeout(second, upstream.read_to_end()).await.expect("the call ends within a second").ok();
+    // In the middle of the response.
     let (mut client, mut upstream, _) = proxy.exchange(&get("/")).await;
     upstream.write(format!("{CHUNKED}2\r\nok\r\n")).await;
     client.read_until("ok").await;
     drop(client);
-    tokio::time::timeout(second, upstream.read_to_end()).await.expect("ended within a second").ok();
-    // In the middle of the request's body: what arrives is not a whole request.
+    tokio::time::timeout(second, upstream.read_to_end()).await.expect("the call ends within a second").ok();
+    // In the middle of the request body, which must not look complete.
     let (client, mut upstream, _) =
         proxy.exchange(&post("transfer-encoding: chunked\r\n", "1\r\na\r\n")).await;
     upstream.read_until("a").await;
     drop(client);
-    let rest = tokio::time::timeout(second, upstream.read_to_end()).await.expect("ended within a second");
+    let rest =
+        tokio::time::timeout(second, upstream.read_to_end()).await.expect("the call ends within a second");
     assert!(!rest.unwrap_or_default().ends_with(b"0\r\n\r\n"));
 }
 
 #[tokio::test]
-async fn a_large_body_passes_in_both_directions() {
+async fn large_body_is_forwarded_in_both_directions() {
     const SIZE: usize = 5 << 20;
     let proxy = Proxy::spawn().await;
     let body = "0123456789abcdef".repeat(SIZE / 16);
@@ -112,9 +116,9 @@ async fn a_large_body_passes_in_both_directions() {
     upstream.read_head().await;
     assert!(upstream.read_exact(SIZE).await == body);
     let mut client = soon(client).await.unwrap();
-    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {SIZE}\r\n\r\n{body}");
+    let response = format!("HTTP/1.1 200 OK\r\ncontent-length: {SIZE}\r\n\r\n{body}");
     let upstream = tokio::spawn(async move {
-        upstream.write(answer).await;
+        upstream.write(response).await;
         upstream
     });
     assert!(client.read_response().await.body == body);
@@ -122,10 +126,10 @@ async fn a_large_body_passes_in_both_directions() {
 }
 
 #[tokio::test]
-async fn a_small_answer_is_read_whole_and_a_large_one_streams() {
+async fn small_response_is_buffered_and_a_large_one_streams() {
     let (upstream, address) = listen().await;
     let (_, passthrough) = crate::upstream::build_clients(&config(address)).unwrap();
-    for (answer, whole) in [
+    for (response, whole) in [
         ("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfour".to_owned(), true),
         (format!("{CHUNKED}4\r\nfour\r\n0\r\n\r\n"), true),
         ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nlarge".to_owned(), false),
@@ -137,7 +141,7 @@ async fn a_small_answer_is_read_whole_and_a_large_one_streams() {
         let mut peer = RawPeer::accept(&upstream).await;
         peer.read_head().await;
         peer.read_exact(2).await;
-        peer.write(answer).await;
+        peer.write(response).await;
         drop(peer);
         let response = match soon(relayed).await.unwrap() {
             ForwardedResponse::Buffered(buffered) => {
@@ -156,7 +160,7 @@ async fn a_small_answer_is_read_whole_and_a_large_one_streams() {
 }
 
 #[tokio::test]
-async fn an_answer_cut_while_it_is_read_whole_stays_cut() {
+async fn truncated_response_is_not_buffered() {
     let (upstream, address) = listen().await;
     let (_, passthrough) = crate::upstream::build_clients(&config(address)).unwrap();
     let request = Request::post("/x").body(Body::empty()).unwrap();
@@ -165,7 +169,7 @@ async fn an_answer_cut_while_it_is_read_whole_stays_cut() {
     peer.read_head().await;
     peer.write("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok").await;
     drop(peer);
-    let ForwardedResponse::Streaming(response) = soon(relayed).await.unwrap() else { panic!("not whole") };
+    let ForwardedResponse::Streaming(response) = soon(relayed).await.unwrap() else { panic!("buffered") };
     let mut body = response.into_body();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ok");
     assert!(body.frame().await.unwrap().is_err());
