@@ -130,7 +130,7 @@ fn import_stops_at_the_first_invalid_line() {
         ("\"canary-token\"\n".to_owned(), "not an object with"),
         (good(0)[..40].to_owned(), "truncated"),
         (line("pending", r#"{"id":"pending","response":{}}"#), "not final"),
-        (line("other", &final_record("another", "x")), "not the task of its id"),
+        (line("other", &final_record("another", "x")), "not the record of the id"),
         (line("a", "\u{1b}[31m"), "not a JSON object"),
     ] {
         let output = import(&bad);
