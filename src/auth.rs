@@ -238,7 +238,7 @@ impl Auth {
         let now = Instant::now();
         let status = TokenStatus {
             accepted_at: saved.as_ref().and_then(|saved| accepted_instant(saved, now)),
-            is_refused: saved.is_some_and(|saved| saved.is_revoked),
+            is_refused: saved.is_some_and(|saved| saved.is_refused),
             ..TokenStatus::unknown(now)
         };
         {
@@ -304,7 +304,7 @@ impl Auth {
                 *digest,
                 TokenAcceptance {
                     accepted_at: if accepted { clock::unix_now() } else { 0 },
-                    is_revoked: !accepted,
+                    is_refused: !accepted,
                 },
             );
         }
