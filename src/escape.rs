@@ -1,6 +1,6 @@
 //! Escaping of text from outside for terminals, logs and messages.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 /// Whether a terminal may interpret the character as something else than a visible letter: control
 /// characters, line separators, changes of the writing direction, and invisible characters.
@@ -21,16 +21,25 @@ pub fn is_unsafe(character: char) -> bool {
         )
 }
 
+/// A writer that passes unsafe characters on as `\n`, `\u{1b}` and so on.
+pub struct EscapingWriter<'a, W>(pub &'a mut W);
+
+impl<W: Write> Write for EscapingWriter<'_, W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut written = 0;
+        for (start, character) in text.char_indices().filter(|(_, character)| is_unsafe(*character)) {
+            self.0.write_str(&text[written..start])?;
+            write!(self.0, "{}", character.escape_default())?;
+            written = start + character.len_utf8();
+        }
+        self.0.write_str(&text[written..])
+    }
+}
+
 /// Returns the text with unsafe characters as `\n`, `\u{1b}` and so on.
 pub fn printable(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        if is_unsafe(character) {
-            write!(escaped, "{}", character.escape_default()).expect("writing to a String cannot fail");
-        } else {
-            escaped.push(character);
-        }
-    }
+    EscapingWriter(&mut escaped).write_str(text).expect("writing to a String cannot fail");
     escaped
 }
 

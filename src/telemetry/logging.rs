@@ -1,9 +1,9 @@
-//! Logging to stderr: one line a record, for people or for machines. A record never breaks out of its line, and a
-//! stderr that is closed is nobody's problem.
+//! The log on stderr: one line for each record, as text for people or as JSON.
 //!
-//! Called once by the command line. What is logged is up to each room; tokens and bodies never are.
+//! A record never breaks out of its line. A closed stderr is ignored. Tokens and bodies are never
+//! logged.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::io;
 
 use tracing::field::Field;
@@ -18,29 +18,29 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogConfig, LogFormat};
+use crate::escape::{EscapingWriter, is_unsafe, printable_json};
 
-/// Sends every record to stderr from now on; `with_colour` is for a terminal and `pretty` alone.
+/// Sends all records to stderr. `with_colour` applies to the format `pretty`.
 ///
 /// # Errors
-/// The filter is none, or logging was set up before.
+/// The filter is invalid, or logging was set up before.
 pub fn init(config: &LogConfig, with_colour: bool) -> anyhow::Result<()> {
     subscriber(config, with_colour, io::stderr)?.try_init()?;
     Ok(())
 }
 
-/// Libraries that carry requests show header fields and more below `info`, tokens among them, whatever the filter asks
-/// for; our own records never do.
+/// Whether a record may be logged, whatever the filter says. HTTP libraries log headers with tokens
+/// below `info`; records of refrain itself never contain them.
 fn may_be_logged(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
     target == "refrain" || target.starts_with("refrain::") || *metadata.level() <= Level::INFO
 }
 
-/// A panic is one record like any other. Its message may hold anything, a request's bytes too, so only the place is
-/// told.
+/// Logs panics as records. Only the location is logged: the message may contain bytes of a request.
 pub fn log_panics() {
     std::panic::set_hook(Box::new(|info| {
         let location = info.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(location, "a panic was caught; please report it with this place");
+        tracing::error!(location, "caught a panic; please report it with this location");
     }));
 }
 
@@ -53,79 +53,59 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = EnvFilter::builder().parse(&config.filter)?;
-    // Else a failed write is told on stderr, and `eprintln!` panics where stderr is closed.
+    // Otherwise a failed write is reported with `eprintln!`, which panics if stderr is closed.
     let layer = log::layer().log_internal_errors(false);
     let layer = match config.format {
         LogFormat::Pretty => layer
             .compact()
             .with_ansi(with_colour)
             .fmt_fields(debug_fn(write_field).delimited(" "))
-            .with_writer(Quiet { target, is_json: false })
+            .with_writer(RecordWriter { target, format: LogFormat::Pretty })
             .boxed(),
         LogFormat::Json => layer
             .json()
             .flatten_event(true)
             .with_current_span(false)
-            .with_writer(Quiet { target, is_json: true })
+            .with_writer(RecordWriter { target, format: LogFormat::Json })
             .boxed(),
     };
     Ok(tracing_subscriber::registry().with(filter).with(layer.with_filter(filter_fn(may_be_logged))))
 }
 
-/// `name=value`, the message alone without its name.
+/// Writes `name=value`, or the value alone for the message.
 fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    use fmt::Write;
     match field.name() {
-        "message" => write!(Escaped(writer), "{value:?}"),
-        // Where a record of the `log` crate came from: its target says it already.
+        "message" => write!(EscapingWriter(writer), "{value:?}"),
+        // Origin of a record of the `log` crate, which its target also names.
         name if name.starts_with("log.") => Ok(()),
-        name => write!(Escaped(writer), "{name}={value:?}"),
+        name => write!(EscapingWriter(writer), "{name}={value:?}"),
     }
 }
 
-/// Escapes what would end the line, steer a terminal or turn the direction of the text.
-struct Escaped<'a, 'w>(&'a mut Writer<'w>);
-
-impl fmt::Write for Escaped<'_, '_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut plain_from = 0;
-        for (at, character) in text.char_indices().filter(|(_, character)| is_unsafe(*character)) {
-            self.0.write_str(&text[plain_from..at])?;
-            write!(self.0, "{}", character.escape_default())?;
-            plain_from = at + character.len_utf8();
-        }
-        self.0.write_str(&text[plain_from..])
-    }
-}
-
-fn is_unsafe(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
-}
-
-/// A writer of whole records that takes every failure as done: there is nobody left to tell.
-struct Quiet<W> {
+/// A writer of whole records that ignores failures, since there is no place left to report them.
+#[derive(Clone)]
+struct RecordWriter<W> {
     target: W,
-    is_json: bool,
+    format: LogFormat,
 }
 
-impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Quiet<W> {
-    type Writer = QuietWriter<W::Writer>;
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for RecordWriter<W> {
+    type Writer = RecordWriter<W::Writer>;
 
     fn make_writer(&'a self) -> Self::Writer {
-        QuietWriter { target: self.target.make_writer(), is_json: self.is_json }
+        RecordWriter { target: self.target.make_writer(), format: self.format }
     }
 }
 
-struct QuietWriter<W> {
-    target: W,
-    is_json: bool,
-}
-
-impl<W: io::Write> io::Write for QuietWriter<W> {
-    /// Called once a record, with the whole of it.
+impl<W: io::Write> io::Write for RecordWriter<W> {
+    /// Called once for each record, with all of it.
     fn write(&mut self, record: &[u8]) -> io::Result<usize> {
-        // JSON escapes up to U+001F; the others stand inside its strings alone, so they can be escaped here.
-        let escaped = self.is_json.then(|| escape_json(record)).flatten();
+        // JSON escapes control characters up to U+001F only.
+        let escaped = match self.format {
+            LogFormat::Pretty => None,
+            LogFormat::Json => escape_json_line(record),
+        };
         let _ = self.target.write_all(escaped.as_deref().unwrap_or(record));
         Ok(record.len())
     }
@@ -136,21 +116,10 @@ impl<W: io::Write> io::Write for QuietWriter<W> {
     }
 }
 
-/// The record with what JSON leaves unescaped; `None` where there is nothing to do.
-fn escape_json(record: &[u8]) -> Option<Vec<u8>> {
-    let text = std::str::from_utf8(record).ok()?;
-    let is_left = |character: char| character != '\n' && is_unsafe(character);
-    text.contains(is_left).then(|| {
-        let mut escaped = String::with_capacity(text.len() + 16);
-        for character in text.chars() {
-            if is_left(character) {
-                write!(escaped, "\\u{:04x}", u32::from(character)).expect("a String takes all");
-            } else {
-                escaped.push(character);
-            }
-        }
-        escaped.into_bytes()
-    })
+/// Returns the line with unsafe characters escaped, or `None` if it has none.
+fn escape_json_line(record: &[u8]) -> Option<Vec<u8>> {
+    let line = std::str::from_utf8(record).ok()?.strip_suffix('\n')?;
+    line.contains(is_unsafe).then(|| (printable_json(line) + "\n").into_bytes())
 }
 
 #[cfg(test)]
@@ -184,25 +153,25 @@ mod tests {
         String::from_utf8(bytes).unwrap()
     }
 
-    const NAUGHTY: &str = "a\nb\r\u{1b}[31mred\u{0}\u{7f}\u{9b}2J\u{2028}\u{202e}ä";
+    const UNSAFE: &str = "a\nb\r\u{1b}[31mred\u{0}\u{7f}\u{9b}2J\u{2028}\u{202e}ä";
 
-    fn log_naughty_values() {
-        let span = tracing::info_span!("request", id = NAUGHTY, shown = %NAUGHTY);
+    fn log_unsafe_values() {
+        let span = tracing::info_span!("request", id = UNSAFE, shown = %UNSAFE);
         let _inside = span.enter();
-        let error = io::Error::other(NAUGHTY);
+        let error = io::Error::other(UNSAFE);
         tracing::info!(
-            text = NAUGHTY,
-            shown = %NAUGHTY,
-            debug = ?NAUGHTY,
+            text = UNSAFE,
+            shown = %UNSAFE,
+            debug = ?UNSAFE,
             error = &error as &dyn std::error::Error,
-            "message {NAUGHTY}"
+            "message {UNSAFE}"
         );
     }
 
     #[test]
-    fn a_record_is_one_harmless_line() {
+    fn record_is_one_line_without_unsafe_characters() {
         for format in [LogFormat::Pretty, LogFormat::Json] {
-            let text = logged(format, "info", log_naughty_values);
+            let text = logged(format, "info", log_unsafe_values);
             let line = text.strip_suffix('\n').unwrap();
             assert!(!line.contains(is_unsafe), "{line:?}");
             assert!(line.contains("ä"), "plain text stays: {line}");
@@ -211,22 +180,22 @@ mod tests {
     }
 
     #[test]
-    fn pretty_reads_like_a_sentence() {
-        let text = logged(LogFormat::Pretty, "info", || tracing::info!(answer = 42, name = "x", "it works"));
-        assert!(text.contains(" INFO ") && text.ends_with("it works answer=42 name=\"x\"\n"), "{text:?}");
+    fn pretty_format_shows_message_and_fields() {
+        let text = logged(LogFormat::Pretty, "info", || tracing::info!(status = 200, name = "x", "it works"));
+        assert!(text.contains(" INFO ") && text.ends_with("it works status=200 name=\"x\"\n"), "{text:?}");
     }
 
     #[test]
-    fn json_holds_the_values_as_they_were() {
-        let text = logged(LogFormat::Json, "info", log_naughty_values);
+    fn json_format_keeps_the_values() {
+        let text = logged(LogFormat::Json, "info", log_unsafe_values);
         let record: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(record["text"], NAUGHTY);
+        assert_eq!(record["text"], UNSAFE);
         assert_eq!(record["level"], "INFO");
-        assert_eq!(record["message"], format!("message {NAUGHTY}"));
+        assert_eq!(record["message"], format!("message {UNSAFE}"));
     }
 
     #[test]
-    fn the_filter_is_heeded() {
+    fn filter_selects_records_by_level() {
         let log = || {
             tracing::info!("quiet");
             tracing::warn!("loud");
@@ -236,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_target_harms_nobody() {
+    fn closed_target_does_not_panic() {
         struct Closed;
 
         impl io::Write for Closed {
@@ -251,7 +220,7 @@ mod tests {
 
         for format in [LogFormat::Pretty, LogFormat::Json] {
             let config = LogConfig { format, filter: "info".to_owned() };
-            with_default(subscriber(&config, false, || Closed).unwrap(), || tracing::error!("nobody hears"));
+            with_default(subscriber(&config, false, || Closed).unwrap(), || tracing::error!("lost"));
         }
     }
 }
