@@ -1,27 +1,27 @@
-// Calls to /api/, with the admin token where one was given. The token is kept for this tab alone.
+// Calls to /api/, with the admin token if one was entered. The token is kept for this tab only.
 
 const KEY = "refrain.admin-token";
 const TIMEOUT_MS = 10_000;
 
-/** Forgetting may remove much; refrain itself gives it a minute. */
+/** A delete can remove many tasks. refrain itself limits it to one minute. */
 const DELETE_TIMEOUT_MS = 65_000;
 
 let token = null;
 try {
   token = sessionStorage.getItem(KEY);
 } catch {
-  // Storage may be switched off; the token is then asked for after each reload.
+  // Storage can be disabled. The token must then be entered after each reload.
 }
 
-/** How far the proxy's clock is ahead of this browser's, in seconds. */
+/** Difference between the clocks of the proxy and of this browser, in seconds. */
 let clockOffset = 0;
 
-/** Unix seconds by the proxy's clock. */
+/** Returns the Unix time in seconds, by the clock of the proxy. */
 export const now = () => Date.now() / 1000 + clockOffset;
 
 export const hasToken = () => token !== null;
 
-/** Takes a token for this tab; `null` forgets it. */
+/** Sets the token for this tab; `null` removes it. */
 export function useToken(value) {
   token = value;
   try {
@@ -32,7 +32,7 @@ export function useToken(value) {
   }
 }
 
-/** An answer that is no success; `status` is 0 where none came. */
+/** A response that reports an error; `status` is 0 if there was no response. */
 export class ApiError extends Error {
   constructor(status, message) {
     super(message);
@@ -40,16 +40,16 @@ export class ApiError extends Error {
   }
 }
 
-/** The JSON that a `GET` of this path answers. Empty parameters are left out. */
+/** Returns the JSON of a `GET` response. Empty parameters are left out. */
 export const get = (path, parameters = {}) => call("GET", path, parameters);
 
-/** What a `DELETE` of this path answers. */
+/** Returns the JSON of a `DELETE` response. */
 export const remove = (path, parameters = {}) => call("DELETE", path, parameters);
 
-/** The path of one task. Dot segments cannot be sent by a browser: it would fold them into another path. */
+/** Returns the path of a task. Browsers resolve dot segments, so they cannot request such ids. */
 export function taskPath(service, id) {
   if ([service, id].some((part) => part === "." || part === "..")) {
-    throw new ApiError(400, "A browser cannot ask for this id. `refrain tasks show` can.");
+    throw new ApiError(400, "A browser cannot request this id. Use `refrain tasks show`.");
   }
   return `api/tasks/${encodeURIComponent(service)}/${encodeURIComponent(id)}`;
 }
@@ -69,14 +69,14 @@ async function call(method, path, parameters) {
     });
     body = await response.text();
   } catch {
-    throw new ApiError(0, "No answer from refrain.");
+    throw new ApiError(0, "refrain does not respond.");
   }
   const date = Date.parse(response.headers.get("date") ?? "");
   if (date) clockOffset = Math.round((date - Date.now()) / 1000);
-  const answer = parsed(body);
-  if (!response.ok) throw new ApiError(response.status, answer?.error?.message ?? `Status ${response.status}.`);
-  if (answer === undefined) throw new ApiError(response.status, "The answer is no JSON.");
-  return answer;
+  const json = parsed(body);
+  if (!response.ok) throw new ApiError(response.status, json?.error?.message ?? `Status ${response.status}.`);
+  if (json === undefined) throw new ApiError(response.status, "The response is not JSON.");
+  return json;
 }
 
 function parsed(text) {

@@ -1,26 +1,26 @@
-// The four charts, drawn by uPlot. They share the time axis and the cursor; beside each title stand the values under
-// the cursor, else those of the whole time shown.
+// The four charts, drawn by uPlot. They share the time axis and the cursor. Each legend shows the values at the cursor,
+// or those of the whole range.
 
 import * as format from "./format.js";
-import { make, say } from "./page.js";
+import { make, setText } from "./page.js";
 
 const HEIGHT = 190;
 const RANGES = { "1h": 3600, "24h": 86_400 };
-// A chart of the first minutes is not squeezed into the last corner.
-const LEAST_STEPS = 30;
+// Minimum width of the time axis, in steps.
+const MIN_STEPS = 30;
 
 const sum = (values) => values.reduce((total, value) => total + (value ?? 0), 0);
 const largest = (values) => values.reduce((most, value) => (value === null ? most : Math.max(most ?? value, value)), null);
 const share = (part, whole) => (whole > 0 ? part / whole : null);
 
-/** What each chart shows of the history. `whole` makes the figure for the whole time shown. */
+/** Definition of each chart. `total` returns the value for the whole range; `isCount` marks charts of counts. */
 const CHARTS = [
   {
     id: "chart-calls",
     unit: (step) => `per ${step}`,
-    nothing: "No look-ups in this time",
+    placeholder: "No lookups in this range",
     value: format.count,
-    whole: true,
+    isCount: true,
     columns: [
       { label: "Saved", colour: "accent", fill: true, of: (h) => h.calls_saved, total: (h) => sum(h.calls_saved) },
       { label: "Sent upstream", colour: "other", of: (h) => h.calls, total: (h) => sum(h.calls) },
@@ -28,8 +28,8 @@ const CHARTS = [
   },
   {
     id: "chart-rate",
-    unit: () => "of the ids asked for",
-    nothing: "No ids asked for in this time",
+    unit: () => "of the requested ids",
+    placeholder: "No ids requested in this range",
     value: format.percent,
     most: 1,
     columns: [
@@ -44,31 +44,31 @@ const CHARTS = [
   },
   {
     id: "chart-latency",
-    unit: () => "of look-up calls",
-    nothing: "No upstream calls in this time",
+    unit: () => "of lookup calls",
+    placeholder: "No upstream calls in this range",
     value: format.seconds,
     columns: [
       { label: "p99", colour: "other", of: (h) => h.upstream_p99_seconds, total: (h) => largest(h.upstream_p99_seconds) },
       { label: "p50", colour: "accent", of: (h) => h.upstream_p50_seconds, total: (h) => largest(h.upstream_p50_seconds) },
     ],
-    totalWord: "up to ",
+    totalPrefix: "up to ",
   },
   {
     id: "chart-limits",
     unit: (step) => `per ${step}`,
-    nothing: "No 429 in this time",
+    placeholder: "No 429 in this range",
     value: format.count,
-    whole: true,
+    isCount: true,
     bars: true,
     columns: [
       { label: "Received", colour: "other", of: (h) => h.upstream_rate_limited, total: (h) => sum(h.upstream_rate_limited) },
       { label: "Absorbed", colour: "accent", of: (h) => h.rate_limited_absorbed, total: (h) => sum(h.rate_limited_absorbed) },
-      { label: "Seen by clients", colour: "bad", of: (h) => h.rate_limited_passed_on, total: (h) => sum(h.rate_limited_passed_on) },
+      { label: "Passed on", colour: "bad", of: (h) => h.rate_limited_passed_on, total: (h) => sum(h.rate_limited_passed_on) },
     ],
   },
 ];
 
-/** The colour a class of the style sheet stands for now. */
+/** Returns the current colour of a class of the style sheet. */
 function colour(name) {
   const probe = make("span", "", `ink-${name}`);
   document.body.append(probe);
@@ -85,8 +85,8 @@ class Chart {
     this.legend = this.figure.querySelector(".legend");
     this.unit = make("span", "", "unit");
     this.figure.querySelector("h3").after(this.unit);
-    this.nothing = make("p", shape.nothing, "nothing");
-    this.plot.after(this.nothing);
+    this.placeholder = make("p", shape.placeholder, "placeholder");
+    this.plot.after(this.placeholder);
     for (const column of shape.columns) {
       const entry = make("li");
       entry.append(make("span", "", `swatch ink-${column.colour}`), make("span", column.label), make("strong", "–"));
@@ -99,29 +99,29 @@ class Chart {
     this.history = history;
     const values = this.shape.columns.map((column) => column.of(history));
     const data = [history.at, ...values];
-    const isEmpty = this.shape.whole
+    const isEmpty = this.shape.isCount
       ? values.every((column) => sum(column) === 0)
       : values.every((column) => column.every((value) => value === null));
-    this.nothing.hidden = !isEmpty;
+    this.placeholder.hidden = !isEmpty;
     this.figure.classList.toggle("empty", isEmpty);
-    say(this.unit, this.shape.unit(format.seconds(history.step_seconds)));
+    setText(this.unit, this.shape.unit(format.seconds(history.step_seconds)));
     if (this.u) this.u.setData(data);
     else this.u = new uPlot(this.options(), data, this.plot);
-    this.tell(this.u.cursor.idx);
+    this.showValues(this.u.cursor.idx);
   }
 
-  /** Writes the values of one step, or of the whole time, beside the title. */
-  tell(step) {
-    const { columns, value, totalWord = "" } = this.shape;
-    const isWhole = step === null || step === undefined;
+  /** Shows the values of one step, or of the whole range, in the legend. */
+  showValues(step) {
+    const { columns, value, totalPrefix = "" } = this.shape;
+    const isTotal = step === null || step === undefined;
     const words = columns.map((column, n) => {
-      const figure = isWhole ? column.total(this.history) : column.of(this.history)[step];
-      const text = (isWhole && figure !== null ? totalWord : "") + value(figure);
-      say(this.legend.children[n].lastElementChild, text);
+      const figure = isTotal ? column.total(this.history) : column.of(this.history)[step];
+      const text = (isTotal && figure !== null ? totalPrefix : "") + value(figure);
+      setText(this.legend.children[n].lastElementChild, text);
       return `${column.label}: ${text}`;
     });
     const title = this.figure.querySelector("h3").textContent;
-    if (isWhole) this.plot.setAttribute("aria-label", `${title} over time. ${words.join(", ")}.`);
+    if (isTotal) this.plot.setAttribute("aria-label", `${title} over time. ${words.join(", ")}.`);
   }
 
   redraw() {
@@ -146,19 +146,19 @@ class Chart {
       },
       axes: [
         { ...axis, grid: { show: false }, size: 30, space: 70, values: (_, splits) => splits.map(format.time) },
-        { ...axis, size: 58, gap: 6, space: 36, incrs: this.shape.whole ? wholeSteps : undefined, values: (_, splits) => splits.map(value) },
+        { ...axis, size: 58, gap: 6, space: 36, incrs: this.shape.isCount ? wholeSteps : undefined, values: (_, splits) => splits.map(value) },
       ],
       series: [{}, ...this.shape.columns.map((column) => line(column, this.shape.bars))],
-      hooks: { setCursor: [(u) => this.history && this.tell(u.cursor.left >= 0 ? u.cursor.idx : null)] },
+      hooks: { setCursor: [(u) => this.history && this.showValues(u.cursor.left >= 0 ? u.cursor.idx : null)] },
     };
   }
 
-  /** The range asked for, or as much of it as there is. */
+  /** Returns the bounds of the time axis: the range, or the part of it that has data. */
   window() {
     const { at, range, step_seconds: step } = this.history;
     const end = at.at(-1) ?? Math.floor(Date.now() / 1000);
-    const known = Math.max(at.length, LEAST_STEPS) * step;
-    // Half a step more, so that the last bar is whole.
+    const known = Math.max(at.length, MIN_STEPS) * step;
+    // Half a step more, so that the last bar fits.
     return [end - Math.min(known, RANGES[range]), end + step / 2];
   }
 }
@@ -166,7 +166,7 @@ class Chart {
 function line(column, isBar) {
   const stroke = colour(column.colour);
   if (isBar) {
-    // Few and far between: a bar of two pixels at least, without a line along the bottom.
+    // Bars are at least two pixels wide, and values of zero have none.
     return { label: column.label, width: 0, fill: stroke, paths: uPlot.paths.bars({ size: [0.7, 9, 2] }), points: { show: false } };
   }
   return {
@@ -174,15 +174,15 @@ function line(column, isBar) {
     stroke,
     width: 1.75,
     fill: column.fill ? colour(`${column.colour}-soft`) : undefined,
-    points: { show: true, size: 5, width: 0, fill: stroke, filter: alone },
+    points: { show: true, size: 5, width: 0, fill: stroke, filter: isolated },
   };
 }
 
-/** Steps of an axis that counts whole things. */
+/** Steps of an axis of whole numbers. */
 const wholeSteps = [1, 2, 5].flatMap((n) => Array.from({ length: 10 }, (_, power) => n * 10 ** power)).sort((a, b) => a - b);
 
-/** Points are drawn where a value stands alone and no line would show it. */
-function alone(u, series, show) {
+/** Returns the indexes of values without neighbours, which a line would not show. */
+function isolated(u, series, show) {
   const values = u.data[series];
   const known = (n) => values[n] !== null && values[n] !== undefined;
   return values.flatMap((_, n) => (known(n) && !known(n - 1) && !known(n + 1) ? [n] : []));
@@ -190,12 +190,12 @@ function alone(u, series, show) {
 
 let charts = [];
 
-/** Draws the history, as `/api/history` answers it. */
+/** Draws the response of `/api/history`. */
 export function showHistory(history) {
   document.getElementById("charts").hidden = false;
   if (charts.length === 0) charts = CHARTS.map((shape) => new Chart(shape));
   for (const chart of charts) chart.show(history);
 }
 
-/** Draws again, after the colours changed. */
+/** Draws all charts again, with the current colours. */
 export const redraw = () => charts.forEach((chart) => chart.redraw());

@@ -1,5 +1,5 @@
-// The dashboard: asks /api/ every few seconds while somebody looks, and shows what it answers. Where /api/ asks for a
-// token, it asks whoever looks.
+// The dashboard: while the page is visible, requests /api/ every few seconds and shows the responses. If /api/ requires
+// a token, it shows a form for it.
 
 import { get, hasToken, now, useToken } from "./api.js";
 import { redraw, showHistory } from "./charts.js";
@@ -8,25 +8,25 @@ import { showStats, showStatus, showVersion, showWelcome, wireFigures } from "./
 import { wireDelete } from "./delete.js";
 import * as format from "./format.js";
 import { refreshListing, restartListing, wireListing } from "./listing.js";
-import { $, copy, say, tickAll } from "./page.js";
-import { queuesTable, pendingTable } from "./tables.js";
+import { $, copy, setText, tickAll } from "./page.js";
+import { pendingTable, queuesTable } from "./tables.js";
 
-const EVERY_MS = 5000;
+const REFRESH_MS = 5000;
 // A step of the history takes 10 s in the hour and 5 min in the day.
 const HISTORY_MS = { "1h": 10_000, "24h": 60_000 };
 
 let queues;
 let pending;
 let range = "1h";
-// By the clock that is never set back, in milliseconds.
+// On the monotonic clock, in milliseconds.
 let historyAt = -Infinity;
-let heardAt = null;
+let respondedAt = null;
 let hasShown = false;
 let isLocked = false;
-let isAsking = false;
+let isRefreshing = false;
 let timer;
 
-/** What is asked for, and where it is told if that fails. */
+/** Requests of a refresh, each with the id of the element that shows its error. */
 const PARTS = [
   [null, async () => showVersion(await get("api/version"))],
   [null, async () => showWelcome(showStats(await get("api/stats")))],
@@ -38,33 +38,33 @@ const PARTS = [
 
 async function history() {
   if (performance.now() - historyAt < HISTORY_MS[range]) return;
-  const asked = range;
-  const answer = await get("api/history", { range: asked });
-  if (asked !== range) return;
+  const requested = range;
+  const response = await get("api/history", { range: requested });
+  if (requested !== range) return;
   historyAt = performance.now();
-  showHistory(answer);
+  showHistory(response);
 }
 
-function showPending(answer) {
-  pending.show(answer.pending);
-  $("pending-none").hidden = answer.pending.length > 0;
-  say($("pending-count"), left(answer.pending.length, answer.pending_omitted));
+function showPending(response) {
+  pending.show(response.pending);
+  $("pending-none").hidden = response.pending.length > 0;
+  setText($("pending-count"), omission(response.pending.length, response.pending_omitted));
 }
 
-function showQueues(answer) {
-  queues.show(answer.queues);
-  $("queues-none").hidden = answer.queues.length > 0;
-  say($("queues-count"), left(answer.queues.length, answer.queues_omitted) || "One for each service and token that asks");
+function showQueues(response) {
+  queues.show(response.queues);
+  $("queues-none").hidden = response.queues.length > 0;
+  setText($("queues-count"), omission(response.queues.length, response.queues_omitted) || "One for each service and token");
 }
 
-const left = (shown, leftOut) => (leftOut > 0 ? `${shown} shown, ${format.count(leftOut)} more` : "");
+const omission = (shown, omitted) => (omitted > 0 ? `${shown} shown, ${format.count(omitted)} more` : "");
 
-/** Runs one part and tells, where it belongs, if it fails; whether refrain answered. */
+/** Runs one part and shows its error, if any. Returns whether refrain responded. */
 async function attempt(part, place) {
   try {
     await part();
     hasShown = true;
-    if (place) say($(place), "");
+    if (place) setText($(place), "");
     return true;
   } catch (error) {
     if (error.status === 401) {
@@ -73,7 +73,7 @@ async function attempt(part, place) {
     }
     if (error.status === 0) return false;
     if (error.status === undefined) throw error;
-    if (place) say($(place), error.message);
+    if (place) setText($(place), error.message);
     else showStatus("degraded", error.message);
     return true;
   }
@@ -81,32 +81,32 @@ async function attempt(part, place) {
 
 async function refresh() {
   clearTimeout(timer);
-  if (isAsking || isLocked || document.hidden) return;
-  isAsking = true;
+  if (isRefreshing || isLocked || document.hidden) return;
+  isRefreshing = true;
   try {
-    const heard = await Promise.all(PARTS.map(([place, part]) => attempt(part, place)));
+    const responded = await Promise.all(PARTS.map(([place, part]) => attempt(part, place)));
     if (isLocked) return;
-    if (heard.every(Boolean)) {
-      heardAt = now();
+    if (responded.every(Boolean)) {
+      respondedAt = now();
       $("content").hidden = false;
       document.body.classList.remove("stale");
     } else {
-      const since = heardAt === null ? "" : ` What is shown is from ${format.time(heardAt)}.`;
-      showStatus("unreachable", `refrain does not answer.${since} Trying again every few seconds.`);
+      const since = respondedAt === null ? "" : ` The page shows the state of ${format.time(respondedAt)}.`;
+      showStatus("unreachable", `refrain does not respond.${since} Trying again every few seconds.`);
       document.body.classList.add("stale");
     }
   } finally {
-    isAsking = false;
+    isRefreshing = false;
     clearTimeout(timer);
-    timer = setTimeout(refresh, EVERY_MS);
+    timer = setTimeout(refresh, REFRESH_MS);
   }
 }
 
-/** Asks for the token. What was shown goes, also what the script remembers of it: where there is any, the page begins anew. */
+/** Shows the form for the token. If data was shown, the page reloads, so that nothing of it is left in the script. */
 function lock() {
   if (isLocked) return;
   isLocked = true;
-  const wasWrong = hasToken();
+  const wasRefused = hasToken();
   useToken(null);
   for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
   $("content").hidden = true;
@@ -116,29 +116,29 @@ function lock() {
   }
   $("clear-token").hidden = true;
   $("locked").hidden = false;
-  say($("about"), "");
+  setText($("about"), "");
   showStatus("locked", "");
-  say($("status-word"), "Locked");
-  say($("token-error"), wasWrong ? "That is not the token." : "");
+  setText($("status-word"), "Locked");
+  setText($("token-error"), wasRefused ? "This is not the token." : "");
   $("token").focus();
 }
 
 async function unlock(event) {
   event.preventDefault();
   const presented = $("token").value.trim();
-  // Anything else cannot stand in a header field.
+  // A header cannot contain other characters.
   if (!/^[\x21-\x7e]+$/.test(presented)) {
-    say($("token-error"), "A token has visible ASCII characters alone.");
+    setText($("token-error"), "A token consists of visible ASCII characters.");
     return;
   }
   useToken(presented);
   $("token").value = "";
-  say($("token-error"), "");
+  setText($("token-error"), "");
   try {
     await get("api/version");
   } catch (error) {
     useToken(null);
-    say($("token-error"), error.status === 401 ? "That is not the token." : error.message);
+    setText($("token-error"), error.status === 401 ? "This is not the token." : error.message);
     $("token").focus();
     return;
   }
@@ -159,7 +159,7 @@ function wireTheme() {
     try {
       localStorage.setItem("refrain.theme", theme);
     } catch {
-      // It then lasts until the page is left.
+      // Storage can be disabled. The choice then lasts until the page is closed.
     }
     apply();
   });
@@ -169,13 +169,13 @@ function wireTheme() {
 function wire() {
   queues = queuesTable($("queues"));
   pending = pendingTable($("pending"));
-  const again = () => {
+  const restart = () => {
     attempt(restartListing, "tasks-error");
     refresh();
   };
   wireListing((part) => attempt(part, "tasks-error"));
-  wireDetail(again);
-  wireDelete(again);
+  wireDetail(restart);
+  wireDelete(restart);
   wireTheme();
   wireFigures();
   $("range").addEventListener("change", (event) => {

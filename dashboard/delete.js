@@ -1,40 +1,42 @@
-// Forgetting, which always asks first.
+// Deletes, each after a confirmation.
 
 import { remove } from "./api.js";
-import { $, closeByBackdrop, say, toast } from "./page.js";
+import { $, closeByBackdrop, setText, toast } from "./page.js";
 
 const UNITS = { d: "day", h: "hour", m: "minute" };
 
 let proceed = () => {};
 
 /**
- * Asks, does it, and says how many texts went; whether it was done. A dialog that is closed meanwhile does not stop it:
- * it is told when it is known, and a question that was asked since is left alone.
+ * Asks for a confirmation, runs `act`, and shows how many records were deleted. Returns whether `act` succeeded.
+ *
+ * Closing the dialog does not stop a running delete. Its result is then shown in a toast, and a dialog that was opened
+ * meanwhile stays as it is.
  */
-export function confirmed(title, text, act) {
+export function confirmAction(title, text, act) {
   const dialog = $("confirm");
-  say($("confirm-title"), title);
-  say($("confirm-text"), text);
-  say($("confirm-error"), "");
+  setText($("confirm-title"), title);
+  setText($("confirm-text"), text);
+  setText($("confirm-error"), "");
   $("confirm-yes").disabled = false;
   dialog.showModal();
   $("confirm-no").focus();
   return new Promise((resolve) => {
-    let isActing = false;
-    const isStillAsked = () => dialog.open && proceed === carryOut;
-    const carryOut = async () => {
-      isActing = true;
+    let isRunning = false;
+    const isStillOpen = () => dialog.open && proceed === run;
+    const run = async () => {
+      isRunning = true;
       $("confirm-yes").disabled = true;
       try {
         const { deleted } = await act();
-        toast(deleted === 1 ? "One record was deleted." : `${deleted} records were deleted.`);
-        if (isStillAsked()) dialog.close();
+        toast(deleted === 1 ? "1 record deleted." : `${deleted} records deleted.`);
+        if (isStillOpen()) dialog.close();
         resolve(true);
       } catch (error) {
-        isActing = false;
-        const reason = error.status === 404 ? "It was not stored any more." : error.message;
-        if (isStillAsked()) {
-          say($("confirm-error"), reason);
+        isRunning = false;
+        const reason = error.status === 404 ? "This task is not stored any more." : error.message;
+        if (isStillOpen()) {
+          setText($("confirm-error"), reason);
           $("confirm-yes").disabled = false;
         } else {
           toast(reason);
@@ -42,28 +44,28 @@ export function confirmed(title, text, act) {
         }
       }
     };
-    proceed = carryOut;
-    dialog.addEventListener("close", () => isActing || resolve(false), { once: true });
+    proceed = run;
+    dialog.addEventListener("close", () => isRunning || resolve(false), { once: true });
   });
 }
 
-/** Wires the dialog and the forms; `deleted` is called after tasks were deleted. */
-export function wireDelete(deleted) {
+/** Wires the dialog and the forms. `onDeleted` is called after a delete. */
+export function wireDelete(onDeleted) {
   closeByBackdrop($("confirm"));
   $("confirm-no").addEventListener("click", () => $("confirm").close());
   $("confirm-yes").addEventListener("click", () => proceed());
   $("delete-service").addEventListener("submit", async (event) => {
     event.preventDefault();
     const service = $("service").value.trim();
-    const text = `Every stored task of “${service}” is removed, for all tokens. What clients ask for next goes upstream again.`;
-    if (await confirmed("Delete all tasks of a service?", text, () => remove("api/tasks", { service }))) deleted();
+    const text = `All stored tasks of “${service}” are deleted, for all tokens. Their next lookups go to the upstream.`;
+    if (await confirmAction("Delete all tasks of a service?", text, () => remove("api/tasks", { service }))) onDeleted();
   });
   $("delete-older").addEventListener("submit", async (event) => {
     event.preventDefault();
     const number = $("older").valueAsNumber;
     const unit = event.target.elements.unit.value;
     const span = `${number} ${UNITS[unit]}${number === 1 ? "" : "s"}`;
-    const text = `Every task stored longer than ${span} ago is removed, for all tokens. What clients ask for next goes upstream again.`;
-    if (await confirmed("Delete old tasks?", text, () => remove("api/tasks", { older_than: `${number}${unit}` }))) deleted();
+    const text = `All tasks stored more than ${span} ago are deleted, for all tokens. Their next lookups go to the upstream.`;
+    if (await confirmAction("Delete old tasks?", text, () => remove("api/tasks", { older_than: `${number}${unit}` }))) onDeleted();
   });
 }

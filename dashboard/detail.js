@@ -1,74 +1,74 @@
-// One task in a dialog: what is known of it, its text, and a way to forget it.
+// The dialog of one task: its properties, its record, and a button to delete it.
 
 import { get, remove, taskPath } from "./api.js";
-import { confirmed } from "./delete.js";
+import { confirmAction } from "./delete.js";
 import * as format from "./format.js";
-import { $, age, closeByBackdrop, copy, make, say } from "./page.js";
+import { $, age, closeByBackdrop, copy, make, setText } from "./page.js";
 import { links } from "./tables.js";
 
-// More than this is not shown at once: laying it out would stop the page. Copying gives all of it.
-const MOST_SHOWN = 256 * 1024;
+// Longest part of a record that is shown, in characters: the layout of more would block the page.
+const MAX_SHOWN = 256 * 1024;
 
 let task = null;
 let records = [];
-let afterDelete = () => {};
+let onDeleted = () => {};
 
-/** Opens the dialog on a task of the listing. */
+/** Opens the dialog for a task of the list. */
 export async function openDetail({ service, id, title }) {
   const opened = { service, id };
   task = opened;
   records = [];
-  say($("detail-title"), title || "Untitled");
-  say($("detail-error"), "");
+  setText($("detail-title"), title || "Untitled");
+  setText($("detail-error"), "");
   $("detail-known").hidden = true;
   $("detail").showModal();
   try {
-    const answer = await get(taskPath(service, id));
+    const response = await get(taskPath(service, id));
     if (task !== opened) return;
-    records = answer.records;
-    $("detail-text").replaceChildren(...records.map((record, n) => new Option(`${n + 1} of ${records.length}, stored ${format.date(record.stored_at)}`, n)));
+    records = response.records;
+    $("detail-record").replaceChildren(...records.map((record, n) => new Option(`${n + 1} of ${records.length}, stored ${format.date(record.stored_at)}`, n)));
     $("detail-several").hidden = records.length < 2;
     $("detail-known").hidden = records.length === 0;
-    if (records.length > 0) showOne();
+    if (records.length > 0) showRecord();
   } catch (error) {
     if (task !== opened) return;
-    say($("detail-error"), error.status === 404 ? "It is not stored any more." : error.message);
+    setText($("detail-error"), error.status === 404 ? "This task is not stored any more." : error.message);
   }
 }
 
-const chosen = () => records[Number($("detail-text").value) || 0];
+const selected = () => records[Number($("detail-record").value) || 0];
 
-function showOne() {
-  const one = chosen();
-  say($("detail-title"), one.title || "Untitled");
+function showRecord() {
+  const record = selected();
+  setText($("detail-title"), record.title || "Untitled");
   const facts = [
     ["Id", idWithCopy()],
-    ["Service", make("bdi", one.type ? `${task.service}, ${one.type}` : task.service)],
-    ["Outcome", outcome(one)],
-    ["Finished", moment(one.finished_at)],
-    ["Took", make("span", took(one))],
-    ["Stored", moment(one.stored_at)],
-    ["Size", titled(format.bytes(one.record_bytes), format.exactly(one.record_bytes, "bytes"))],
-    ["Read by", readers(one.readers)],
+    ["Service", make("bdi", record.type ? `${task.service}, ${record.type}` : task.service)],
+    ["Outcome", outcome(record)],
+    ["Finished", moment(record.finished_at)],
+    ["Took", make("span", took(record))],
+    ["Stored", moment(record.stored_at)],
+    ["Size", titled(format.bytes(record.record_bytes), format.exactly(record.record_bytes, "bytes"))],
+    ["Read by", readers(record.readers)],
   ];
   $("detail-facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", name), wrapped("dd", value)]));
-  $("detail-links").replaceChildren(links(one.links));
-  $("detail-links").hidden = !one.links?.length;
-  showText();
+  $("detail-links").replaceChildren(links(record.links));
+  $("detail-links").hidden = !record.links?.length;
+  showJson();
 }
 
-function showText() {
-  const { record: text } = chosen();
+function showJson() {
+  const { record: text } = selected();
   $("detail-copy").disabled = text === null;
   if (text === null) {
-    say($("detail-json"), "This text is damaged on disk. It is not served; the next look-up goes upstream.");
-    say($("detail-cut"), "");
+    setText($("detail-json"), "This record is corrupt in the database. It is not served, and the next lookup goes to the upstream.");
+    setText($("detail-cut"), "");
     return;
   }
-  const shown = text.length > MOST_SHOWN ? text.slice(0, MOST_SHOWN) : text;
+  const shown = text.length > MAX_SHOWN ? text.slice(0, MAX_SHOWN) : text;
   const isPretty = $("detail-form").querySelector(":checked").value === "pretty";
-  say($("detail-json"), isPretty ? format.indented(shown) : shown);
-  say($("detail-cut"), text.length > MOST_SHOWN ? "The beginning alone is shown. Copy takes all of it." : "");
+  setText($("detail-json"), isPretty ? format.indented(shown) : shown);
+  setText($("detail-cut"), text.length > MAX_SHOWN ? "Only the beginning is shown. Copy copies the whole record." : "");
 }
 
 function idWithCopy() {
@@ -82,9 +82,9 @@ function idWithCopy() {
   return span;
 }
 
-function outcome(one) {
-  if (one.succeeded === false) return make("bdi", one.error ? `Failed: ${one.error}` : "Failed", "bad");
-  return make("span", one.succeeded ? "Succeeded" : "Not said");
+function outcome(record) {
+  if (record.succeeded === false) return make("bdi", record.error ? `Failed: ${record.error}` : "Failed", "bad");
+  return make("span", record.succeeded ? "Succeeded" : "Unknown");
 }
 
 function took({ created_at: from, finished_at: to }) {
@@ -99,9 +99,9 @@ function moment(at) {
 
 function readers(digests) {
   const span = make("span");
-  span.title = "The first digits of the digests of the tokens that may read it";
+  span.title = "First digits of the digests of the tokens that may read this record";
   digests.forEach((digest, n) => span.append(n ? ", " : "", make("code", digest)));
-  if (digests.length === 0) span.append("no token any more");
+  if (digests.length === 0) span.append("no token");
   return span;
 }
 
@@ -117,26 +117,26 @@ function wrapped(tag, child) {
   return element;
 }
 
-/** Wires the dialog; `deleted` is called after a task was deleted. */
-export function wireDetail(deleted) {
-  afterDelete = deleted;
+/** Wires the dialog. `callback` is called after a delete. */
+export function wireDetail(callback) {
+  onDeleted = callback;
   const dialog = $("detail");
   closeByBackdrop(dialog);
   $("detail-close").addEventListener("click", () => dialog.close());
-  $("detail-text").addEventListener("change", showOne);
-  $("detail-form").addEventListener("change", showText);
-  $("detail-copy").addEventListener("click", () => copy(chosen().record, dialog));
+  $("detail-record").addEventListener("change", showRecord);
+  $("detail-form").addEventListener("change", showJson);
+  $("detail-copy").addEventListener("click", () => copy(selected().record, dialog));
   $("detail-delete").addEventListener("click", async () => {
-    const asked = task;
-    const { service, id } = asked;
-    const deleted = await confirmed(
+    const target = task;
+    const { service, id } = target;
+    const isDeleted = await confirmAction(
       "Delete this task?",
-      `“${$("detail-title").textContent}” is removed here, for all tokens. When a client asks for it next, the upstream is asked.`,
+      `“${$("detail-title").textContent}” is deleted from the store, for all tokens. The next lookup goes to the upstream.`,
       () => remove(taskPath(service, id)),
     );
-    if (!deleted) return;
-    // By now it may show another.
-    if (task === asked) dialog.close();
-    afterDelete();
+    if (!isDeleted) return;
+    // The dialog may show another task by now.
+    if (task === target) dialog.close();
+    onDeleted();
   });
 }

@@ -1,4 +1,4 @@
-// Figures as people read them. What is not known is a dash; the exact value belongs in the title.
+// Readable numbers, times and sizes. An unknown value is a dash. Titles show the exact value.
 
 const UNKNOWN = "–";
 const SPACE = "\u00a0";
@@ -8,7 +8,7 @@ const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-d
 
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
-/** Three digits at most: 7, 1.2 k, 34 M. */
+/** Formats with at most three digits: 7, 1.2 k, 34 M. */
 function scaled(value, units) {
   let place = 0;
   // 999.5 and more would round up to four digits.
@@ -25,7 +25,7 @@ export const count = (value) => (isNumber(value) ? scaled(value, ["", "k", "M", 
 export const bytes = (value) => (isNumber(value) ? scaled(value, ["B", "kB", "MB", "GB", "TB"]) : UNKNOWN);
 export const exactly = (value, unit = "") => (isNumber(value) ? exact.format(value) + (unit && SPACE + unit) : "not known");
 
-/** A share of one as a percentage; only the whole is 100 %. */
+/** Formats a fraction as a percentage. Only 1 becomes 100 %. */
 export function percent(share) {
   if (!isNumber(share)) return UNKNOWN;
   const value = share * 100;
@@ -33,7 +33,7 @@ export function percent(share) {
   return shown.toFixed(shown > 0 && shown < 100 ? 1 : 0).replace(/\.0$/, "") + SPACE + "%";
 }
 
-/** A length of time in its largest unit, two where the first is small. */
+/** Formats a duration in its largest unit, or in two units. */
 export function seconds(value) {
   if (!isNumber(value)) return UNKNOWN;
   if (value === 0) return `0${SPACE}s`;
@@ -49,17 +49,17 @@ export function seconds(value) {
   return `${days}${SPACE}d` + (days < 7 && hours % 24 ? ` ${hours % 24}${SPACE}h` : "");
 }
 
-/** How long ago, by a clock that may be a little behind. */
+/** Formats the age of an event. */
 export function ago(value) {
   if (!isNumber(value)) return UNKNOWN;
   return value < 1 ? "just now" : `${seconds(value < 10 ? Math.floor(value) : value)} ago`;
 }
 
-/** Unix seconds as a date and a time here. */
+/** Formats Unix seconds as local date and time. */
 export const date = (at) => (isNumber(at) ? moment.format(at * 1000) : "not known");
 export const time = (at) => clock.format(at * 1000);
 
-/** An address as it may be linked to; `null` for anything that is not plain http or https. */
+/** Parses an http or https URL; returns `null` for anything else. */
 export function safeUrl(text) {
   try {
     const url = new URL(text);
@@ -70,8 +70,8 @@ export function safeUrl(text) {
 }
 
 /**
- * JSON with line breaks and indents, every number, string and key as it was written. Parsing and printing would change
- * them: 1.50 to 1.5, a large number to its nearest neighbour.
+ * Adds line breaks and indents to JSON, and keeps every number, string and key as it is. Parsing and printing would
+ * change them: 1.50 to 1.5, a large number to its nearest double.
  */
 export function indented(text) {
   let depth = 0;

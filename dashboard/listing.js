@@ -1,26 +1,26 @@
-// Finished tasks: the latest, and those a search finds, page by page.
+// The list of finished tasks: the latest, or the results of a search, page by page.
 
 import { get } from "./api.js";
 import { openDetail } from "./detail.js";
-import { $, say } from "./page.js";
+import { $, setText } from "./page.js";
 import { finishedTable } from "./tables.js";
 
 const PAGE = 10;
-// A page of a search by title may be short, and even empty, and still have a next one.
+// A page of a search by title can be short or empty and still have a next page.
 const PAGES_AT_ONCE = 5;
 
 let table;
 let term = "";
-/** Tasks shown, and where to go on: `{parameters, next}` for each way of searching. */
+/** Tasks in the list, and the position of each query: `{parameters, next}`. */
 let shown = [];
-let ways = [];
+let queries = [];
 let run = 0;
 let isPaging = false;
 
-/** What is asked for: all, or ids that begin with the term and titles that contain it. */
-function waysOf(words) {
-  if (!words) return [{ parameters: {} }];
-  return [{ parameters: { id: words } }, { parameters: { title: words } }];
+/** Returns the queries: all tasks, or ids that begin with the term and titles that contain it. */
+function queriesFor(entered) {
+  if (!entered) return [{ parameters: {} }];
+  return [{ parameters: { id: entered } }, { parameters: { title: entered } }];
 }
 
 const keyOf = (task) => JSON.stringify([task.service, task.id, task.stored_at]);
@@ -33,20 +33,20 @@ function merged(lists) {
   });
 }
 
-/** One more page of a way, or several where they come short. */
-async function more(way) {
+/** Returns the next page of a query, or several if they are short. */
+async function more(query) {
   const found = [];
-  for (let pages = 0; pages < PAGES_AT_ONCE && found.length < PAGE && way.next !== null; pages += 1) {
-    const page = await get("api/tasks", { ...way.parameters, limit: PAGE, cursor: way.next });
+  for (let pages = 0; pages < PAGES_AT_ONCE && found.length < PAGE && query.next !== null; pages += 1) {
+    const page = await get("api/tasks", { ...query.parameters, limit: PAGE, cursor: query.next });
     found.push(...page.tasks);
-    way.next = page.next;
+    query.next = page.next;
   }
   return found;
 }
 
 /**
- * Shows the latest, with what was loaded below left as it is. A search stands until it is asked again; while more is
- * being loaded, nothing moves under it.
+ * Shows the latest tasks, and keeps the pages that were loaded below them. The results of a search stay unchanged, and
+ * so does the list while a page is loading.
  */
 export async function refreshListing() {
   if (term || isPaging) return;
@@ -56,14 +56,14 @@ export async function refreshListing() {
   if (mine !== run || isPaging) return;
   const isLonger = shown.length > PAGE && first.next !== null;
   const below = isLonger ? shownBelow(latest) : [];
-  // Where nothing is kept, the next page is the one behind the latest.
-  if (below.length === 0) ways = [first];
+  // If no page is kept, the next page is the one after the latest.
+  if (below.length === 0) queries = [first];
   draw(merged([latest, below]));
 }
 
 /**
- * What is shown below the last of these. By its place: many tasks are stored in one second. Where it is not shown,
- * there may be others between it and what is shown, and nothing is kept.
+ * Returns the listed tasks below the last of `latest`, by its position, since many tasks are stored in one second. If it
+ * is not listed, there can be a gap, and no page is kept.
  */
 function shownBelow(latest) {
   const last = latest.at(-1);
@@ -71,16 +71,16 @@ function shownBelow(latest) {
   return place < 0 ? [] : shown.slice(place + 1);
 }
 
-/** Starts anew: with another term, or after something was deleted. */
+/** Loads the list again, with another term or after a delete. */
 export async function restartListing() {
   run += 1;
   const mine = run;
-  const words = $("term").value.trim();
-  const fresh = waysOf(words);
+  const entered = $("term").value.trim();
+  const fresh = queriesFor(entered);
   const found = await Promise.all(fresh.map(more));
   if (mine !== run) return;
-  term = words;
-  ways = fresh;
+  term = entered;
+  queries = fresh;
   draw(merged(found));
 }
 
@@ -89,8 +89,8 @@ async function showMore() {
   isPaging = true;
   const mine = run;
   const before = shown.length;
-  // Copies: if a page fails, the next try begins where this one did.
-  const further = ways.map((way) => ({ ...way }));
+  // Copies: after an error, the next attempt starts at the same position.
+  const further = queries.map((query) => ({ ...query }));
   let found;
   try {
     found = await Promise.all(further.map(more));
@@ -98,7 +98,7 @@ async function showMore() {
     isPaging = false;
   }
   if (mine !== run) return;
-  ways = further;
+  queries = further;
   draw(merged([shown, ...found]));
   if ($("tasks-more").hidden) $("tasks").tBodies[0].rows[before]?.querySelector("button")?.focus();
 }
@@ -106,13 +106,13 @@ async function showMore() {
 function draw(tasks) {
   shown = tasks;
   table.show(tasks);
-  const isMore = ways.some((way) => way.next !== null);
-  $("tasks-more").hidden = !isMore;
-  say($("tasks-more"), term ? "Search further" : "Show more");
+  const hasMore = queries.some((query) => query.next !== null);
+  $("tasks-more").hidden = !hasMore;
+  setText($("tasks-more"), term ? "Search further" : "Show more");
   const none = $("tasks-none");
   none.hidden = tasks.length > 0;
-  say(none, term ? `Nothing ${isMore ? "yet " : ""}found for “${term}”.` : "No finished task is stored yet.");
-  say($("tasks-count"), tasks.length === 0 ? "" : `${tasks.length} ${term ? "found" : "shown"}${isMore ? ", there are more" : ""}`);
+  setText(none, term ? `Nothing ${hasMore ? "yet " : ""}found for “${term}”.` : "No finished task is stored yet.");
+  setText($("tasks-count"), tasks.length === 0 ? "" : `${tasks.length} ${term ? "found" : "shown"}${hasMore ? ", more available" : ""}`);
   const services = new Set([...$("services").options].map((option) => option.value));
   for (const { service } of tasks) {
     if (services.has(service)) continue;
@@ -121,7 +121,7 @@ function draw(tasks) {
   }
 }
 
-/** Wires the search; `attempt` runs what may fail and tells of it. */
+/** Wires the search. `attempt` runs a request and shows its error. */
 export function wireListing(attempt) {
   table = finishedTable($("tasks"), openDetail);
   let waiting;

@@ -1,17 +1,17 @@
-// Parts of the page that everything uses. Text from outside goes in as text, never as markup.
+// Functions to build and update the page. Text from outside is inserted as text, never as markup.
 
 import { now } from "./api.js";
 import { ago, date, safeUrl, seconds } from "./format.js";
 
 export const $ = (id) => document.getElementById(id);
 
-/** Sets what is shown, and its title, only where they differ: so selection and focus stay. */
-export function say(element, text, title) {
+/** Sets text and title if they differ, so that selection and focus stay. */
+export function setText(element, text, title) {
   if (element.textContent !== text) element.textContent = text;
   if (title !== undefined && element.title !== title) element.title = title;
 }
 
-/** A new element with text in it. */
+/** Creates an element with a text. */
 export function make(tag, text = "", className = "") {
   const element = document.createElement(tag);
   element.textContent = text;
@@ -19,7 +19,7 @@ export function make(tag, text = "", className = "") {
   return element;
 }
 
-/** The age of a moment that goes on by itself; `form` is `ago` or `for`. */
+/** Creates an element that shows the age of an event and updates itself; `form` is `ago` or `for`. */
 export function age(at, form = "ago") {
   const element = document.createElement("time");
   if (at === null || at === undefined) return make("span", "–");
@@ -33,13 +33,13 @@ export function age(at, form = "ago") {
 
 function tick(element) {
   const past = Math.max(0, now() - Number(element.dataset.at));
-  say(element, element.dataset.form === "ago" ? ago(past) : seconds(past < 60 ? Math.floor(past) : past));
+  setText(element, element.dataset.form === "ago" ? ago(past) : seconds(past < 60 ? Math.floor(past) : past));
 }
 
-/** Brings every age on the page up to date. */
+/** Updates all ages on the page. */
 export const tickAll = () => document.querySelectorAll("time[data-at]").forEach(tick);
 
-/** A link that is loaded only when it is clicked and tells nobody where it stood; `null` where it is no such address. */
+/** Creates a link to another host, without a referrer; returns `null` for an unsafe URL. */
 export function outwardLink(kind, address) {
   const url = safeUrl(address);
   if (!url) return null;
@@ -53,7 +53,7 @@ export function outwardLink(kind, address) {
 }
 
 let toastTimer;
-/** Says something for a few seconds. */
+/** Shows a message for a few seconds. */
 export function toast(text) {
   clearTimeout(toastTimer);
   const element = $("toast");
@@ -62,7 +62,7 @@ export function toast(text) {
   toastTimer = setTimeout(() => element.classList.remove("shown"), 6000);
 }
 
-/** Copies text. Away from the loopback the clipboard needs https; there a selection is copied as of old. */
+/** Copies text. The clipboard API needs https or loopback; otherwise a selection is copied. */
 export async function copy(text, beside) {
   try {
     await navigator.clipboard.writeText(text);
@@ -72,12 +72,12 @@ export async function copy(text, beside) {
     area.select();
     const copied = document.execCommand("copy");
     area.remove();
-    if (!copied) return toast("This browser did not let it be copied.");
+    if (!copied) return toast("The browser did not allow copying.");
   }
   toast("Copied.");
 }
 
-/** Dialogs close by a click beside them as by Esc. */
+/** Lets a click outside a dialog close it. */
 export function closeByBackdrop(dialog) {
   dialog.addEventListener("pointerdown", (event) => {
     if (event.target === dialog) dialog.close();

@@ -1,11 +1,11 @@
-// Tables whose rows are kept by key, so that focus, selection and scroll outlive a refresh.
+// Tables whose rows are kept by key, so that focus, selection and scroll position survive a refresh.
 
-import { age, make, outwardLink, say } from "./page.js";
+import { age, make, outwardLink, setText } from "./page.js";
 import * as format from "./format.js";
 
 /**
- * A table with its header in the page. A column is `[fill, update]`: `fill(cell, item)` when the row is made,
- * `update(cell, item)` each time; either may be missing.
+ * A table whose header is in the page. A column is `[fill, update]`: `fill(cell, item)` runs when a row is created,
+ * `update(cell, item)` at each refresh. Both are optional.
  */
 export class Table {
   constructor(table, key, columns) {
@@ -17,33 +17,33 @@ export class Table {
   }
 
   show(items) {
-    const wanted = new Map();
+    const itemsByKey = new Map();
     for (const item of items) {
       let key = this.key(item);
       // Queues of one token can differ in forwarded headers only.
-      while (wanted.has(key)) key += "'";
-      wanted.set(key, item);
+      while (itemsByKey.has(key)) key += "'";
+      itemsByKey.set(key, item);
     }
     for (const [key, row] of this.rows) {
-      if (wanted.has(key)) continue;
+      if (itemsByKey.has(key)) continue;
       row.remove();
       this.rows.delete(key);
     }
     let place = this.body.firstElementChild;
-    for (const [key, item] of wanted) {
+    for (const [key, item] of itemsByKey) {
       let row = this.rows.get(key);
       if (!row) {
-        row = this.made(item);
+        row = this.createRow(item);
         this.rows.set(key, row);
       }
       this.columns.forEach(([, update], n) => update?.(row.cells[n], item));
       if (row === place) place = place.nextElementSibling;
       else this.body.insertBefore(row, place);
     }
-    this.body.parentElement.classList.toggle("empty", wanted.size === 0);
+    this.body.parentElement.classList.toggle("empty", itemsByKey.size === 0);
   }
 
-  made(item) {
+  createRow(item) {
     const row = document.createElement("tr");
     row.setAttribute("role", "row");
     this.columns.forEach(([fill], n) => {
@@ -58,7 +58,7 @@ export class Table {
   }
 }
 
-const number = (pick) => [null, (cell, item) => say(cell, format.count(pick(item)), format.exactly(pick(item)))];
+const number = (pick) => [null, (cell, item) => setText(cell, format.count(pick(item)), format.exactly(pick(item)))];
 const text = (pick) => [(cell, item) => cell.append(make("bdi", pick(item) ?? "–"))];
 
 function named(title, item) {
@@ -67,7 +67,7 @@ function named(title, item) {
   return [title, id];
 }
 
-/** Finished tasks; `open` is called with the one whose title was pressed. */
+/** The table of finished tasks; `open` is called with the task whose title was clicked. */
 export const finishedTable = (element, open) =>
   new Table(element, (task) => JSON.stringify([task.service, task.id, task.stored_at]), [
     [
@@ -87,11 +87,11 @@ export const finishedTable = (element, open) =>
       },
     ],
     [(cell, task) => cell.append(age(task.stored_at))],
-    [(cell, task) => say(cell, format.bytes(task.record_bytes), format.exactly(task.record_bytes, "bytes"))],
+    [(cell, task) => setText(cell, format.bytes(task.record_bytes), format.exactly(task.record_bytes, "bytes"))],
     [(cell, task) => cell.append(links(task.links))],
   ]);
 
-/** Links to what a task made. */
+/** Links to what a task createRow. */
 export function links(list) {
   const span = make("span", "", "links");
   for (const { kind, url } of list ?? []) {
@@ -102,7 +102,7 @@ export function links(list) {
   return span;
 }
 
-/** Tasks that are not finished. */
+/** The table of pending tasks. */
 export const pendingTable = (element) =>
   new Table(element, (task) => JSON.stringify([task.service, task.id, task.token]), [
     [(cell, task) => cell.append(...named(make("bdi", task.title || "Untitled", "title"), task))],
@@ -119,16 +119,16 @@ export const pendingTable = (element) =>
         const known = typeof task.progress === "number";
         bar.hidden = !known;
         if (known && bar.value !== task.progress) bar.value = task.progress;
-        const words = [known ? format.percent(task.progress) : "", task.state ?? (known ? "" : "not said")];
-        say(state, words.filter(Boolean).join(" · "));
+        const words = [known ? format.percent(task.progress) : "", task.state ?? (known ? "" : "unknown")];
+        setText(state, words.filter(Boolean).join(" · "));
       },
     ],
     [(cell, task) => cell.append(age(task.created_at, "for"))],
-    [null, (cell, task) => say(cell, format.ago(task.snapshot_age_seconds), format.exactly(task.snapshot_age_seconds, "s ago"))],
+    [null, (cell, task) => setText(cell, format.ago(task.snapshot_age_seconds), format.exactly(task.snapshot_age_seconds, "s ago"))],
     number((task) => task.waiters),
   ]);
 
-/** Queues. */
+/** The table of queues. */
 export const queuesTable = (element) =>
   new Table(element, (queue) => JSON.stringify([queue.service, queue.token]), [
     text((queue) => queue.service),
@@ -137,14 +137,14 @@ export const queuesTable = (element) =>
     number((queue) => queue.in_flight),
     number((queue) => queue.waiters),
     number((queue) => queue.snapshots),
-    [null, (cell, queue) => say(cell, format.seconds(queue.oldest_wait_seconds), format.exactly(queue.oldest_wait_seconds, "s"))],
+    [null, (cell, queue) => setText(cell, format.seconds(queue.oldest_wait_seconds), format.exactly(queue.oldest_wait_seconds, "s"))],
     [
       null,
       (cell, queue) => {
         const held = queue.paused_seconds > 0;
         cell.classList.toggle("held", held);
         const rate = `${Number(queue.requests_per_second?.toPrecision(2))}\u00a0/s`;
-        say(cell, held ? `paused ${format.seconds(queue.paused_seconds)}` : rate, `${format.exactly(queue.requests_per_second)} calls a second`);
+        setText(cell, held ? `paused ${format.seconds(queue.paused_seconds)}` : rate, `${format.exactly(queue.requests_per_second)} calls a second`);
       },
     ],
   ]);

@@ -1,9 +1,9 @@
-// The theme that was chosen here before, set before anything is painted. Without a choice the system's is followed.
+// Sets the chosen theme before the first paint. Without a choice, the theme of the system applies.
 (() => {
   try {
     const theme = localStorage.getItem("refrain.theme");
     if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme;
   } catch {
-    // Storage may be switched off; the system's theme does.
+    // Storage can be disabled. The theme of the system then applies.
   }
 })();

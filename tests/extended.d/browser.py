@@ -218,7 +218,7 @@ async def late(browser):
         await page.click("#detail-delete")
         await page.until("document.getElementById('confirm').open")
         await page.js("letGo()")
-        await page.until("document.getElementById('toast').textContent.startsWith('One record')")
+        await page.until("document.getElementById('toast').textContent.startsWith('1 record')")
         await page.until(f"{TITLES}.length === 2")
         check(await page.js("['confirm', 'detail'].every(id => document.getElementById(id).open)"), "the next question was closed")
         check(not await page.js("document.getElementById('confirm-yes').disabled"), "and can be answered")
@@ -440,7 +440,7 @@ async def outage(browser):
         await page.until(f"{SHOWN} && {TITLES}.length === 10")
         check(await proxy.stop() == 0, "a clean end")
         await page.until("document.getElementById('status').dataset.state === 'unreachable'")
-        check("does not answer" in await page.text("#notice"), "the notice reports it")
+        check("does not respond" in await page.text("#notice"), "the notice reports it")
         check(len(await page.js(TITLES)) == 10, "known tasks stay")
         await proxy.reading
         await proxy.start()
