@@ -1,7 +1,7 @@
 //! Errors that refrain itself returns, on both ports.
 //!
-//! They have the upstream's error shape, so that clients handle them as they handle the upstream's. No error text of
-//! a library, no path and no cause appears in one.
+//! They have the upstream's error shape, so that clients handle them as they handle the upstream's.
+//! No error text of a library, no path and no cause appears in one.
 
 use std::time::Duration;
 
@@ -64,8 +64,8 @@ impl ApiError {
             .retry_after(retry_after)
     }
 
-    /// Returns 502 `api_error`: the upstream is unreachable or its response is invalid. `proxy_error` is an error type
-    /// of RFC 9209 2.3.
+    /// Returns 502 `api_error`: the upstream is unreachable or its response is invalid.
+    /// `proxy_error` is an error type of RFC 9209 2.3.
     pub fn bad_gateway(proxy_error: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "api_error", proxy_error, message)
     }
@@ -98,7 +98,8 @@ impl ApiError {
         self
     }
 
-    /// Sets `connection: close`, for a connection on which the next request cannot be found reliably.
+    /// Sets `connection: close`, for a connection on which the next request cannot be found
+    /// reliably.
     #[must_use]
     pub fn close(mut self) -> Self {
         self.closes_connection = true;

@@ -1,7 +1,8 @@
 //! Callers and whether the upstream still accepts their tokens.
 //!
-//! In `token` mode a caller is identified by the token that goes upstream. In `shared` mode a client is identified by
-//! its key, the proxy adds the team's token, and grants belong to the team. No HTTP types and no SQL here.
+//! In `token` mode a caller is identified by the token that goes upstream. In `shared` mode a
+//! client is identified by its key, the proxy adds the team's token, and grants belong to the team.
+//! No HTTP types and no SQL here.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,10 +20,12 @@ use crate::token::{Digest, DigestKey, Token};
 /// How long hits are served after an inconclusive recheck, before the next one.
 const RECHECK_PAUSE: Duration = Duration::from_secs(60);
 
-/// Most tokens whose status is held in memory. The least recently used are evicted; the store still has theirs.
+/// Most tokens whose status is held in memory. The least recently used are evicted; the store still
+/// has theirs.
 const MAX_TOKENS: usize = 100_000;
 
-/// Longest token, in bytes, that a connection's [`CallerCache`] holds. It bounds the memory of many connections.
+/// Longest token, in bytes, that a connection's [`CallerCache`] holds. It bounds the memory of many
+/// connections.
 const MAX_CACHED_TOKEN_BYTES: usize = 4096;
 
 /// Resolution of the time at which a token was last used.
@@ -64,7 +67,8 @@ pub struct UnknownKey;
 pub enum AccessDecision {
     /// The upstream accepted the token recently, or its last recheck was inconclusive.
     Allowed,
-    /// The last acceptance is too old. The caller that gets the [`Recheck`] has to make the upstream call.
+    /// The last acceptance is too old. The caller that gets the [`Recheck`] has to make the
+    /// upstream call.
     Recheck(Recheck),
     /// Another caller makes the recheck. The receiver resolves when it has ended.
     Wait(watch::Receiver<()>),
@@ -72,8 +76,8 @@ pub enum AccessDecision {
     Refused,
 }
 
-/// Obligation to make an upstream call with a token. Dropping it wakes the callers that wait for it. If
-/// [`Recheck::finish`] was not called, one of them gets the next `Recheck`.
+/// Obligation to make an upstream call with a token. Dropping it wakes the callers that wait for
+/// it. If [`Recheck::finish`] was not called, one of them gets the next `Recheck`.
 #[derive(Debug)]
 pub struct Recheck {
     auth: Arc<Auth>,
@@ -179,7 +183,8 @@ impl Auth {
     /// Returns the caller that presents a bearer token or key. `None` if it is not a valid token.
     ///
     /// # Errors
-    /// In `shared` mode, if it is not a client's key. It is compared with all keys, each in constant time.
+    /// In `shared` mode, if it is not a client's key. It is compared with all keys, each in
+    /// constant time.
     pub fn identify(&self, presented: &str, cache: &CallerCache) -> Option<Result<Arc<Caller>, UnknownKey>> {
         let mut last = cache.lock();
         if let Some((token, caller)) = &*last
@@ -212,13 +217,14 @@ impl Auth {
         })
     }
 
-    /// Returns the reader that gets grants from responses to this token: the token itself, or the team.
+    /// Returns the reader that gets grants from responses to this token: the token itself, or the
+    /// team.
     pub fn reader(&self, digest: &Digest) -> Digest {
         if self.is_shared() { self.key.team() } else { *digest }
     }
 
-    /// Whether the token's hits may be served now, as far as memory can tell. After `false`, [`Auth::decide`] has the
-    /// answer.
+    /// Whether the token's hits may be served now, as far as memory can tell. After `false`,
+    /// [`Auth::decide`] has the answer.
     pub fn is_allowed(&self, digest: &Digest, now: Instant) -> bool {
         let mut tokens = self.lock();
         let Some(status) = tokens.get_mut(digest) else { return false };
@@ -229,7 +235,8 @@ impl Auth {
         status.is_allowed(now, self.recheck_after)
     }
 
-    /// Decides whether the token's hits may be served now. Reads the store for a token that is not in memory.
+    /// Decides whether the token's hits may be served now. Reads the store for a token that is not
+    /// in memory.
     pub async fn decide(self: &Arc<Self>, digest: &Digest) -> AccessDecision {
         if let Some(decision) = self.decide_from_memory(digest) {
             return decision;
@@ -269,8 +276,9 @@ impl Auth {
         Some(AccessDecision::Recheck(Recheck { auth: Arc::clone(self), digest: *digest, done }))
     }
 
-    /// Updates a token's status from the upstream's response to a lookup of it. Any 2xx accepts the token; 401, and 403
-    /// with code `disabled` or `token_expired`, refuse it. Other responses are inconclusive.
+    /// Updates a token's status from the upstream's response to a lookup of it. Any 2xx accepts the
+    /// token; 401, and 403 with code `disabled` or `token_expired`, refuse it. Other responses are
+    /// inconclusive.
     pub fn record_response(&self, digest: &Digest, http_status: u16, body: &[u8]) {
         let accepted = match http_status {
             200..=299 => true,
@@ -310,7 +318,8 @@ impl Auth {
         }
     }
 
-    /// Ends a running recheck without a result: hits are served for [`RECHECK_PAUSE`] before the next one.
+    /// Ends a running recheck without a result: hits are served for [`RECHECK_PAUSE`] before the
+    /// next one.
     fn end_inconclusive_recheck(&self, digest: &Digest, status: &mut TokenStatus) {
         let Some(done) = status.recheck.take() else { return };
         status.paused_until = Some(Instant::now() + RECHECK_PAUSE);
@@ -335,8 +344,8 @@ impl Recheck {
         let _ = self.done.subscribe().changed().await;
     }
 
-    /// Returns the result of an upstream call that began at `since`. If it is inconclusive, hits are served for a
-    /// minute before the next recheck.
+    /// Returns the result of an upstream call that began at `since`. If it is inconclusive, hits
+    /// are served for a minute before the next recheck.
     pub fn finish(&self, since: Instant) -> RecheckResult {
         let mut tokens = self.auth.lock();
         let Some(status) = tokens.get_mut(&self.digest) else { return RecheckResult::Inconclusive };
@@ -361,8 +370,8 @@ impl Drop for Recheck {
     }
 }
 
-/// Converts a stored acceptance to the monotonic clock. `None` if it is in the future, since the wall clock was set
-/// back.
+/// Converts a stored acceptance to the monotonic clock. `None` if it is in the future, since the
+/// wall clock was set back.
 fn accepted_instant(saved: &TokenAcceptance, now: Instant) -> Option<Instant> {
     let age = clock::unix_now().checked_sub(saved.accepted_at)?;
     now.checked_sub(Duration::from_secs(u64::try_from(age).ok()?))

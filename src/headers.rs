@@ -1,5 +1,5 @@
-//! Reading of headers: those of a request that decide how it is handled, and comma-separated lists. The value of
-//! `retry-after`.
+//! Reading of headers: those of a request that decide how it is handled, and comma-separated lists.
+//! The value of `retry-after`.
 
 mod list;
 mod request_headers;

@@ -1,7 +1,7 @@
 //! Lookups: stored records first, the batcher for the rest, then one assembled response.
 //!
-//! The ids of a request have one list of outcomes. The store fills in its records, the batcher completes the list, and
-//! the response is assembled from it. No HTTP server types and no SQL here.
+//! The ids of a request have one list of outcomes. The store fills in its records, the batcher
+//! completes the list, and the response is assembled from it. No HTTP server types and no SQL here.
 
 mod backend;
 mod batch_body;
@@ -30,8 +30,8 @@ use crate::task::{LookupIds, Service, TaskId};
 use crate::telemetry::{IdOutcome, Label, Metrics};
 use crate::upstream::{Credentials, UpstreamResponse};
 
-/// Memory for batch responses that clients have not received yet, in bytes, over all connections. At least four of the
-/// largest allowed responses fit, whatever this value.
+/// Memory for batch responses that clients have not received yet, in bytes, over all connections.
+/// At least four of the largest allowed responses fit, whatever this value.
 const MAX_UNSENT_BATCH_BYTES: u64 = 512 << 20;
 
 /// Lookup of one request.
@@ -131,8 +131,9 @@ impl LookupService {
         response
     }
 
-    /// Deletes a task for all readers, after the upstream confirmed that this caller deleted it. Without a grant of the
-    /// caller, the stored task stays. In both cases, a response to a call that began earlier is not stored.
+    /// Deletes a task for all readers, after the upstream confirmed that this caller deleted it.
+    /// Without a grant of the caller, the stored task stays. In both cases, a response to a call
+    /// that began earlier is not stored.
     ///
     /// # Errors
     /// If the delete could not be written. The task is hidden until it is.
@@ -246,7 +247,8 @@ impl LookupService {
         Ok(ResponseContent::Batch(Box::new(body)))
     }
 
-    /// Counts the ids by outcome, and the upstream calls that the client would have made without refrain.
+    /// Counts the ids by outcome, and the upstream calls that the client would have made without
+    /// refrain.
     fn count(&self, LookupResponse { summary, result }: &LookupResponse, held: Option<Duration>) {
         // The client would have received the upstream's error without refrain as well.
         if matches!(result, Ok(_) | Err(LookupError::Failed(LookupFailure::Upstream(_)))) {
@@ -283,7 +285,8 @@ fn single(outcome: Option<TaskOutcome>) -> Result<ResponseContent, LookupError> 
     }
 }
 
-/// Returns the request's headers of the given names, in the order of `names`. They may hold secrets.
+/// Returns the request's headers of the given names, in the order of `names`. They may hold
+/// secrets.
 fn forwarded_headers(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderName, HeaderValue)> {
     names
         .iter()

@@ -5,11 +5,12 @@
 //! 1. [`validation`] refuses invalid HTTP.
 //! 2. [`cors`] answers preflights, if `server.cors_origins` is set.
 //! 3. In `shared` mode, an unknown key gets 401 on every path.
-//! 4. [`lookup_handler`] performs lookups of the configured services; [`delete`] forwards and observes deletes.
+//! 4. [`lookup_handler`] performs lookups of the configured services; [`delete`] forwards and
+//!    observes deletes.
 //! 5. [`passthrough`] forwards everything else.
 //!
-//! There is no router: it could decode a path, redirect, or answer 405, but a request that is not exactly a lookup must
-//! go upstream unchanged.
+//! There is no router: it could decode a path, redirect, or answer 405, but a request that is not
+//! exactly a lookup must go upstream unchanged.
 
 mod access_log;
 mod candidate;
@@ -154,8 +155,8 @@ impl ClientPort {
         response
     }
 
-    /// Charges the rate limiter of a caller for a forwarded request. Returns the token that replaces the client's key in
-    /// `shared` mode.
+    /// Charges the rate limiter of a caller for a forwarded request. Returns the token that
+    /// replaces the client's key in `shared` mode.
     fn charge<'a>(&self, caller: Option<&'a Caller>) -> Option<&'a Token> {
         let caller = caller?;
         self.lookups.batcher().charge(&caller.digest);
@@ -181,7 +182,8 @@ fn refuse(response: Response, log: &mut AccessLog<'_>) -> Response<ResponseBody>
     response.map(ResponseBody::from)
 }
 
-/// Returns the client's `x-request-id`, or a new one unless that is printable ASCII of at most 128 characters.
+/// Returns the client's `x-request-id`, or a new one unless that is printable ASCII of at most 128
+/// characters.
 fn request_id(field: &HeaderValues<'_>) -> HeaderValue {
     match field.first() {
         Some(id) if (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic) => {

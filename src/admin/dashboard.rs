@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::not_found;
+use crate::headers::list_members;
 
 /// Forbids inline scripts and styles, other hosts, frames around the page, and form submissions.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
@@ -108,9 +109,8 @@ fn respond(asset: &Asset, request: &HeaderMap) -> Response {
 
 /// Whether `if-none-match` lists this tag. Tags are compared weakly (RFC 9110, section 13.1.2).
 fn has_tag(request: &HeaderMap, tag: &str) -> bool {
-    let fields = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|field| field.to_str().ok());
-    fields.flat_map(|field| field.split(',')).any(|one| {
-        let one = one.trim();
-        one == "*" || one.strip_prefix("W/").unwrap_or(one) == tag
+    list_members(request.get_all(header::IF_NONE_MATCH)).any(|member| {
+        let member = member.as_bytes();
+        member == b"*" || member.strip_prefix(b"W/").unwrap_or(member) == tag.as_bytes()
     })
 }

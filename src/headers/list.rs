@@ -8,7 +8,8 @@ pub struct ListMember<'a>(&'a [u8]);
 
 /// Returns the members of all lines of a list header, in order. Empty members are skipped.
 ///
-/// A comma always separates, also within quotes: none of the lists that are read here can have one there.
+/// A comma always separates, also within quotes: none of the lists that are read here can have one
+/// there.
 pub fn list_members<'a>(
     lines: impl IntoIterator<Item = &'a HeaderValue>,
 ) -> impl Iterator<Item = ListMember<'a>> {
@@ -27,8 +28,8 @@ impl<'a> ListMember<'a> {
         self.0.eq_ignore_ascii_case(token.as_bytes())
     }
 
-    /// The name and, after `=`, the value without quotes. Parameters, which follow `;`, are left out. Both are empty
-    /// if they are not UTF-8.
+    /// The name and, after `=`, the value without quotes. Parameters, which follow `;`, are left
+    /// out. Both are empty if they are not UTF-8.
     pub fn name_and_value(self) -> (&'a str, Option<&'a str>) {
         split_at_equals(self.parts().next().unwrap_or_default())
     }

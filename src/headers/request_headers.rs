@@ -1,6 +1,7 @@
 //! Headers of a request that decide how it is handled.
 //!
-//! One pass over the headers finds them all. Looking each of them up by name would cost every hit a dozen lookups.
+//! One pass over the headers finds them all. Looking each of them up by name would cost every hit a
+//! dozen lookups.
 
 use http::{HeaderMap, HeaderValue};
 
@@ -94,7 +95,8 @@ impl<'a> RequestHeaders<'a> {
         found
     }
 
-    /// The bearer token, if there is exactly one `authorization` header and its scheme is `Bearer`, in any letter case.
+    /// The bearer token, if there is exactly one `authorization` header and its scheme is `Bearer`,
+    /// in any letter case.
     pub fn bearer_token(&self) -> Option<&'a str> {
         let value = self.authorization.only()?.as_bytes();
         let (scheme, token) = value.split_at_checked("bearer ".len())?;

@@ -11,9 +11,11 @@ use crate::task::TaskId;
 /// Start of the envelope, before the first item.
 const HEAD: &[u8] = b"{\"items\":[";
 
-/// Envelope of a batch: `{"items":[…],"count":n}`, with `"missing":[…]` as a third member after a partial failure.
+/// Envelope of a batch: `{"items":[…],"count":n}`, with `"missing":[…]` as a third member after a
+/// partial failure.
 ///
-/// As a [`Buf`] it yields the records where they are. A record that is requested several times is held once.
+/// As a [`Buf`] it yields the records where they are. A record that is requested several times is
+/// held once.
 #[derive(Debug)]
 pub struct BatchBody {
     /// Outcomes by the index of the id.
@@ -32,8 +34,8 @@ pub struct BatchBody {
 }
 
 impl BatchBody {
-    /// Assembles the envelope. `positions` has, for each requested id in order, the index of its outcome. Ids without a
-    /// record are left out; `missing` are those of them that failed.
+    /// Assembles the envelope. `positions` has, for each requested id in order, the index of its
+    /// outcome. Ids without a record are left out; `missing` are those of them that failed.
     pub fn new(positions: Vec<u32>, outcomes: Vec<Option<TaskOutcome>>, missing: &[&TaskId]) -> Self {
         let mut items = positions;
         items.retain(|index| outcomes[*index as usize].as_ref().is_some_and(|o| o.record().is_some()));
@@ -58,7 +60,8 @@ impl BatchBody {
         self
     }
 
-    /// Returns one slice of the body: the head, then the items with commas between them, then the tail.
+    /// Returns one slice of the body: the head, then the items with commas between them, then the
+    /// tail.
     fn slice(&self, index: usize) -> &[u8] {
         let last = (2 * self.items.len()).max(1);
         match index {
@@ -158,21 +161,22 @@ mod tests {
     }
 
     proptest! {
-        /// Any mix of stored, missing, repeated and unknown ids yields the body that the upstream would send.
+        /// Any mix of stored, missing, repeated and unknown ids yields the body that the upstream
+        /// would send.
         #[test]
         fn assembled_batch_equals_the_upstream_batch(
-            asked in proptest::collection::vec(0_usize..12, 1..60),
+            requested in proptest::collection::vec(0_usize..12, 1..60),
             sizes in proptest::collection::vec(proptest::option::of(1_usize..200), 12),
             steps in proptest::collection::vec((1_usize..12, 1_usize..300), 1..8),
         ) {
             let records: Vec<Option<Bytes>> =
                 sizes.iter().enumerate().map(|(n, size)| size.map(|size| Bytes::from(vec![b'a' + n as u8; size]))).collect();
-            let ids = LookupIds::batch(asked.iter().map(|n| id(&n.to_string())).collect());
+            let ids = LookupIds::batch(requested.iter().map(|n| id(&n.to_string())).collect());
             let outcomes = ids.distinct().iter().map(|id| {
                 let record = records[id.as_str().parse::<usize>().unwrap()].clone();
                 record.map(|record| TaskOutcome::Pending { record, freshness: Freshness::Fetched })
             });
-            let items: Vec<&[u8]> = asked.iter().filter_map(|n| records[*n].as_deref()).collect();
+            let items: Vec<&[u8]> = requested.iter().filter_map(|n| records[*n].as_deref()).collect();
             let mut expected = b"{\"items\":[".to_vec();
             expected.extend_from_slice(&items.join(&b','));
             expected.extend_from_slice(format!("],\"count\":{}}}", items.len()).as_bytes());

@@ -20,11 +20,12 @@ impl From<StoredTask> for TaskOutcome {
 }
 
 impl LookupService {
-    /// Returns the outcomes of the distinct ids, filled in as far as the caller may read stored records.
+    /// Returns the outcomes of the distinct ids, filled in as far as the caller may read stored
+    /// records.
     ///
     /// # Errors
-    /// [`LookupError::Failed`] if a recheck found that the upstream refuses the token, [`LookupError::TooLarge`] if the
-    /// records exceed the limit.
+    /// [`LookupError::Failed`] if a recheck found that the upstream refuses the token,
+    /// [`LookupError::TooLarge`] if the records exceed the limit.
     pub(super) async fn stored(
         &self,
         request: &LookupRequest<'_>,
@@ -59,7 +60,8 @@ impl LookupService {
                 AccessDecision::Allowed => return Ok(outcomes),
                 AccessDecision::Refused => return Ok(vec![None; ids.len()]),
                 AccessDecision::Wait(mut done) => {
-                    // An error means that the recheck has ended. The next decision knows its result.
+                    // An error means that the recheck has ended. The next decision knows its
+                    // result.
                     let _ = done.changed().await;
                 }
                 AccessDecision::Recheck(recheck) => {
@@ -76,7 +78,8 @@ impl LookupService {
         }
     }
 
-    /// Looks `id` up in the upstream to recheck the token. Also returns the failure of that lookup, if it failed.
+    /// Looks `id` up in the upstream to recheck the token. Also returns the failure of that lookup,
+    /// if it failed.
     async fn recheck(
         &self,
         request: &LookupRequest<'_>,

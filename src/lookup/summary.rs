@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::batcher::{RecordSource, TaskOutcome};
 use crate::clock;
 
-/// Numbers and times of a lookup. An id that is requested at several positions counts at each of them.
+/// Numbers and times of a lookup. An id that is requested at several positions counts at each of
+/// them.
 #[derive(Clone, Debug, Default)]
 pub struct CacheSummary {
     /// Requested ids.

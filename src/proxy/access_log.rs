@@ -1,8 +1,8 @@
 //! Access log: one line for each request.
 //!
-//! A request that went upstream or failed is logged at `info`, one that was served locally at `debug`, since polls are
-//! many. A line has only labels of closed sets, numbers, the request id and the first digits of the token's digest, and
-//! nothing else of a path, a body or a secret.
+//! A request that went upstream or failed is logged at `info`, one that was served locally at
+//! `debug`, since polls are many. A line has only labels of closed sets, numbers, the request id
+//! and the first digits of the token's digest, and nothing else of a path, a body or a secret.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! Requests that may be lookups or deletes, according to their method, path and headers. When in doubt, forward.
+//! Requests that may be lookups or deletes, according to their method, path and headers. When in
+//! doubt, forward.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -40,8 +41,8 @@ impl<'a> Candidate<'a> {
         })
     }
 
-    /// Returns the options of a lookup of these ids. A longer wait than `max_wait` is shortened. Lenient handling
-    /// applies to batches only.
+    /// Returns the options of a lookup of these ids. A longer wait than `max_wait` is shortened.
+    /// Lenient handling applies to batches only.
     pub(super) fn options(&self, ids: &LookupIds, max_wait: Duration) -> LookupOptions {
         let kind = match ids {
             LookupIds::Single(_) => LookupKind::Single,
@@ -58,8 +59,8 @@ impl<'a> Candidate<'a> {
     }
 }
 
-/// Whether `content-type` is absent or `application/json` in any letter case. The only parameter that is accepted is
-/// `charset=utf-8`, which has no meaning (RFC 8259 11).
+/// Whether `content-type` is absent or `application/json` in any letter case. The only parameter
+/// that is accepted is `charset=utf-8`, which has no meaning (RFC 8259 11).
 fn is_json(content_type: &HeaderValues<'_>) -> bool {
     if content_type.is_absent() {
         return true;

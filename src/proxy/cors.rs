@@ -1,7 +1,8 @@
 //! CORS according to `server.cors_origins` (Fetch standard, "CORS protocol").
 //!
-//! Without origins, CORS is left to the upstream, including preflights. With origins, only refrain's CORS headers reach
-//! the browser: it refuses a response that carries those of two servers.
+//! Without origins, CORS is left to the upstream, including preflights. With origins, only
+//! refrain's CORS headers reach the browser: it refuses a response that carries those of two
+//! servers.
 
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
-/// Response headers that a browser app may read: refrain's own and, by `*`, those of a forwarded response. `*` is valid
-/// for requests without credentials, which are the only ones that are allowed.
+/// Response headers that a browser app may read: refrain's own and, by `*`, those of a forwarded
+/// response. `*` is valid for requests without credentials, which are the only ones that are
+/// allowed.
 const EXPOSED: [HeaderName; 8] = [
     header::AGE,
     header::RETRY_AFTER,
@@ -40,7 +42,8 @@ pub(super) fn layer(origins: &[String]) -> Option<CorsLayer> {
     Some(cors)
 }
 
-/// Whether the CORS layer handles a request. It would answer any `OPTIONS` request, so only preflights reach it.
+/// Whether the CORS layer handles a request. It would answer any `OPTIONS` request, so only
+/// preflights reach it.
 pub(super) fn applies_to(parts: &Parts) -> bool {
     parts.method != Method::OPTIONS || parts.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }

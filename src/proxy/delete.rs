@@ -28,7 +28,8 @@ pub(super) struct DeleteRequest<'a> {
     pub(super) body: Bytes,
 }
 
-/// Forwards a delete. If the upstream confirms it, the task is deleted here before the client gets the response.
+/// Forwards a delete. If the upstream confirms it, the task is deleted here before the client gets
+/// the response.
 pub(super) async fn forward_delete(
     port: &ClientPort,
     parts: Parts,
@@ -65,9 +66,9 @@ async fn delete_stored(port: &ClientPort, caller: &Caller, service: Service, id:
     }
 }
 
-/// Whether a response is `{"id":…,"deleted":true}` with this id. Other members are ignored, repeated ones make it
-/// invalid. A body in an unknown content coding counts as a confirmation: when in doubt, a task that may be deleted is
-/// not served.
+/// Whether a response is `{"id":…,"deleted":true}` with this id. Other members are ignored,
+/// repeated ones make it invalid. A body in an unknown content coding counts as a confirmation:
+/// when in doubt, a task that may be deleted is not served.
 fn is_confirmed(headers: &HeaderMap, body: &[u8], id: &TaskId) -> bool {
     let Ok(body) = upstream::decode_body(headers, body, MAX_RESPONSE_BYTES) else { return true };
     // serde would also accept an array of the members.

@@ -112,7 +112,8 @@ fn refuse(error: ApiError, log: &mut AccessLog<'_>) -> Response<ResponseBody> {
 
 enum ReadBody {
     Complete(Bytes),
-    /// Not a lookup, since it is too long or not a JSON object. The body of the client, including what was read.
+    /// Not a lookup, since it is too long or not a JSON object. The body of the client, including
+    /// what was read.
     NotLookup(Body),
 }
 

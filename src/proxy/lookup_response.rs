@@ -18,7 +18,8 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// Headers of a single hit. `age` and `x-request-id` are placeholders, so that setting them does not move the others.
+/// Headers of a single hit. `age` and `x-request-id` are placeholders, so that setting them does
+/// not move the others.
 static HIT: LazyLock<HeaderMap> = LazyLock::new(|| {
     HeaderMap::from_iter([
         (header::CONTENT_TYPE, JSON),
@@ -121,8 +122,8 @@ fn error_response(error: LookupError) -> Response {
     error.into_response()
 }
 
-/// Returns `cache-status` (RFC 9211) with the cache name `refrain`. It has `fwd` only after an upstream call, and
-/// `fwd-status` only if the response is an error of the upstream.
+/// Returns `cache-status` (RFC 9211) with the cache name `refrain`. It has `fwd` only after an
+/// upstream call, and `fwd-status` only if the response is an error of the upstream.
 fn cache_status(
     summary: &CacheSummary,
     result: CacheResult,
@@ -179,7 +180,8 @@ fn json(body: ResponseBody) -> Response<ResponseBody> {
     response
 }
 
-/// Relays the upstream's status, body, `content-type` and, on errors, `retry-after`, which a 429 always has.
+/// Relays the upstream's status, body, `content-type` and, on errors, `retry-after`, which a 429
+/// always has.
 fn relay(upstream: &UpstreamResponse) -> Response {
     let status = upstream.status;
     let mut response = Response::new(Body::from(upstream.body.clone()));
@@ -267,7 +269,7 @@ mod tests {
 
     #[test]
     fn relayed_429_always_has_retry_after() {
-        let answer = |status, retry_after: Option<&'static str>| {
+        let retry_after = |status, retry_after: Option<&'static str>| {
             let retry_after = retry_after.map(HeaderValue::from_static);
             relay(&UpstreamResponse {
                 status,
@@ -280,9 +282,9 @@ mod tests {
             .get(header::RETRY_AFTER)
             .map(|value| value.to_str().unwrap().to_owned())
         };
-        assert_eq!(answer(StatusCode::TOO_MANY_REQUESTS, None).as_deref(), Some("1"));
-        assert_eq!(answer(StatusCode::TOO_MANY_REQUESTS, Some("9")).as_deref(), Some("9"));
-        assert_eq!(answer(StatusCode::SERVICE_UNAVAILABLE, None), None);
-        assert_eq!(answer(StatusCode::OK, Some("9")), None);
+        assert_eq!(retry_after(StatusCode::TOO_MANY_REQUESTS, None).as_deref(), Some("1"));
+        assert_eq!(retry_after(StatusCode::TOO_MANY_REQUESTS, Some("9")).as_deref(), Some("9"));
+        assert_eq!(retry_after(StatusCode::SERVICE_UNAVAILABLE, None), None);
+        assert_eq!(retry_after(StatusCode::OK, Some("9")), None);
     }
 }

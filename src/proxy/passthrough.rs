@@ -1,7 +1,7 @@
 //! Forwarding of requests that are not lookups.
 //!
-//! A request is sent once, byte for byte, streaming in both directions. Only hop-by-hop headers are changed, and nothing
-//! is learnt from the response.
+//! A request is sent once, byte for byte, streaming in both directions. Only hop-by-hop headers are
+//! changed, and nothing is learnt from the response.
 
 mod body;
 mod headers;
@@ -26,8 +26,8 @@ use crate::upstream::Passthrough;
 /// Member of `cache-status` (RFC 9211) on forwarded responses.
 const BYPASS: HeaderValue = HeaderValue::from_static("refrain; fwd=bypass");
 
-/// Forwards a request and returns the upstream's response as it arrives. `authorization` replaces the client's own, in
-/// `shared` mode.
+/// Forwards a request and returns the upstream's response as it arrives. `authorization` replaces
+/// the client's own, in `shared` mode.
 ///
 /// Cancel safe: dropping this future or the body of the response ends the upstream call.
 pub(super) async fn forward(
@@ -88,8 +88,8 @@ impl BufferedResponse {
     }
 }
 
-/// Forwards a request like [`forward`], but reads a response body of up to `limit` bytes completely, so that the caller
-/// can act on it before the client sees it.
+/// Forwards a request like [`forward`], but reads a response body of up to `limit` bytes
+/// completely, so that the caller can act on it before the client sees it.
 pub(super) async fn forward_buffered(
     passthrough: &Passthrough,
     request: Request<Body>,

@@ -1,4 +1,5 @@
-//! Response bodies of the client port. A batch goes to the socket slice by slice, without being copied.
+//! Response bodies of the client port. A batch goes to the socket slice by slice, without being
+//! copied.
 
 use std::io::IoSlice;
 use std::pin::Pin;

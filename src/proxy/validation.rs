@@ -1,10 +1,11 @@
 //! Validation of request heads on the client port.
 //!
-//! Refuses requests that violate HTTP or that refrain and the upstream could interpret differently. The target that is
-//! routed is therefore, byte for byte, the target that is sent.
+//! Refuses requests that violate HTTP or that refrain and the upstream could interpret differently.
+//! The target that is routed is therefore, byte for byte, the target that is sent.
 //!
-//! hyper's parser has already refused invalid syntax, oversized heads and contradictory lengths. It has dropped a
-//! `content-length` beside `transfer-encoding` and closes that connection after the response (RFC 9112 6.3).
+//! hyper's parser has already refused invalid syntax, oversized heads and contradictory lengths. It
+//! has dropped a `content-length` beside `transfer-encoding` and closes that connection after the
+//! response (RFC 9112 6.3).
 
 use std::net::Ipv6Addr;
 
@@ -18,8 +19,8 @@ use crate::headers::{HeaderValues, RequestHeaders, list_members};
 /// Value of `allow` on refrain's own responses.
 const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
-/// Returns the response to a request that is not handled further: a refusal, or the response to `OPTIONS *`, which
-/// concerns the server itself (RFC 9110 9.3.7). `None` for a valid request.
+/// Returns the response to a request that is not handled further: a refusal, or the response to
+/// `OPTIONS *`, which concerns the server itself (RFC 9110 9.3.7). `None` for a valid request.
 pub(super) fn respond(parts: &Parts, headers: &RequestHeaders<'_>) -> Option<Response> {
     let mut response = match check(parts, headers) {
         Err(refusal) => refusal.into_response(),
@@ -57,7 +58,8 @@ fn check(parts: &Parts, headers: &RequestHeaders<'_>) -> Result<(), ApiError> {
     check_target(&parts.method, &parts.uri)
 }
 
-/// RFC 9112 6.1. Only one `transfer-encoding: chunked` is accepted, since servers interpret other forms differently.
+/// RFC 9112 6.1. Only one `transfer-encoding: chunked` is accepted, since servers interpret other
+/// forms differently.
 fn check_framing(codings: &HeaderValues<'_>) -> Result<(), ApiError> {
     match codings.only() {
         None if codings.is_absent() => Ok(()),
@@ -82,8 +84,8 @@ fn malformed(message: &'static str) -> ApiError {
     ApiError::bad_request(message).close()
 }
 
-/// `uri-host [ ":" port ]` of RFC 9110 7.2. The comma that RFC 3986 allows in a name is not accepted, since some
-/// servers join two headers with one.
+/// `uri-host [ ":" port ]` of RFC 9110 7.2. The comma that RFC 3986 allows in a name is not
+/// accepted, since some servers join two headers with one.
 fn is_host(host: &[u8]) -> bool {
     let end_of_name = match host {
         // An IPv6 address in brackets contains colons.
@@ -133,8 +135,8 @@ fn is_registered_name(mut name: &[u8]) -> bool {
     true
 }
 
-/// RFC 9110 7.6.1. `connection` names the headers that end at this hop and are therefore removed. It must not name one
-/// that describes the request or identifies its sender.
+/// RFC 9110 7.6.1. `connection` names the headers that end at this hop and are therefore removed.
+/// It must not name one that describes the request or identifies its sender.
 fn check_connection(connection: &HeaderValues<'_>) -> Result<(), ApiError> {
     for option in list_members(connection.iter()) {
         let option = option.as_bytes();
@@ -204,9 +206,9 @@ fn is_asterisk(uri: &Uri) -> bool {
     uri.scheme().is_none() && uri.authority().is_none() && uri.path() == "*"
 }
 
-/// Whether a server could read a path as another one: it has the segment `.` or `..` in any encoding, or `\`, which
-/// some servers read as `/`. An encoded `\` alone is an ordinary character, but beside dots it counts as a separator.
-/// An encoded `/` is not a separator.
+/// Whether a server could read a path as another one: it has the segment `.` or `..` in any
+/// encoding, or `\`, which some servers read as `/`. An encoded `\` alone is an ordinary character,
+/// but beside dots it counts as a separator. An encoded `/` is not a separator.
 fn is_ambiguous(path: &str) -> bool {
     // Fast path: most paths have none of these.
     if !path.bytes().any(|byte| matches!(byte, b'.' | b'%' | b'\\')) {

@@ -15,7 +15,8 @@ use super::{LookupIds, TaskId};
 /// Request that a body sent to `/{service}/tasks` stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TaskRequest {
-    /// `{"action":"retrieve","id":"…"}`, or `{"action":"retrieve_batch","ids":["…",…]}` with at least one id.
+    /// `{"action":"retrieve","id":"…"}`, or `{"action":"retrieve_batch","ids":["…",…]}` with at
+    /// least one id.
     Lookup(LookupIds),
     /// Batch of more than `tasks.max_ids` ids, with their number.
     TooManyIds(usize),
@@ -26,8 +27,8 @@ pub enum TaskRequest {
 }
 
 impl TaskRequest {
-    /// Classifies a body. Two JSON parsers can disagree about a repeated key and the like; such a body is
-    /// [`TaskRequest::Other`].
+    /// Classifies a body. Two JSON parsers can disagree about a repeated key and the like; such a
+    /// body is [`TaskRequest::Other`].
     pub fn parse(body: &[u8], max_ids: usize) -> Self {
         let fields = canonical::parse(body, max_ids).or_else(|| BodyFields::parse(body, max_ids));
         match fields.unwrap_or_default() {
@@ -62,7 +63,8 @@ struct BodyFields {
 }
 
 impl BodyFields {
-    /// Parses any JSON. `None` unless the body is one object that has only known keys, each at most once.
+    /// Parses any JSON. `None` unless the body is one object that has only known keys, each at most
+    /// once.
     fn parse(body: &[u8], max_ids: usize) -> Option<Self> {
         let mut deserializer = serde_json::Deserializer::from_slice(body);
         let fields = deserializer.deserialize_map(BodyVisitor { max_ids }).ok()?;
@@ -145,7 +147,8 @@ impl TryFrom<String> for RequestedId {
     }
 }
 
-/// Ids of a batch with their number. A list of more than `max_ids` ids is counted but not held in memory.
+/// Ids of a batch with their number. A list of more than `max_ids` ids is counted but not held in
+/// memory.
 #[derive(Default)]
 #[cfg_attr(test, derive(Debug, PartialEq))]
 struct IdList {

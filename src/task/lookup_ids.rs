@@ -6,7 +6,8 @@ use foldhash::fast::RandomState;
 
 use super::TaskId;
 
-/// Ids of one lookup, as its body requests them. Everything after the body parser works on the distinct ids.
+/// Ids of one lookup, as its body requests them. Everything after the body parser works on the
+/// distinct ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LookupIds {
     /// `retrieve`.

@@ -1,5 +1,5 @@
-//! Bodies of forwarded requests and responses: preceded by bytes that were already read, observed for errors, or of
-//! unknown length.
+//! Bodies of forwarded requests and responses: preceded by bytes that were already read, observed
+//! for errors, or of unknown length.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -12,8 +12,8 @@ use http_body::{Frame, SizeHint};
 
 use crate::server::RequestBodyError;
 
-/// Returns a body of `prefix`, which was already read from it, followed by `rest`. Its length is known if that of
-/// `rest` is.
+/// Returns a body of `prefix`, which was already read from it, followed by `rest`. Its length is
+/// known if that of `rest` is.
 pub(in crate::proxy) fn with_prefix(prefix: Bytes, rest: Body) -> Body {
     if prefix.is_empty() { rest } else { Body::new(PrefixedBody::new(prefix, None, rest)) }
 }
@@ -66,7 +66,8 @@ impl http_body::Body for PrefixedBody {
     }
 }
 
-/// Request body that records its error. The error itself does not survive its way through the client library.
+/// Request body that records its error. The error itself does not survive its way through the
+/// client library.
 pub(super) struct ErrorTap {
     inner: Body,
     error: Arc<OnceLock<RequestBodyError>>,
@@ -104,8 +105,8 @@ impl http_body::Body for ErrorTap {
     }
 }
 
-/// Body of a response to HEAD without `content-length`. It is empty but has no known length: the server would send a
-/// known one as the length of the body that GET returns.
+/// Body of a response to HEAD without `content-length`. It is empty but has no known length: the
+/// server would send a known one as the length of the body that GET returns.
 pub(super) struct UnknownLengthBody;
 
 impl http_body::Body for UnknownLengthBody {

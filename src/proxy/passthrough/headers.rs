@@ -1,6 +1,7 @@
 //! Headers that are forwarded to the next hop (RFC 9110 7.6.1), in both directions.
 //!
-//! New maps are built, since removing a header from an [`http::HeaderMap`] changes the order of the others.
+//! New maps are built, since removing a header from an [`http::HeaderMap`] changes the order of the
+//! others.
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
@@ -18,8 +19,9 @@ const SECRETS: [HeaderName; 4] = [
 
 /// Whether a header applies to one hop only.
 ///
-/// `proxy-authorization` and `proxy-authenticate` are meant for a forward proxy (RFC 9110 11.7), so forwarding them
-/// could show a secret to the wrong host. `trailer` is forwarded, since it describes the body.
+/// `proxy-authorization` and `proxy-authenticate` are meant for a forward proxy (RFC 9110 11.7), so
+/// forwarding them could show a secret to the wrong host. `trailer` is forwarded, since it
+/// describes the body.
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         *name,
@@ -32,14 +34,15 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     ) || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "proxy-authentication-info")
 }
 
-/// Returns a predicate for the headers that are not forwarded: hop-by-hop ones and those that `connection` names.
+/// Returns a predicate for the headers that are not forwarded: hop-by-hop ones and those that
+/// `connection` names.
 fn hop_by_hop_filter(headers: &HeaderMap) -> impl Fn(&HeaderName) -> bool + use<'_> {
     let named: Vec<_> = list_members(headers.get_all(header::CONNECTION)).collect();
     move |name| is_hop_by_hop(name) || named.iter().any(|named| named.is(name.as_str()))
 }
 
-/// Returns the headers of a request for the upstream. `length` is the length of its body, if known. `authorization`
-/// replaces the client's own.
+/// Returns the headers of a request for the upstream. `length` is the length of its body, if known.
+/// `authorization` replaces the client's own.
 pub(super) fn for_upstream(parts: &Parts, length: Option<u64>, authorization: Option<&Token>) -> HeaderMap {
     let is_dropped = hop_by_hop_filter(&parts.headers);
     let mut headers = HeaderMap::with_capacity(parts.headers.len() + 3);

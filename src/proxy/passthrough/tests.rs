@@ -1,4 +1,5 @@
-//! Server, validation and passthrough together. The tests write the bytes of both the client and the upstream.
+//! Server, validation and passthrough together. The tests write the bytes of both the client and
+//! the upstream.
 
 mod faults;
 mod streams;
@@ -69,7 +70,8 @@ impl Proxy {
         RawPeer::connect(self.address).await
     }
 
-    /// Sends a request. Returns the client, the connection on which the request arrived upstream, and its head there.
+    /// Sends a request. Returns the client, the connection on which the request arrived upstream,
+    /// and its head there.
     async fn exchange(&self, request: &str) -> (RawPeer, RawPeer, RawHead) {
         let mut client = self.client().await;
         client.write(request).await;
