@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::config::{AccessConfig, AccessMode};
+use crate::lru::evict_least_recently_used;
 use crate::store::{Store, TokenAcceptance};
 use crate::telemetry::Metrics;
 use crate::token::{Digest, DigestKey, Token};
@@ -245,12 +246,12 @@ impl Auth {
         let now = Instant::now();
         let status = TokenStatus {
             accepted_at: saved.as_ref().and_then(|saved| accepted_instant(saved, now)),
-            is_refused: saved.is_some_and(|saved| saved.is_refused),
+            is_refused: saved.is_some_and(|saved| saved.is_revoked),
             ..TokenStatus::unknown(now)
         };
         {
             let mut tokens = self.lock();
-            evict_least_recently_used(&mut tokens);
+            make_room(&mut tokens);
             // A response that arrived during the read is newer.
             tokens.entry(*digest).or_insert(status);
         }
@@ -294,7 +295,7 @@ impl Auth {
         };
         let now = Instant::now();
         let mut tokens = self.lock();
-        evict_least_recently_used(&mut tokens);
+        make_room(&mut tokens);
         let status = tokens.entry(*digest).or_insert_with(|| TokenStatus::unknown(now));
         let changed = status.is_refused == accepted;
         status.is_refused = !accepted;
@@ -312,7 +313,7 @@ impl Auth {
                 *digest,
                 TokenAcceptance {
                     accepted_at: if accepted { clock::unix_now() } else { 0 },
-                    is_refused: !accepted,
+                    is_revoked: !accepted,
                 },
             );
         }
@@ -378,15 +379,9 @@ fn accepted_instant(saved: &TokenAcceptance, now: Instant) -> Option<Instant> {
 }
 
 /// Removes a tenth of the tokens if there are [`MAX_TOKENS`].
-fn evict_least_recently_used(tokens: &mut TokenStatuses) {
-    if tokens.len() < MAX_TOKENS {
-        return;
-    }
-    let mut by_last_use: Vec<(Instant, Digest)> =
-        tokens.iter().map(|(digest, status)| (status.used_at, *digest)).collect();
-    by_last_use.sort_unstable();
-    for (_, digest) in by_last_use.into_iter().take(MAX_TOKENS / 10) {
-        tokens.remove(&digest);
+fn make_room(tokens: &mut TokenStatuses) {
+    if tokens.len() >= MAX_TOKENS {
+        evict_least_recently_used(tokens, MAX_TOKENS / 10, |status| Some(status.used_at));
     }
 }
 

@@ -14,14 +14,13 @@
 //! | `worker`, `call` | permits, upstream calls, retries |
 //! | `decode` | meaning of an upstream response |
 //! | `rate_limit`, `breaker` | when a call may be sent |
-//! | `registry`, `evict` | all queues, their shared state and bounds |
+//! | `registry` | all queues, their shared state and bounds |
 //! | `view` | state for metrics and the admin API |
 
 mod backend;
 mod breaker;
 mod call;
 mod decode;
-mod evict;
 mod outcome;
 mod queue;
 mod rate_limit;

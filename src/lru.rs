@@ -1,13 +1,13 @@
-//! Eviction of the least recently used entries of a bounded map.
+//! Bounds of maps: eviction of the least recently used entries, release of unused memory.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash};
 
-/// Removes the `count` entries of `map` with the earliest last use. Entries for which `last_use`
-/// returns `None` are in use and stay.
+/// Removes the `count` entries of `map` with the earliest last use. Entries for which `last_use` returns `None` are in
+/// use and stay.
 ///
-/// It takes time proportional to the size of the map. Callers therefore evict a fraction of it at
-/// once, such as a tenth, when it is full.
+/// It takes time proportional to the size of the map. Callers therefore evict a fraction of it at once, such as a
+/// tenth, when it is full.
 pub fn evict_least_recently_used<K, V, S, T>(
     map: &mut HashMap<K, V, S>,
     count: usize,
@@ -25,6 +25,13 @@ pub fn evict_least_recently_used<K, V, S, T>(
     let evicted: Vec<K> = unused.into_iter().take(count).map(|(_, key)| key.clone()).collect();
     for key in &evicted {
         map.remove(key);
+    }
+}
+
+/// Releases memory of a map that has become much smaller.
+pub fn shrink_if_sparse<K: Eq + Hash, V, S: BuildHasher>(map: &mut HashMap<K, V, S>) {
+    if map.capacity() > 4 * map.len() + 64 {
+        map.shrink_to_fit();
     }
 }
 

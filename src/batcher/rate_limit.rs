@@ -12,7 +12,7 @@ use tokio::sync::{Mutex as FairMutex, MutexGuard as FairMutexGuard};
 use tokio::time::Instant;
 
 use self::bucket::TokenBucket;
-use super::evict::{evict_longest_idle, shrink_if_sparse};
+use crate::lru::{evict_least_recently_used, shrink_if_sparse};
 use crate::token::Digest;
 
 /// Most tokens at a time. The longest unused ones are evicted.
@@ -68,7 +68,7 @@ impl TokenLimiters {
         if limiters.len() >= MAX_TOKENS {
             let idle_since =
                 |limiter: &Arc<TokenLimiter>| (!limiter.is_leased()).then(|| *lock(&limiter.used_at));
-            evict_longest_idle(&mut limiters, MAX_TOKENS / 10, idle_since);
+            evict_least_recently_used(&mut limiters, MAX_TOKENS / 10, idle_since);
         }
         let limiter = Arc::new(TokenLimiter {
             bucket: Mutex::new(TokenBucket::new(self.calls_per_second, self.burst, now.into_std())),

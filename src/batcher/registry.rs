@@ -11,12 +11,12 @@ use tokio::time::Instant;
 
 use super::backend::{Backend, QueueKey};
 use super::breaker::CircuitBreaker;
-use super::evict::{evict_longest_idle, shrink_if_sparse};
 use super::outcome::RecordSource;
 use super::queue::{Queue, QueueContext, SnapshotBytes, SweepScope};
 use super::rate_limit::{LimiterLease, TokenLimiters};
 use crate::config::{TasksConfig, UpstreamConfig};
 use crate::lifecycle::{Shutdown, Supervisor};
+use crate::lru::{evict_least_recently_used, shrink_if_sparse};
 use crate::task::{Service, TaskId};
 use crate::telemetry::Metrics;
 use crate::upstream::Credentials;
@@ -141,7 +141,7 @@ impl<B: Backend> Registry<B> {
             return Some(QueueLease::new(handle));
         }
         if queues.len() >= MAX_QUEUES {
-            evict_longest_idle(&mut queues, MAX_QUEUES / 10, |handle| handle.idle_since());
+            evict_least_recently_used(&mut queues, MAX_QUEUES / 10, |handle| handle.idle_since());
             if queues.len() >= MAX_QUEUES {
                 return None;
             }

@@ -1,7 +1,5 @@
-//! Client socket that records whether unsent bytes are waiting, and limits how long.
-//!
-//! hyper does not expose this, but a drain must not close a connection whose client still has to receive the end of
-//! its response.
+//! A socket that remembers whether it holds back bytes: hyper does not tell, and a drain must not close a
+//! connection whose client is still to get the end of its answer.
 
 use std::io;
 use std::pin::Pin;
@@ -15,43 +13,43 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-/// Activity of a connection.
+/// What goes on between a client and us.
 #[derive(Debug)]
 pub(super) struct Activity {
     opened_at: Instant,
-    /// Time of the last [`Activity::record_end`], in nanoseconds since `opened_at`.
-    last_end: AtomicU64,
-    /// Whether the socket does not accept the bytes to send.
-    is_write_blocked: AtomicBool,
-    /// Whether a handler reads a request body. It may do so after the response.
+    /// When something came to its end last, in nanoseconds since `opened_at`.
+    ended: AtomicU64,
+    /// Whether the client does not take what is written.
+    is_blocked: AtomicBool,
+    /// Whether somebody waits for more of a request's body; it may outlast the answer.
     is_uploading: AtomicBool,
 }
 
 impl Activity {
-    /// Creates the activity of a new connection.
+    /// Of a connection that was just opened.
     pub(super) fn new() -> Self {
         Self {
             opened_at: Instant::now(),
-            last_end: AtomicU64::new(0),
-            is_write_blocked: AtomicBool::new(false),
+            ended: AtomicU64::new(0),
+            is_blocked: AtomicBool::new(false),
             is_uploading: AtomicBool::new(false),
         }
     }
 
-    /// Records that a response, a request body or a blocked write has just ended.
-    pub(super) fn record_end(&self) {
+    /// Something came to its end just now: an answer, a request's body, or a time in which the client took nothing.
+    pub(super) fn note(&self) {
         let now = u64::try_from(self.opened_at.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.last_end.store(now, Ordering::Relaxed);
+        self.ended.store(now, Ordering::Relaxed);
     }
 
-    /// Returns the time since which the connection waits for a request, if it has none.
+    /// Since when the next request is awaited, if none is in hand.
     pub(super) fn idle_since(&self) -> Instant {
-        self.opened_at + Duration::from_nanos(self.last_end.load(Ordering::Relaxed))
+        self.opened_at + Duration::from_nanos(self.ended.load(Ordering::Relaxed))
     }
 
-    /// Returns whether no bytes are on their way in either direction.
+    /// Whether nothing is on its way in either direction.
     pub(super) fn is_idle(&self) -> bool {
-        !self.is_write_blocked.load(Ordering::Relaxed) && !self.is_uploading.load(Ordering::Relaxed)
+        !self.is_blocked.load(Ordering::Relaxed) && !self.is_uploading.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_uploading(&self, is_uploading: bool) {
@@ -59,47 +57,40 @@ impl Activity {
     }
 }
 
-/// Socket of a client.
+/// A client's socket.
 pub(super) struct ClientIo {
     inner: TokioIo<TcpStream>,
     activity: Arc<Activity>,
     write_idle_timeout: Duration,
-    /// Runs while the socket does not accept bytes.
-    stall_timer: Option<Pin<Box<Sleep>>>,
-    has_timed_out: bool,
+    /// Runs while the client takes nothing of what is to be written.
+    stalled: Option<Pin<Box<Sleep>>>,
+    given_up: bool,
 }
 
 impl ClientIo {
-    /// Wraps a stream. A write fails after `write_idle_timeout` without progress.
+    /// Wraps `stream`; `activity` is blocked while the client does not take what was written, and after `write_idle_timeout`
+    /// of that the write fails.
     pub(super) fn new(stream: TcpStream, activity: Arc<Activity>, write_idle_timeout: Duration) -> Self {
-        Self {
-            inner: TokioIo::new(stream),
-            activity,
-            write_idle_timeout,
-            stall_timer: None,
-            has_timed_out: false,
-        }
+        Self { inner: TokioIo::new(stream), activity, write_idle_timeout, stalled: None, given_up: false }
     }
 
-    /// Returns the stream, and whether a write has timed out.
+    /// The socket again, and whether its client was given up while bytes were still to be sent.
     pub(super) fn into_stream(self) -> (TcpStream, bool) {
-        (self.inner.into_inner(), self.has_timed_out)
+        (self.inner.into_inner(), self.given_up)
     }
 
-    /// Records the result of a write and checks the time limit.
-    fn track_write<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        self.activity.is_write_blocked.store(poll.is_pending(), Ordering::Relaxed);
+    fn note<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.activity.is_blocked.store(poll.is_pending(), Ordering::Relaxed);
         if poll.is_ready() {
-            if self.stall_timer.take().is_some() {
-                self.activity.record_end();
+            if self.stalled.take().is_some() {
+                self.activity.note();
             }
             return poll;
         }
         let write_idle_timeout = self.write_idle_timeout;
-        let stall_timer =
-            self.stall_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_idle_timeout)));
-        ready!(stall_timer.as_mut().poll(cx));
-        self.has_timed_out = true;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_idle_timeout)));
+        ready!(stalled.as_mut().poll(cx));
+        self.given_up = true;
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -117,7 +108,7 @@ impl Read for ClientIo {
 impl Write for ClientIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.track_write(cx, poll)
+        self.note(cx, poll)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -138,6 +129,6 @@ impl Write for ClientIo {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.inner).poll_write_vectored(cx, bytes);
-        self.track_write(cx, poll)
+        self.note(cx, poll)
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::entry::{ActiveCount, MAX_NEGATIVE_AGE, QueueEntry, Stage};
-use crate::batcher::evict::shrink_if_sparse;
+use crate::lru::shrink_if_sparse;
 use crate::task::TaskId;
 
 /// Entries by id.

@@ -1,32 +1,39 @@
 //! Whether the database accepts writes.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU8, Ordering};
 
-/// State of the database file and its writer, in the order of severity.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd)]
+/// State of the database file and its writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(super) enum Health {
     /// The last write succeeded.
-    #[default]
-    Good,
+    Good = 0,
     /// The last write failed.
-    WriteFailed,
+    WriteFailed = 1,
     /// The write-ahead log is at its limit.
-    WalFull,
+    WalFull = 2,
     /// The file is corrupt and about to be set aside.
-    Corrupt,
+    Corrupt = 3,
     /// The writer has panicked. Final.
-    Stopped,
+    Stopped = 4,
     /// The store is closed. Final.
-    Closed,
+    Closed = 5,
 }
 
 /// The current [`Health`], shared between threads.
 #[derive(Default)]
-pub(super) struct HealthCell(Mutex<Health>);
+pub(super) struct HealthCell(AtomicU8);
 
 impl HealthCell {
     pub(super) fn get(&self) -> Health {
-        *self.lock()
+        match self.0.load(Ordering::Acquire) {
+            0 => Health::Good,
+            1 => Health::WriteFailed,
+            2 => Health::WalFull,
+            3 => Health::Corrupt,
+            4 => Health::Stopped,
+            _ => Health::Closed,
+        }
     }
 
     /// Whether the last write succeeded.
@@ -36,20 +43,18 @@ impl HealthCell {
 
     /// Sets the state, unless the current one is final.
     pub(super) fn set(&self, health: Health) {
-        let mut current = self.lock();
-        if *current < Health::Stopped || health == Health::Closed {
-            *current = health;
-        }
+        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |current| {
+            (current < Health::Stopped as u8 || health == Health::Closed).then_some(health as u8)
+        });
     }
 
     /// Sets the state to corrupt, unless the current one is final. Returns whether that changed it.
     pub(super) fn set_corrupt(&self) -> bool {
-        let mut current = self.lock();
-        let is_change = *current < Health::Corrupt;
-        if is_change {
-            *current = Health::Corrupt;
-        }
-        is_change
+        self.0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |current| {
+                (current < Health::Corrupt as u8).then_some(Health::Corrupt as u8)
+            })
+            .is_ok()
     }
 
     /// Returns the reason why the database does not accept writes, as an error.
@@ -64,8 +69,5 @@ impl HealthCell {
             Health::Stopped => Err("the task store's writer has stopped"),
             Health::Closed => Err("the task store is closed"),
         }
-    }
-    fn lock(&self) -> MutexGuard<'_, Health> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -10,8 +10,7 @@ use crate::token::Digest;
 
 /// The rows of an id.
 pub(in crate::store) const ROWS_OF_ID: &str = "
-    SELECT task_id, checksum, size, stored_at FROM task WHERE service = ?1 AND id = ?2
-    ORDER BY task_id LIMIT ?3";
+    SELECT task_id, checksum, size, stored_at FROM task WHERE service = ?1 AND id = ?2 ORDER BY task_id LIMIT ?3";
 
 /// The next service in alphabetical order.
 pub(in crate::store) const NEXT_SERVICE: &str =

@@ -24,12 +24,10 @@ pub(in crate::store) const SELECT_ROWS: &str = "
                            AND g.reader_id = (SELECT reader_id FROM reader WHERE digest = ?3)
     CROSS JOIN task t ON t.task_id = g.task_id AND t.service = g.service AND t.id = g.id";
 
-/// Reads the same tasks as a single row: the numbers of each task, and all records one after the
-/// other. Every row that comes from SQLite's thread costs two thread switches, several times as
-/// much as reading it.
+/// Reads the same tasks as a single row: the numbers of each task, and all records one after the other. Every row
+/// that comes from SQLite's thread costs two thread switches, several times as much as reading it.
 ///
-/// `format` converts any value to a number, so that a damaged row cannot return its record without
-/// its numbers.
+/// `format` converts any value to a number, so that a damaged row cannot return its record without its numbers.
 pub(in crate::store) const SELECT_JOINED: &str = "
     SELECT group_concat(format('%d,%d,%d,%d,%d,%d,%d', j.key, t.task_id, t.checksum, t.stored_at, t.used_hour,
                                g.grant_checksum, iif(t.size <= ?3, length(t.record), -1)), ';'),
@@ -39,8 +37,7 @@ pub(in crate::store) const SELECT_JOINED: &str = "
                            AND g.reader_id = (SELECT reader_id FROM reader WHERE digest = ?4)
     CROSS JOIN task t ON t.task_id = g.task_id AND t.service = g.service AND t.id = g.id";
 
-/// As [`SELECT_JOINED`], for different readers: each element is a reader's digest followed by the
-/// id.
+/// As [`SELECT_JOINED`], for different readers: each element is a reader's digest followed by the id.
 pub(in crate::store) const SELECT_JOINED_BY_READER: &str = "
     SELECT group_concat(format('%d,%d,%d,%d,%d,%d,%d', j.key, t.task_id, t.checksum, t.stored_at, t.used_hour,
                                g.grant_checksum, iif(t.size <= ?3, length(t.record), -1)), ';'),
@@ -65,8 +62,8 @@ pub(in crate::store) struct FoundTask {
 /// Result of a joined statement for one id. There is none for an id without a stored task.
 pub(super) enum JoinedResult {
     Found(FoundTask),
-    /// Position of an id that must be read by itself: its record is too long for a joined
-    /// statement, or it failed verification, which can be the fault of another one.
+    /// Position of an id that must be read by itself: its record is too long for a joined statement, or it failed
+    /// verification, which can be the fault of another one.
     ReadSeparately(usize),
 }
 
@@ -86,8 +83,7 @@ impl JoinedResult {
     }
 }
 
-/// Reads tasks in one row, each for its own reader. Records longer than `max_record_bytes` are not
-/// included.
+/// Reads tasks in one row, each for its own reader. Records longer than `max_record_bytes` are not included.
 pub(super) async fn select_joined(
     conn: &mut SqliteConnection,
     service: &Service,
@@ -156,8 +152,8 @@ fn parse_numbers(text: &[u8]) -> Option<[i64; 7]> {
     Some(numbers)
 }
 
-/// Reads tasks one row each. Passes verified ones to `visit`, and damaged ones to `report_corrupt`,
-/// with their row if it is known.
+/// Reads tasks one row each. Passes verified ones to `visit`, and damaged ones to `report_corrupt`, with their row
+/// if it is known.
 pub(super) async fn select_rows(
     pool: &SqlitePool,
     reader: &Digest,

@@ -100,8 +100,7 @@ impl WriteQueue {
         match inserted.await {
             Ok(inserted) => inserted.unwrap_or(refused),
             Err(_) => {
-                // Spares the next callers the wait. The next successful write sets the state to
-                // good again.
+                // Spares the next callers the wait. The next successful write sets the state to good again.
                 self.state.record_write_failure("the write timed out");
                 self.state.health.set(Health::WriteFailed);
                 refused

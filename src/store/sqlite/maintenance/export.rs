@@ -1,6 +1,6 @@
 //! Reading all tasks page by page, with their exact bytes.
 
-use super::{StoreMaintenance, maintenance_error};
+use super::StoreMaintenance;
 use crate::store::StoreError;
 use crate::store::sqlite::checksum::record_checksum;
 use crate::task::{Service, TaskId};
@@ -36,8 +36,7 @@ pub struct ExportPage {
 }
 
 impl StoreMaintenance {
-    /// Returns a page of whole tasks in the order in which they were stored. The cursor of the
-    /// first page is 0.
+    /// Returns a page of whole tasks in the order in which they were stored. The cursor of the first page is 0.
     pub async fn export_page(
         &mut self,
         service: Option<&Service>,
@@ -85,6 +84,7 @@ impl StoreMaintenance {
                 .collect();
             Ok(ExportPage { damaged: all - tasks.len() as u64, tasks, next: Some(last) })
         };
-        page.await.map_err(|error| maintenance_error(&self.path, error))
+        let page = page.await;
+        self.checked(page)
     }
 }
