@@ -8,9 +8,11 @@
 
 mod admin;
 mod api;
+mod architecture;
 mod batching;
 mod commands;
 mod configuration;
+
 mod crash;
 mod dashboard;
 mod docs;
