@@ -2,7 +2,8 @@
 //! of it.
 //!
 //! - `GET /healthz`: 200 while the process responds; without a token
-//! - `GET /readyz`: 503 while draining, and after a failed write until one succeeds; without a token
+//! - `GET /readyz`: 503 while draining, and after a failed write until one succeeds; without a
+//!   token
 //! - `GET /metrics`: OpenMetrics or Prometheus text, selected by `accept`
 //! - `/api/…`: JSON, see [`api`]
 //! - `GET /` and `/assets/…`: the static files of the dashboard; without a token

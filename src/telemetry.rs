@@ -1,8 +1,10 @@
 //! Logging and metrics.
 //!
 //! - `metrics`: counters and histograms; `labels`: closed sets of label values
-//! - `gauges`: values that are read when they are requested; `process`: values of the operating system
-//! - `registration`: doc comments as help texts; `family`, `histogram`: types that count without locks
+//! - `gauges`: values that are read when they are requested; `process`: values of the operating
+//!   system
+//! - `registration`: doc comments as help texts; `family`, `histogram`: types that count without
+//!   locks
 //! - `exposition`: the response to `GET /metrics`
 //! - `history`: the last hour and day, for charts
 //! - `logging`: the log on stderr

@@ -59,13 +59,15 @@ const fn nanoseconds<const N: usize>(seconds: [f64; N]) -> [u64; N] {
 
 /// A histogram. Clones share the counts.
 ///
-/// The histogram of prometheus-client takes a mutex for each observation, and its buckets cannot be read, which the
-/// quantiles of the admin API need. Here an observation is two relaxed additions. A reader may see an observation in
-/// its bucket before it is in the sum. The count is the sum of the buckets, so these two always agree.
+/// The histogram of prometheus-client takes a mutex for each observation, and its buckets cannot be
+/// read, which the quantiles of the admin API need. Here an observation is two relaxed additions. A
+/// reader may see an observation in its bucket before it is in the sum. The count is the sum of the
+/// buckets, so these two always agree.
 #[derive(Clone, Debug)]
 pub struct Histogram {
     buckets: Buckets,
-    /// One count for each bound, then one for larger observations, then the sum of all observations.
+    /// One count for each bound, then one for larger observations, then the sum of all
+    /// observations.
     cells: Arc<[AtomicU64]>,
 }
 
@@ -144,8 +146,8 @@ impl HistogramCounts {
         self.sum as f64 / self.buckets.scale
     }
 
-    /// Returns the upper bound of each bucket, in seconds for durations, with the number of observations in that bucket
-    /// alone. The last bound is infinite.
+    /// Returns the upper bound of each bucket, in seconds for durations, with the number of
+    /// observations in that bucket alone. The last bound is infinite.
     #[expect(clippy::cast_precision_loss, reason = "bounds are far below 2^53")]
     pub fn buckets(&self) -> Vec<(f64, u64)> {
         let bounds = self.buckets.bounds.iter().map(|bound| *bound as f64 / self.buckets.scale);
@@ -171,10 +173,11 @@ impl HistogramCounts {
         }
     }
 
-    /// Returns the value below which `share` of the observations lie, or `None` without observations.
+    /// Returns the value below which `share` of the observations lie, or `None` without
+    /// observations.
     ///
-    /// The estimate is that of `histogram_quantile` in Prometheus: observations count as evenly spread in their bucket,
-    /// and those beyond the last bound as equal to it.
+    /// The estimate is that of `histogram_quantile` in Prometheus: observations count as evenly
+    /// spread in their bucket, and those beyond the last bound as equal to it.
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     pub fn quantile(&self, share: f64) -> Option<f64> {
         let rank = share * self.count() as f64;

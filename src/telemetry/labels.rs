@@ -18,7 +18,8 @@ pub trait Label: Copy + Debug + PartialEq + 'static {
     fn as_str(self) -> &'static str;
 }
 
-/// Declares the enum of a label. The derives of prometheus-client would show the variants' own names.
+/// Declares the enum of a label. The derives of prometheus-client would show the variants' own
+/// names.
 macro_rules! label {
     (
         $(#[$doc:meta])*

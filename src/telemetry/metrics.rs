@@ -60,7 +60,8 @@ metrics! {
     /// and an increment is one relaxed addition.
     #[derive(Debug)]
     pub struct Metrics {
-        /// Names of the services, in the order of the indexes in [`ServiceLabel`]; `other` is the last.
+        /// Names of the services, in the order of the indexes in [`ServiceLabel`]; `other` is the
+        /// last.
         services: Box<[String]>,
         /// Requests on the client port that have ended
         #[metric("requests")]
@@ -72,8 +73,8 @@ metrics! {
         /// Task ids in lookups, by outcome
         #[metric("ids")]
         pub ids: CounterVec<IdOutcome>,
-        /// Responses to requests that were passed through, by class of status; failed for an error of
-        /// refrain itself
+        /// Responses to requests that were passed through, by class of status; failed for an error
+        /// of refrain itself
         #[metric("passed_through")]
         pub passed_through: CounterVec<PassthroughStatus>,
         /// Lookup calls sent to the upstream, by status or type of failure
@@ -110,7 +111,7 @@ metrics! {
         /// Duration of store transactions, from the wait for the lock to the end of the commit
         #[metric("store_commit_duration", Seconds)]
         pub store_commit_duration: Histogram,
-        /// Tasks stored, once for each token that was given them
+        /// Tasks stored, once for each token that received them
         #[metric("store_tasks_stored")]
         pub store_tasks_stored: Counter,
         /// Tasks deleted by clients and operators
@@ -135,7 +136,8 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Creates the metrics, all at zero. `services` are the names in `tasks.services`; none for `["*"]`.
+    /// Creates the metrics, all at zero. `services` are the names in `tasks.services`; none for
+    /// `["*"]`.
     pub fn new<'a>(services: impl IntoIterator<Item = &'a str>) -> Self {
         // A set, since no series may be listed twice.
         let named: BTreeSet<&str> = services.into_iter().filter(|name| *name != OTHER).collect();
@@ -270,7 +272,7 @@ impl Metrics {
 }
 
 /// Whether requests of this action can end with this outcome, so that the series is listed from the
-/// start. `has_lookups` tells whether lookups of the service are interpreted.
+/// start. `has_lookups` is whether lookups of the service are interpreted.
 fn is_possible(action: RequestAction, outcome: RequestOutcome, has_lookups: bool) -> bool {
     use RequestOutcome::{Aborted, Bypass, Failed, Hit, Miss, Partial, Pending, Refused};
     match (action, outcome) {
@@ -288,7 +290,8 @@ fn is_possible(action: RequestAction, outcome: RequestOutcome, has_lookups: bool
 /// The counter of calls saved: the baseline minus the calls that were sent.
 ///
 /// Calls are counted before the lookups that wait for them, and a retried call counts each time, so
-/// the difference can fall for a while. A counter must not fall, so the highest difference is shown.
+/// the difference can fall for a while. A counter must not fall, so the highest difference is
+/// shown.
 #[derive(Clone, Debug)]
 pub struct CallsSaved {
     baseline: Counter,

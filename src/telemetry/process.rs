@@ -52,8 +52,8 @@ impl Process {
         Self::default()
     }
 
-    /// Parses `/proc/self/stat`, see `proc_pid_stat(5)`. The second field is a name that may contain
-    /// any character, so fields are counted from its end.
+    /// Parses `/proc/self/stat`, see `proc_pid_stat(5)`. The second field is a name that may
+    /// contain any character, so fields are counted from its end.
     #[expect(clippy::cast_precision_loss, reason = "ticks stay far below 2^53")]
     fn read_stat(&mut self, stat: &str, boot: Option<f64>, units: Units) {
         let Some((_, fields)) = stat.rsplit_once(')') else { return };

@@ -83,8 +83,9 @@ pub(super) fn register(
 
 /// Declares a struct whose fields are metrics, and its method `register`.
 ///
-/// A field with `#[metric("name")]` or `#[metric("name", Unit)]` is registered under that name, and its doc comment is
-/// the help text. The registry adds the suffixes of the unit and of counters. Other fields are left alone.
+/// A field with `#[metric("name")]` or `#[metric("name", Unit)]` is registered under that name, and
+/// its doc comment is the help text. The registry adds the suffixes of the unit and of counters.
+/// Other fields are left alone.
 macro_rules! metrics {
     (
         $(#[$struct_attribute:meta])*

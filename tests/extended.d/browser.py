@@ -37,7 +37,7 @@ async def figures(browser):
     port = free_port()
     async with running(REFRAIN_SERVER__LISTEN=f"127.0.0.1:{port}") as (upstream, proxy), dashboard(browser, proxy) as page:
         await page.until("!document.getElementById('welcome').hidden")
-        check(f"http://127.0.0.1:{port}/producer/tasks" in await page.text("#welcome-curl"), "a line to paste")
+        check(f"http://127.0.0.1:{port}/producer/tasks" in await page.text("#welcome-curl"), "a command to run")
         check(await page.text("#saved") == "0", "nothing is saved yet")
         ids = upstream.finished("song", [f"Song {n}" for n in range(12)])
         replies = await looked_up(proxy, ids * 3)
@@ -140,7 +140,7 @@ async def delete(browser):
         await page.click("#tasks button.title")
         await page.until("!document.getElementById('detail-known').hidden")
         shown = await page.js("document.getElementById('detail-json').textContent")
-        check(json.loads(shown) == json.loads(upstream.tasks[ids[1]]), "the text, pretty")
+        check(json.loads(shown) == json.loads(upstream.tasks[ids[1]]), "the record, pretty")
         await page.click("#detail-form label:nth-of-type(2)")
         await page.until(f"document.getElementById('detail-json').textContent === {json.dumps(upstream.tasks[ids[1]].decode())}")
 
@@ -157,7 +157,7 @@ async def delete(browser):
         await page.until(f"{TITLES}.length === 0")
         before = len(upstream.calls)
         check((await client.retrieve("t", ids[1])).cache == "MISS", "deleted")
-        check(len(upstream.calls) == before + 1, "the next look-up goes upstream, once")
+        check(len(upstream.calls) == before + 1, "the next lookup goes to the upstream, once")
         check((await client.retrieve("t", ids[0])).cache == "HIT", "others stay")
 
         await search_for(page, "")
@@ -202,7 +202,7 @@ async def late(browser):
         async def known(title):
             await page.until(f"!document.getElementById('detail-known').hidden && document.getElementById('detail-title').textContent === '{title}'")
 
-        # Forgetting goes on when its dialogs are closed; what was opened meanwhile stays.
+        # A delete continues after its dialogs are closed. Dialogs opened meanwhile stay open.
         await open_detail("Harbour lights")
         await known("Harbour lights")
         await page.js(f"{HOLD}('DELETE')")
@@ -221,7 +221,7 @@ async def late(browser):
         await page.until("document.getElementById('toast').textContent.startsWith('1 record')")
         await page.until(f"{TITLES}.length === 2")
         check(await page.js("['confirm', 'detail'].every(id => document.getElementById(id).open)"), "the next question was closed")
-        check(not await page.js("document.getElementById('confirm-yes').disabled"), "and can be answered")
+        check(not await page.js("document.getElementById('confirm-yes').disabled"), "and can be confirmed")
         await page.click("#confirm-no")
         await page.press("Escape")
         await page.until("!document.querySelector('dialog[open]')")

@@ -16,7 +16,8 @@ impl Parameters {
         Self::read(uri, &[]).map(|_| ())
     }
 
-    /// Reads the parameters of a request. A name that is not in `known`, or is repeated, is an error.
+    /// Reads the parameters of a request. A name that is not in `known`, or is repeated, is an
+    /// error.
     pub(super) fn read(uri: &Uri, known: &[&str]) -> Result<Self, ApiError> {
         let query = uri.query().unwrap_or_default();
         let pairs: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
