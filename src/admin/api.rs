@@ -15,10 +15,10 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::get;
 
-use super::AdminPort;
+use super::state::AdminPort;
 
 /// Returns the routes below `/api`.
-pub fn router() -> Router<Arc<AdminPort>> {
+pub(super) fn router() -> Router<Arc<AdminPort>> {
     Router::new()
         .route("/version", get(version::version))
         .route("/stats", get(stats::stats))

@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, ORIGIN, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
-use super::AdminPort;
+use super::state::AdminPort;
 use crate::api_error::ApiError;
 use crate::headers::RequestHeaders;
 

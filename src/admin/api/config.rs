@@ -8,7 +8,7 @@ use http::Uri;
 use serde_json::{Value, json};
 
 use super::parameters::Parameters;
-use crate::admin::AdminPort;
+use crate::admin::state::AdminPort;
 use crate::api_error::ApiError;
 
 pub(super) async fn config(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Value>, ApiError> {

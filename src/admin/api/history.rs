@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::parameters::{Parameters, invalid};
-use crate::admin::AdminPort;
+use crate::admin::state::AdminPort;
 use crate::api_error::ApiError;
 use crate::telemetry::{History, HistoryPoint};
 

@@ -8,7 +8,7 @@ use http::Uri;
 use serde::Serialize;
 
 use super::parameters::Parameters;
-use crate::admin::{AdminPort, run_blocking};
+use crate::admin::state::{AdminPort, run_blocking};
 use crate::api_error::ApiError;
 use crate::batcher::{PendingView, QueueView};
 use crate::task::TaskSummary;

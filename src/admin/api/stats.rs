@@ -8,7 +8,7 @@ use http::Uri;
 use serde_json::{Map, Value, json};
 
 use super::parameters::Parameters;
-use crate::admin::{AdminPort, run_blocking};
+use crate::admin::state::{AdminPort, run_blocking};
 use crate::api_error::ApiError;
 use crate::telemetry::{CallStatus, CounterVec, Gauges, HistogramCounts, Label, Metrics, RequestOutcome};
 

@@ -9,7 +9,7 @@ use http::{StatusCode, Uri};
 use serde::Serialize;
 
 use super::parameters::{Parameters, invalid};
-use crate::admin::AdminPort;
+use crate::admin::state::AdminPort;
 use crate::api_error::ApiError;
 use crate::config;
 use crate::store::{DeleteScope, ListCursor, ListedTask, RecordDetails, TaskFilter};

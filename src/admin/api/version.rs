@@ -8,7 +8,7 @@ use http::Uri;
 use serde::Serialize;
 
 use super::parameters::Parameters;
-use crate::admin::AdminPort;
+use crate::admin::state::AdminPort;
 use crate::api_error::ApiError;
 
 #[derive(Serialize)]
