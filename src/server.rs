@@ -1,7 +1,7 @@
-//! The accept loop of a listener and the limits of its connections: how many, how slow, how large their heads.
+//! HTTP/1.1 server: accept loop, connection limits, request and response bodies.
 //!
-//! `app` runs one for the client port and one for the admin port. This room speaks HTTP/1.1 and knows no routes;
-//! what it cannot know from the outside (is this path sound, who may read it) is left to the handler it is given.
+//! `app` runs one server for the client port and one for the admin port. A server knows no routes: its [`Handler`]
+//! validates and answers requests.
 
 mod body;
 mod connection;
@@ -26,34 +26,36 @@ use tower::ServiceExt;
 pub use body::{RequestBody, RequestBodyError};
 
 use crate::lifecycle::Shutdown;
+use connection::ServerContext;
 
-/// Descriptors left to everything that is not a client's connection: the store, the logs, the admin port, upstream
-/// connections that are just being made.
-const SPARE_DESCRIPTORS: u64 = 40;
+/// Number of file descriptors reserved for the store, the logs, the admin port and new upstream connections.
+const RESERVED_DESCRIPTORS: u64 = 40;
 
-/// What a client may cost before it has shown a valid request.
+/// Limits of a server's connections.
 #[derive(Clone, Debug)]
 pub struct ServerLimits {
-    /// From the moment a head is awaited until it is complete: slow heads and idle keep-alive alike.
+    /// Time limit for a complete head. Counts from the end of the previous response, so it also closes idle
+    /// connections.
     pub header_timeout: Duration,
-    /// Request line and fields together, in bytes; at least 8192.
+    /// Largest request line and headers together, in bytes. At least 8192.
     pub max_head_bytes: usize,
-    /// Fields of one request.
+    /// Largest number of headers in a request.
     pub max_headers: usize,
-    /// Longest time without a byte of a request body that somebody waits for.
+    /// Longest time without a byte of a request body while the handler waits for one.
     pub body_idle_timeout: Duration,
-    /// Longest time in which a client takes nothing of an answer that is there for it.
+    /// Longest time in which a client reads nothing of a response that is ready to send.
     pub write_idle_timeout: Duration,
-    /// Connections at once; further ones wait in the listener's backlog.
+    /// Largest number of connections. Further ones wait in the listener's backlog.
     pub max_connections: usize,
-    /// Once fewer places than this are free, a connection is closed after its answer, so that others get their turn.
+    /// Number of connections that must be free for a connection to be kept alive. With fewer, a connection is closed
+    /// after its response, so that waiting clients are served.
     pub keep_alive_min_free: usize,
-    /// While draining: how long a connection without a request may stay.
+    /// Time after which a connection without a request is closed during a drain.
     pub drain_idle_timeout: Duration,
 }
 
 impl Default for ServerLimits {
-    /// The documented limits, with connections by the process's descriptor limit.
+    /// Returns the documented limits. The number of connections depends on the process's limit of open files.
     fn default() -> Self {
         Self {
             header_timeout: Duration::from_secs(75),
@@ -61,7 +63,7 @@ impl Default for ServerLimits {
             max_headers: 100,
             body_idle_timeout: Duration::from_secs(30),
             write_idle_timeout: Duration::from_secs(60),
-            max_connections: connections_for(descriptor_limit()),
+            max_connections: max_connections(descriptor_limit()),
             keep_alive_min_free: 0,
             drain_idle_timeout: Duration::from_secs(1),
         }
@@ -69,52 +71,53 @@ impl Default for ServerLimits {
 }
 
 impl ServerLimits {
-    /// For a port that few ask, and that must answer them however many keep their connections: 16 to 64 places by the
-    /// descriptor limit, of which half are kept at most.
+    /// Returns the limits of the admin port: 16 to 64 connections, of which at most half are kept alive. Idle clients
+    /// can therefore not block the port.
     pub fn for_admin_port() -> Self {
         let limits = Self::default();
-        let places = (limits.max_connections / 8).clamp(16, 64);
-        Self { max_connections: places, keep_alive_min_free: places / 2, ..limits }
+        let max_connections = (limits.max_connections / 8).clamp(16, 64);
+        Self { max_connections, keep_alive_min_free: max_connections / 2, ..limits }
     }
 }
 
-/// What a listener counts. Clones count together.
+/// Counters of a server. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct ServerCounters {
-    /// Panics of the handler.
+    /// Number of panics in the handler.
     pub panics: Counter,
-    /// Connections that are open.
+    /// Number of open connections.
     pub connections: Gauge,
 }
 
-/// An open connection, until dropped.
-struct Open(Gauge);
+/// Open connection, counted while this value exists.
+struct OpenConnection(Gauge);
 
-impl Open {
+impl OpenConnection {
     fn new(connections: &Gauge) -> Self {
         connections.inc();
         Self(connections.clone())
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.dec();
     }
 }
 
-/// The process's soft limit of open files; the usual 1,024 where it cannot be read.
+/// Returns the process's soft limit of open files, or the usual 1,024 if it cannot be read.
 fn descriptor_limit() -> u64 {
     rlimit::Resource::NOFILE.get_soft().unwrap_or(1024)
 }
 
-/// The smaller of 4,096 and the limit less [`SPARE_DESCRIPTORS`], and never so few that nobody is served.
-fn connections_for(descriptors: u64) -> usize {
-    let connections = descriptors.saturating_sub(SPARE_DESCRIPTORS).clamp(8, 4096);
-    usize::try_from(connections).expect("4,096 fits")
+/// Returns the number of connections for a descriptor limit: the limit without [`RESERVED_DESCRIPTORS`], from 8 to
+/// 4,096.
+fn max_connections(descriptors: u64) -> usize {
+    let connections = descriptors.saturating_sub(RESERVED_DESCRIPTORS).clamp(8, 4096);
+    usize::try_from(connections).expect("4,096 fits into usize")
 }
 
-/// An answer's body as the edge takes it; its own few answers are made from any [`Body`].
+/// Response body of a [`Handler`]. The server's own responses are converted from [`Body`].
 pub trait HandlerBody:
     http_body::Body<Data: Send, Error = axum::Error> + From<Body> + Send + Unpin + 'static
 {
@@ -125,14 +128,15 @@ impl<B> HandlerBody for B where
 {
 }
 
-/// What answers the requests of a listener.
+/// Handler of a server's requests.
 pub trait Handler: Send + Sync + 'static {
-    /// The body of its answers.
+    /// Body of a response.
     type Body: HandlerBody;
-    /// What it keeps from one request of a connection to the next.
+    /// State that the requests of a connection share.
     type ConnectionState: Default + Send + Sync;
 
-    /// Answers a request. The future is dropped when its client leaves; a panic of it is answered with 500 and counted.
+    /// Responds to a request. The future is dropped if the client closes the connection. If it panics, the panic is
+    /// counted and the client receives a 500.
     fn respond(
         &self,
         state: &Self::ConnectionState,
@@ -151,26 +155,25 @@ impl Handler for Router {
 
 /// Serves `handler` on `listener` until `shutdown` starts. Returns when every connection is closed.
 ///
-/// Draining accepts the connections that wait in the backlog, closes the listener, and lets every connection finish
-/// its request. Connections without a request are closed after [`ServerLimits::drain_idle_timeout`]. An abort closes all
+/// A drain accepts the connections in the backlog, closes the listener and lets every connection finish its request.
+/// Connections without a request are closed after [`ServerLimits::drain_idle_timeout`]. An abort closes all
 /// connections at once, as does dropping this future.
 pub async fn serve<H: Handler>(
     listener: TcpListener,
     handler: H,
     limits: ServerLimits,
-    counts: ServerCounters,
+    counters: ServerCounters,
     shutdown: Shutdown,
 ) {
     let shutdown = shutdown.child();
     let _abort_with_this_future = shutdown.abort_on_drop();
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     let connections = TaskTracker::new();
-    let shared =
-        connection::Shared::new(handler, limits, Arc::clone(&slots), counts.panics, shutdown.clone());
-    let shared = Arc::new(shared);
+    let context = ServerContext::new(handler, limits, Arc::clone(&slots), counters.panics, shutdown.clone());
+    let context = Arc::new(context);
     let open = |stream: TcpStream, slot: OwnedSemaphorePermit| {
-        let connection = connection::run(stream, Arc::clone(&shared));
-        let is_open = Open::new(&counts.connections);
+        let connection = connection::run(stream, Arc::clone(&context));
+        let is_open = OpenConnection::new(&counters.connections);
         connections.spawn(async move {
             connection.await;
             drop((slot, is_open));
@@ -199,9 +202,9 @@ pub async fn serve<H: Handler>(
             Err(error) => {
                 drop(slot);
                 failures += 1;
-                let pause = accept_pause(&error, failures);
+                let pause = accept_retry_delay(&error, failures);
                 if pause > Duration::ZERO {
-                    tracing::warn!(kind = %error.kind(), failures, "cannot accept connections, trying again");
+                    tracing::warn!(kind = %error.kind(), failures, "cannot accept a connection, trying again");
                 }
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
@@ -212,7 +215,7 @@ pub async fn serve<H: Handler>(
         }
     }
 
-    shared.set_draining();
+    context.set_draining();
     if !shutdown.is_aborted() {
         accept_backlog(listener, &slots, open);
     }
@@ -220,10 +223,11 @@ pub async fn serve<H: Handler>(
     connections.wait().await;
 }
 
-/// How long to wait after `accept` failed for the `failures`th time in a row. A connection that broke off while it
-/// waited (accept(2): `ECONNABORTED` and the like) says nothing about the next; anything else is most likely a lack
-/// of descriptors or memory, which only time mends.
-fn accept_pause(error: &std::io::Error, failures: u32) -> Duration {
+/// Returns the time to wait after `accept` has failed `failures` times in a row.
+///
+/// A connection that was closed in the backlog (`ECONNABORTED` and similar, see accept(2)) does not delay the next.
+/// Any other error is most likely a lack of descriptors or memory, which only time resolves.
+fn accept_retry_delay(error: &std::io::Error, failures: u32) -> Duration {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     match error.kind() {
         ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted => Duration::ZERO,
@@ -231,14 +235,14 @@ fn accept_pause(error: &std::io::Error, failures: u32) -> Duration {
     }
 }
 
-/// Takes what already waits, as far as there are slots, and closes the listener. Their connections were established
-/// by the kernel on our behalf, so closing first would refuse requests that clients believe to be under way.
+/// Accepts the connections in the backlog while slots are free, and closes the listener. The kernel has already
+/// established these connections, so closing first would reset requests that clients have sent.
 fn accept_backlog(
     listener: TcpListener,
     slots: &Arc<Semaphore>,
     open: impl Fn(TcpStream, OwnedSemaphorePermit),
 ) {
-    // Asked of the kernel itself: tokio's view of the listener's readiness may lag behind.
+    // A direct system call, because tokio's view of the listener's readiness may be outdated.
     let Ok(listener) = listener.into_std() else { return };
     while let Ok(slot) = slots.clone().try_acquire_owned() {
         let Ok((stream, _)) = listener.accept() else { return };

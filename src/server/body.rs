@@ -1,5 +1,4 @@
-//! Bodies as they cross the edge: a request's fails when its client falls silent, an answer's holds its connection
-//! busy until its last byte.
+//! Request bodies with an idle timeout, and response bodies that keep their connection active until the last byte.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,19 +15,19 @@ use tokio::time::{Instant, Sleep};
 use super::io::Activity;
 use crate::api_error::ApiError;
 
-/// Why a request's body could not be read. Its text is safe to show: no library's words.
+/// Reason why a request body could not be read. Safe to show to clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestBodyError {
-    /// No byte for [`ServerLimits::body_idle_timeout`](super::ServerLimits::body_idle_timeout).
-    #[error("the request's body stopped coming")]
+    /// No byte arrived for [`ServerLimits::body_idle_timeout`](super::ServerLimits::body_idle_timeout).
+    #[error("the request body timed out")]
     Idle,
-    /// A broken chunk, or the client left.
-    #[error("the request's body is broken")]
+    /// The framing is malformed, or the client closed the connection.
+    #[error("the request body is malformed or incomplete")]
     Broken,
 }
 
 impl RequestBodyError {
-    /// The reason behind an error of a request's body, found through the wrappers that other layers put around it.
+    /// Returns the reason behind an error of a request body, searching the chain of causes.
     pub fn of(error: &(dyn std::error::Error + 'static)) -> Self {
         let mut cause = Some(error);
         while let Some(error) = cause {
@@ -41,41 +40,43 @@ impl RequestBodyError {
     }
 }
 
-/// A client that did not send the body it announced; what follows on its connection cannot be told from it.
+/// The response closes the connection: the start of the next request on it is unknown.
 impl From<RequestBodyError> for ApiError {
     fn from(error: RequestBodyError) -> Self {
         match error {
             RequestBodyError::Idle => {
-                Self::refused(StatusCode::REQUEST_TIMEOUT, "The request's body stopped coming.").close()
+                Self::refused(StatusCode::REQUEST_TIMEOUT, "The request body timed out.").close()
             }
-            RequestBodyError::Broken => Self::bad_request("The request's body is broken.").close(),
+            RequestBodyError::Broken => {
+                Self::bad_request("The request body is malformed or incomplete.").close()
+            }
         }
     }
 }
 
-/// A request's body. Time counts only while somebody waits for the next byte: a reader that takes its time (the
-/// upstream, most likely) is not the client's fault.
+/// Request body with an idle timeout. The timeout runs only while the handler waits for the next byte: a slow reader,
+/// such as the upstream, is not the client's fault.
 #[derive(Debug)]
 pub struct RequestBody {
     inner: Incoming,
-    limit: Duration,
-    /// Made when somebody waits for the first time; from then on `activity` knows of an upload.
-    silence: Option<Pin<Box<Sleep>>>,
-    waiting: bool,
-    failed: bool,
+    idle_timeout: Duration,
+    /// Created by the first wait, which also records the upload in `activity`.
+    idle_timer: Option<Pin<Box<Sleep>>>,
+    is_waiting: bool,
+    has_failed: bool,
     activity: Arc<Activity>,
 }
 
 impl RequestBody {
-    pub(super) fn new(inner: Incoming, limit: Duration, activity: Arc<Activity>) -> Self {
-        Self { inner, limit, silence: None, waiting: false, failed: false, activity }
+    pub(super) fn new(inner: Incoming, idle_timeout: Duration, activity: Arc<Activity>) -> Self {
+        Self { inner, idle_timeout, idle_timer: None, is_waiting: false, has_failed: false, activity }
     }
 }
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if self.silence.is_some() {
-            self.activity.note();
+        if self.idle_timer.is_some() {
+            self.activity.record_end();
             self.activity.set_uploading(false);
         }
     }
@@ -90,30 +91,30 @@ impl http_body::Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let this = &mut *self;
-        if this.failed {
+        if this.has_failed {
             return Poll::Ready(None);
         }
         if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
-            this.waiting = false;
+            this.is_waiting = false;
             return Poll::Ready(frame.map(|frame| {
                 frame.map_err(|error| {
-                    this.failed = true;
-                    tracing::debug!(%error, "request body broke");
+                    this.has_failed = true;
+                    tracing::debug!(%error, "a request body failed");
                     RequestBodyError::Broken
                 })
             }));
         }
-        let silence = this.silence.get_or_insert_with(|| {
+        let idle_timer = this.idle_timer.get_or_insert_with(|| {
             this.activity.set_uploading(true);
-            Box::pin(tokio::time::sleep(this.limit))
+            Box::pin(tokio::time::sleep(this.idle_timeout))
         });
-        if !this.waiting {
-            this.waiting = true;
-            silence.as_mut().reset(Instant::now() + this.limit);
+        if !this.is_waiting {
+            this.is_waiting = true;
+            idle_timer.as_mut().reset(Instant::now() + this.idle_timeout);
         }
-        match silence.as_mut().poll(cx) {
+        match idle_timer.as_mut().poll(cx) {
             Poll::Ready(()) => {
-                this.failed = true;
+                this.has_failed = true;
                 Poll::Ready(Some(Err(RequestBodyError::Idle)))
             }
             Poll::Pending => Poll::Pending,
@@ -129,20 +130,21 @@ impl http_body::Body for RequestBody {
     }
 }
 
-/// An answer's body together with something to drop when it ends.
-pub(super) struct HeldBody<B, G> {
+/// Response body with a guard that is dropped with it.
+pub(super) struct GuardedBody<B, G> {
     inner: B,
+    /// Error to return by the next poll.
     error: Option<axum::Error>,
-    _held: G,
+    _guard: G,
 }
 
-impl<B, G> HeldBody<B, G> {
-    pub(super) fn new(inner: B, held: G) -> Self {
-        Self { inner, error: None, _held: held }
+impl<B, G> GuardedBody<B, G> {
+    pub(super) fn new(inner: B, guard: G) -> Self {
+        Self { inner, error: None, _guard: guard }
     }
 }
 
-impl<B, G> http_body::Body for HeldBody<B, G>
+impl<B, G> http_body::Body for GuardedBody<B, G>
 where
     B: http_body::Body<Error = axum::Error> + Unpin,
     G: Unpin,
@@ -158,8 +160,8 @@ where
             return Poll::Ready(Some(Err(error)));
         }
         match Pin::new(&mut self.inner).poll_frame(cx) {
-            // hyper throws away what it has not written yet when a body fails. Pausing once lets it write: the
-            // client gets all that came before the cut.
+            // hyper discards unwritten bytes when a body fails. Returning `Pending` once lets it write them, so the
+            // client receives everything before the error.
             Poll::Ready(Some(Err(error))) => {
                 self.error = Some(error);
                 cx.waker().wake_by_ref();

@@ -1,4 +1,4 @@
-//! One client's connection: from its socket to hyper's HTTP/1.1 server and to its end, whichever way it comes.
+//! Client connection: serves its requests with hyper, and closes it in the right way.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -23,34 +23,34 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::body::{HeldBody, RequestBody};
+use super::body::{GuardedBody, RequestBody};
 use super::io::{Activity, ClientIo};
 use super::{Handler, ServerLimits};
 use crate::api_error::ApiError;
 use crate::lifecycle::Shutdown;
 
-/// Silence after which a client's machine is asked whether it is still there, and between two such questions.
+/// Idle time before the first TCP keep-alive probe, and time between two probes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// How long a closed connection is still read from, so that an answer given before the whole request was read
-/// reaches its client: the kernel answers unread bytes with a reset, which would overtake it (RFC 9112 9.6).
-const LINGER: Duration = Duration::from_secs(2);
+/// Time for which a connection is still read after its write side was closed (RFC 9112 9.6). Unread bytes would make
+/// the kernel send a reset, which can discard a response that the client has not read yet.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What all connections of a listener share.
-pub(super) struct Shared<H> {
+/// State that all connections of a server share.
+pub(super) struct ServerContext<H> {
     handler: H,
     http: http1::Builder,
     limits: ServerLimits,
-    /// Places for connections.
+    /// One permit for each connection.
     slots: Arc<Semaphore>,
     panics: Counter,
     shutdown: Shutdown,
-    /// Whether the listener drains. Every response reads this; asking `shutdown` takes a lock that all connections
+    /// Whether the server drains. Every response reads this flag; `shutdown` would take a lock that all connections
     /// share.
     is_draining: AtomicBool,
 }
 
-impl<H> Shared<H> {
+impl<H> ServerContext<H> {
     pub(super) fn new(
         handler: H,
         limits: ServerLimits,
@@ -58,195 +58,202 @@ impl<H> Shared<H> {
         panics: Counter,
         shutdown: Shutdown,
     ) -> Self {
-        // HTTP/1 alone: hyper-util's detection of HTTP/2 waits for the whole preface without a limit.
+        // Only HTTP/1: the detection of HTTP/2 in hyper-util waits for the preface without a time limit.
         let mut http = http1::Builder::new();
-        // `Connection::head_overdue` in its place: hyper makes a sleep for each head.
+        // `Connection::head_timeout` replaces it: hyper creates a timer for each head.
         http.header_read_timeout(None)
             .max_header_size(limits.max_head_bytes)
             .max_buf_size(limits.max_head_bytes)
-            // A client that closes has left: its handler, and with it the upstream call, is dropped.
+            // If the client closes the connection, its handler is dropped, and with it the upstream call.
             .half_close(false)
-            // What passes through keeps the letter case of its field names.
+            // Passed-through requests keep the letter case of their header names.
             .preserve_header_case(true);
-        // hyper keeps its default of 100 on the stack, any other number on the heap.
+        // hyper stores its default of 100 headers on the stack, any other number on the heap.
         if limits.max_headers != 100 {
             http.max_headers(limits.max_headers);
         }
         Self { handler, http, limits, slots, panics, shutdown, is_draining: AtomicBool::new(false) }
     }
 
-    /// Answers from now on close their connections.
+    /// Lets every later response close its connection.
     pub(super) fn set_draining(&self) {
         self.is_draining.store(true, Ordering::Relaxed);
     }
 }
 
-/// A connection, as far as its requests, the drain and its end must know.
+/// State of a connection.
 struct Connection<H: Handler> {
-    shared: Arc<Shared<H>>,
-    kept: H::ConnectionState,
-    /// Requests whose answer's last byte was not yet handed to hyper.
-    in_hand: AtomicUsize,
+    context: Arc<ServerContext<H>>,
+    handler_state: H::ConnectionState,
+    /// Number of requests whose response was not yet passed to hyper completely.
+    active_requests: AtomicUsize,
     activity: Arc<Activity>,
-    /// Whether the client speaks HTTP/1.0 and takes the end of the connection for the end of an answer.
+    /// Whether the client uses HTTP/1.0, where the end of the connection ends a response.
     ends_by_close: AtomicBool,
 }
 
 impl<H: Handler> Connection<H> {
-    fn new(shared: Arc<Shared<H>>, activity: Arc<Activity>) -> Self {
+    fn new(context: Arc<ServerContext<H>>, activity: Arc<Activity>) -> Self {
         Self {
-            shared,
-            kept: H::ConnectionState::default(),
-            in_hand: AtomicUsize::new(0),
+            context,
+            handler_state: H::ConnectionState::default(),
+            active_requests: AtomicUsize::new(0),
             activity,
             ends_by_close: AtomicBool::new(false),
         }
     }
 
     fn is_idle(&self) -> bool {
-        self.in_hand.load(Ordering::Relaxed) == 0 && self.activity.is_idle()
+        self.active_requests.load(Ordering::Relaxed) == 0 && self.activity.is_idle()
     }
 
-    /// Ends when a head has been awaited for [`ServerLimits::header_timeout`].
-    async fn head_overdue(&self) {
-        let limit = self.shared.limits.header_timeout;
-        let mut look_at = self.activity.idle_since() + limit;
+    /// Completes when the connection has waited for a head for [`ServerLimits::header_timeout`].
+    async fn head_timeout(&self) {
+        let timeout = self.context.limits.header_timeout;
+        let mut deadline = self.activity.idle_since() + timeout;
         loop {
-            tokio::time::sleep_until(look_at).await;
+            tokio::time::sleep_until(deadline).await;
             let now = Instant::now();
-            look_at = if self.is_idle() { self.activity.idle_since() } else { now } + limit;
-            if look_at <= now {
+            deadline = if self.is_idle() { self.activity.idle_since() } else { now } + timeout;
+            if deadline <= now {
                 return;
             }
         }
     }
 }
 
-/// Why a connection is ended from outside.
-enum Alarm {
-    /// The listener drains, or cuts.
-    Stop,
-    HeadOverdue,
+/// Event that ends a connection from outside.
+enum StopEvent {
+    /// The server drains or aborts.
+    Shutdown,
+    HeadTimeout,
 }
 
-/// A request in hand, until dropped.
-struct InHand<H: Handler>(Arc<Connection<H>>);
+/// Active request, counted while this value exists.
+struct ActiveRequest<H: Handler>(Arc<Connection<H>>);
 
-impl<H: Handler> InHand<H> {
+impl<H: Handler> ActiveRequest<H> {
     fn new(connection: &Arc<Connection<H>>) -> Self {
-        connection.in_hand.fetch_add(1, Ordering::Relaxed);
+        connection.active_requests.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(connection))
     }
 }
 
-impl<H: Handler> Drop for InHand<H> {
+impl<H: Handler> Drop for ActiveRequest<H> {
     fn drop(&mut self) {
-        self.0.activity.note();
-        self.0.in_hand.fetch_sub(1, Ordering::Relaxed);
+        self.0.activity.record_end();
+        self.0.active_requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Serves one connection to its end.
-pub(super) async fn run<H: Handler>(stream: TcpStream, shared: Arc<Shared<H>>) {
-    // A failure here means that the client has left, which the first read finds out.
+/// Serves a connection until it is closed.
+pub(super) async fn run<H: Handler>(stream: TcpStream, context: Arc<ServerContext<H>>) {
+    // These calls fail if the client has left, which the first read reports.
     let _ = stream.set_nodelay(true);
-    // A client that vanished without a word frees its place also while nothing is written to it.
-    let _ = SockRef::from(&stream)
-        .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE));
+    // Closes the connection of a client that has disappeared, also while nothing is sent to it.
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+    let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     let activity = Arc::new(Activity::new());
-    let io = ClientIo::new(stream, Arc::clone(&activity), shared.limits.write_idle_timeout);
-    let state = Arc::new(Connection::new(Arc::clone(&shared), activity));
-    let requests = service_fn(|request| answer(InHand::new(&state), request));
-    let mut connection = shared.http.serve_connection(io, requests);
-    let ended = 'ended: {
-        let alarm = async {
+    let io = ClientIo::new(stream, Arc::clone(&activity), context.limits.write_idle_timeout);
+    let connection = Arc::new(Connection::new(Arc::clone(&context), activity));
+    let requests = service_fn(|request| respond(ActiveRequest::new(&connection), request));
+    let mut http = context.http.serve_connection(io, requests);
+    let result = 'served: {
+        let stop_event = async {
             tokio::select! {
-                () = shared.shutdown.draining() => Alarm::Stop,
-                () = state.head_overdue() => Alarm::HeadOverdue,
+                () = context.shutdown.draining() => StopEvent::Shutdown,
+                () = connection.head_timeout() => StopEvent::HeadTimeout,
             }
         };
-        // Polling a token takes a lock that all connections share. In here it is polled only when it was woken.
-        let mut alarms: FuturesUnordered<_> = [alarm].into_iter().collect();
+        // `select!` polls all its branches whenever this task is woken, several times per request. Each poll of
+        // `draining` takes a lock that all connections share. `FuturesUnordered` polls its future only after the
+        // future itself was woken, so requests do not take the lock.
+        let mut stop_events: FuturesUnordered<_> = [stop_event].into_iter().collect();
         tokio::select! {
             biased;
-            ended = &mut connection => break 'ended ended,
-            alarm = alarms.next() => {
-                if matches!(alarm, Some(Alarm::HeadOverdue)) {
-                    break 'ended Ok(());
+            result = &mut http => break 'served result,
+            event = stop_events.next() => {
+                if matches!(event, Some(StopEvent::HeadTimeout)) {
+                    break 'served Ok(());
                 }
             }
         }
-        let mut draining = pin!(drain(&shared));
-        let mut asked = false;
+        let mut idle_check = pin!(drain_idle(&context));
+        let mut is_shutdown_requested = false;
         loop {
             tokio::select! {
                 biased;
-                () = shared.shutdown.aborted() => return,
-                ended = &mut connection => break ended,
-                () = &mut draining => {
-                    if asked && state.is_idle() {
+                () = context.shutdown.aborted() => return,
+                result = &mut http => break result,
+                () = &mut idle_check => {
+                    if is_shutdown_requested && connection.is_idle() {
                         return;
                     }
-                    asked = true;
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
-                    draining.set(drain(&shared));
+                    is_shutdown_requested = true;
+                    std::pin::Pin::new(&mut http).graceful_shutdown();
+                    idle_check.set(drain_idle(&context));
                 }
             }
         }
     };
-    let (stream, given_up) = connection.into_parts().io.into_stream();
-    match ended {
-        // A reset: what the kernel still holds is freed, and a cut answer that ends with its connection shows as one.
-        Err(_) if given_up => {
-            tracing::debug!("a client took nothing of its answer for too long");
+    let (stream, has_timed_out) = http.into_parts().io.into_stream();
+    match result {
+        // A reset frees the bytes that the kernel still holds, and marks a response that ends with its connection as
+        // truncated.
+        Err(_) if has_timed_out => {
+            tracing::debug!("a client stopped reading its response");
             let _ = stream.set_zero_linger();
         }
+        // The response body failed. Chunks or a length show this to the client. Without them, only a reset tells a
+        // truncated response from a complete one.
         Err(error) if error.is_user() => {
-            // An answer broke off. Chunks or a length show that to the client; where neither was sent, only a reset
-            // tells a cut from an end.
-            if state.ends_by_close.load(Ordering::Relaxed) {
+            if connection.ends_by_close.load(Ordering::Relaxed) {
                 let _ = stream.set_zero_linger();
             }
         }
         Ok(()) | Err(_) => {
-            let is_draining = shared.is_draining.load(Ordering::Relaxed);
-            let limit = if is_draining { shared.limits.drain_idle_timeout.min(LINGER) } else { LINGER };
+            let is_draining = context.is_draining.load(Ordering::Relaxed);
+            let limit = if is_draining {
+                context.limits.drain_idle_timeout.min(CLOSE_TIMEOUT)
+            } else {
+                CLOSE_TIMEOUT
+            };
             tokio::select! {
-                () = shared.shutdown.aborted() => {}
-                _ = tokio::time::timeout(limit, linger(stream)) => {}
+                () = context.shutdown.aborted() => {}
+                _ = tokio::time::timeout(limit, close(stream)) => {}
             }
         }
     }
 }
 
-/// Ends [`ServerLimits::drain_idle_timeout`] after the drain began; again and again, when asked again. In that time a request
-/// that is still in the kernel, or on its way on a connection kept alive, is served and its connection then closed.
-async fn drain<H>(shared: &Shared<H>) {
-    shared.shutdown.draining().await;
-    tokio::time::sleep(shared.limits.drain_idle_timeout).await;
+/// Completes [`ServerLimits::drain_idle_timeout`] after the start of the drain, or from now if it has started. In this
+/// time a request that is in the kernel or on its way is still served, and its connection is then closed.
+async fn drain_idle<H>(context: &ServerContext<H>) {
+    context.shutdown.draining().await;
+    tokio::time::sleep(context.limits.drain_idle_timeout).await;
 }
 
-/// Reads and forgets until the client has closed too.
-async fn linger(mut stream: TcpStream) {
+/// Closes the write side, and reads and discards until the client closes its side.
+async fn close(mut stream: TcpStream) {
     let _ = stream.shutdown().await;
-    let mut waste = [0; 4096];
-    while stream.read(&mut waste).await.is_ok_and(|read| read > 0) {}
+    let mut discarded = [0; 4096];
+    while stream.read(&mut discarded).await.is_ok_and(|read| read > 0) {}
 }
 
-/// Answers a request, whatever becomes of its handler.
-async fn answer<H: Handler>(
-    in_hand: InHand<H>,
+/// Responds to a request, also if its handler panics.
+async fn respond<H: Handler>(
+    active: ActiveRequest<H>,
     request: Request<Incoming>,
-) -> Result<Response<HeldBody<H::Body, InHand<H>>>, Infallible> {
-    let Connection { shared, kept, activity, ends_by_close, .. } = &*in_hand.0;
+) -> Result<Response<GuardedBody<H::Body, ActiveRequest<H>>>, Infallible> {
+    let Connection { context, handler_state, activity, ends_by_close, .. } = &*active.0;
     ends_by_close.store(request.version() < Version::HTTP_11, Ordering::Relaxed);
-    let limit = shared.limits.body_idle_timeout;
-    let request = request.map(|body| RequestBody::new(body, limit, Arc::clone(activity)));
+    let idle_timeout = context.limits.body_idle_timeout;
+    let request = request.map(|body| RequestBody::new(body, idle_timeout, Arc::clone(activity)));
     let caught = {
-        let mut answering = pin!(shared.handler.respond(kept, request));
+        let mut responding = pin!(context.handler.respond(handler_state, request));
         poll_fn(|cx| {
-            // The future is not polled again after a panic, so whatever it left half-done is not seen.
-            match catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx))) {
+            // The future is not polled again after a panic, so its inconsistent state is never observed.
+            match catch_unwind(AssertUnwindSafe(|| responding.as_mut().poll(cx))) {
                 Ok(poll) => poll.map(Some),
                 Err(_panic) => Poll::Ready(None),
             }
@@ -254,14 +261,15 @@ async fn answer<H: Handler>(
         .await
     };
     let mut response = caught.unwrap_or_else(|| {
-        // Not its text: it may hold anything, a token included.
-        tracing::error!("a request's handler panicked");
-        shared.panics.inc();
+        // Without the message of the panic, which may contain a token.
+        tracing::error!("a request handler panicked");
+        context.panics.inc();
         ApiError::internal().close().into_response().map(H::Body::from)
     });
-    let is_scarce = || shared.slots.available_permits() + 1 < shared.limits.keep_alive_min_free;
-    if shared.is_draining.load(Ordering::Relaxed) || is_scarce() {
+    // The slot of this connection counts as free, because closing the connection would free it.
+    let few_slots_free = || context.slots.available_permits() + 1 < context.limits.keep_alive_min_free;
+    if context.is_draining.load(Ordering::Relaxed) || few_slots_free() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(response.map(|body| HeldBody::new(body, in_hand)))
+    Ok(response.map(|body| GuardedBody::new(body, active)))
 }

@@ -1,5 +1,7 @@
-//! A socket that remembers whether it holds back bytes: hyper does not tell, and a drain must not close a
-//! connection whose client is still to get the end of its answer.
+//! Client socket that records whether unsent bytes are waiting, and limits how long.
+//!
+//! hyper does not expose this, but a drain must not close a connection whose client still has to receive the end of
+//! its response.
 
 use std::io;
 use std::pin::Pin;
@@ -13,43 +15,43 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-/// What goes on between a client and us.
+/// Activity of a connection.
 #[derive(Debug)]
 pub(super) struct Activity {
     opened_at: Instant,
-    /// When something came to its end last, in nanoseconds since `opened_at`.
-    ended: AtomicU64,
-    /// Whether the client does not take what is written.
-    is_blocked: AtomicBool,
-    /// Whether somebody waits for more of a request's body; it may outlast the answer.
+    /// Time of the last [`Activity::record_end`], in nanoseconds since `opened_at`.
+    last_end: AtomicU64,
+    /// Whether the socket does not accept the bytes to send.
+    is_write_blocked: AtomicBool,
+    /// Whether a handler reads a request body. It may do so after the response.
     is_uploading: AtomicBool,
 }
 
 impl Activity {
-    /// Of a connection that was just opened.
+    /// Creates the activity of a new connection.
     pub(super) fn new() -> Self {
         Self {
             opened_at: Instant::now(),
-            ended: AtomicU64::new(0),
-            is_blocked: AtomicBool::new(false),
+            last_end: AtomicU64::new(0),
+            is_write_blocked: AtomicBool::new(false),
             is_uploading: AtomicBool::new(false),
         }
     }
 
-    /// Something came to its end just now: an answer, a request's body, or a time in which the client took nothing.
-    pub(super) fn note(&self) {
+    /// Records that a response, a request body or a blocked write has just ended.
+    pub(super) fn record_end(&self) {
         let now = u64::try_from(self.opened_at.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.ended.store(now, Ordering::Relaxed);
+        self.last_end.store(now, Ordering::Relaxed);
     }
 
-    /// Since when the next request is awaited, if none is in hand.
+    /// Returns the time since which the connection waits for a request, if it has none.
     pub(super) fn idle_since(&self) -> Instant {
-        self.opened_at + Duration::from_nanos(self.ended.load(Ordering::Relaxed))
+        self.opened_at + Duration::from_nanos(self.last_end.load(Ordering::Relaxed))
     }
 
-    /// Whether nothing is on its way in either direction.
+    /// Returns whether no bytes are on their way in either direction.
     pub(super) fn is_idle(&self) -> bool {
-        !self.is_blocked.load(Ordering::Relaxed) && !self.is_uploading.load(Ordering::Relaxed)
+        !self.is_write_blocked.load(Ordering::Relaxed) && !self.is_uploading.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_uploading(&self, is_uploading: bool) {
@@ -57,40 +59,47 @@ impl Activity {
     }
 }
 
-/// A client's socket.
+/// Socket of a client.
 pub(super) struct ClientIo {
     inner: TokioIo<TcpStream>,
     activity: Arc<Activity>,
     write_idle_timeout: Duration,
-    /// Runs while the client takes nothing of what is to be written.
-    stalled: Option<Pin<Box<Sleep>>>,
-    given_up: bool,
+    /// Runs while the socket does not accept bytes.
+    stall_timer: Option<Pin<Box<Sleep>>>,
+    has_timed_out: bool,
 }
 
 impl ClientIo {
-    /// Wraps `stream`; `activity` is blocked while the client does not take what was written, and after `write_idle_timeout`
-    /// of that the write fails.
+    /// Wraps a stream. A write fails after `write_idle_timeout` without progress.
     pub(super) fn new(stream: TcpStream, activity: Arc<Activity>, write_idle_timeout: Duration) -> Self {
-        Self { inner: TokioIo::new(stream), activity, write_idle_timeout, stalled: None, given_up: false }
+        Self {
+            inner: TokioIo::new(stream),
+            activity,
+            write_idle_timeout,
+            stall_timer: None,
+            has_timed_out: false,
+        }
     }
 
-    /// The socket again, and whether its client was given up while bytes were still to be sent.
+    /// Returns the stream, and whether a write has timed out.
     pub(super) fn into_stream(self) -> (TcpStream, bool) {
-        (self.inner.into_inner(), self.given_up)
+        (self.inner.into_inner(), self.has_timed_out)
     }
 
-    fn note<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        self.activity.is_blocked.store(poll.is_pending(), Ordering::Relaxed);
+    /// Records the result of a write and checks the time limit.
+    fn track_write<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.activity.is_write_blocked.store(poll.is_pending(), Ordering::Relaxed);
         if poll.is_ready() {
-            if self.stalled.take().is_some() {
-                self.activity.note();
+            if self.stall_timer.take().is_some() {
+                self.activity.record_end();
             }
             return poll;
         }
         let write_idle_timeout = self.write_idle_timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_idle_timeout)));
-        ready!(stalled.as_mut().poll(cx));
-        self.given_up = true;
+        let stall_timer =
+            self.stall_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_idle_timeout)));
+        ready!(stall_timer.as_mut().poll(cx));
+        self.has_timed_out = true;
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -108,7 +117,7 @@ impl Read for ClientIo {
 impl Write for ClientIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.note(cx, poll)
+        self.track_write(cx, poll)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -129,6 +138,6 @@ impl Write for ClientIo {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.inner).poll_write_vectored(cx, bytes);
-        self.note(cx, poll)
+        self.track_write(cx, poll)
     }
 }

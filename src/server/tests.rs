@@ -1,4 +1,4 @@
-//! The edge over real sockets, in front of tiny services.
+//! Tests of the server over sockets, with small handlers.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,15 +22,15 @@ fn limits() -> ServerLimits {
     }
 }
 
-/// A running edge.
-struct Edge {
+/// Running server.
+struct TestServer {
     address: SocketAddr,
     shutdown: Shutdown,
-    counts: ServerCounters,
+    counters: ServerCounters,
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Edge {
+impl TestServer {
     async fn spawn<F, R>(limits: ServerLimits, handler: F) -> Self
     where
         F: Fn(Request<Body>) -> R + Send + Sync + 'static,
@@ -51,10 +51,10 @@ impl Edge {
         F: Fn(Request<Body>) -> R + Send + Sync + 'static,
         R: Future<Output = Response> + Send + 'static,
     {
-        let counts = ServerCounters::default();
-        let handler = Tiny(handler);
-        let task = tokio::spawn(serve(listener, handler, limits, counts.clone(), shutdown.clone()));
-        Self { address, shutdown, counts, task }
+        let counters = ServerCounters::default();
+        let handler = FnHandler(handler);
+        let task = tokio::spawn(serve(listener, handler, limits, counters.clone(), shutdown.clone()));
+        Self { address, shutdown, counters, task }
     }
 
     async fn ended(self) {
@@ -62,9 +62,10 @@ impl Edge {
     }
 }
 
-struct Tiny<F>(F);
+/// Handler that calls a function.
+struct FnHandler<F>(F);
 
-impl<F, R> Handler for Tiny<F>
+impl<F, R> Handler for FnHandler<F>
 where
     F: Fn(Request<Body>) -> R + Send + Sync + 'static,
     R: Future<Output = Response> + Send + 'static,
@@ -99,56 +100,57 @@ async fn hello(_: Request<Body>) -> Response {
 }
 
 #[test]
-fn connections_follow_the_descriptor_limit() {
+fn max_connections_follows_the_descriptor_limit() {
     for (descriptors, connections) in [(1024, 984), (64, 24), (41, 8), (0, 8), (u64::MAX, 4096)] {
-        assert_eq!(connections_for(descriptors), connections);
+        assert_eq!(max_connections(descriptors), connections);
     }
 }
 
 #[test]
-fn a_broken_connection_delays_no_other() {
+fn aborted_connection_does_not_delay_the_next() {
     let aborted = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
-    assert_eq!(accept_pause(&aborted, 1), Duration::ZERO);
+    assert_eq!(accept_retry_delay(&aborted, 1), Duration::ZERO);
     let full = std::io::Error::other("no descriptors");
-    assert!(accept_pause(&full, 1) < accept_pause(&full, 2));
-    assert_eq!(accept_pause(&full, 100), Duration::from_secs(1));
+    assert!(accept_retry_delay(&full, 1) < accept_retry_delay(&full, 2));
+    assert_eq!(accept_retry_delay(&full, 100), Duration::from_secs(1));
 }
 
 #[tokio::test]
-async fn slow_heads_and_idle_connections_end_at_the_limit() {
+async fn slow_head_and_idle_connection_are_closed_at_the_timeout() {
     let limits = ServerLimits { header_timeout: Duration::from_millis(100), ..limits() };
-    let edge = Edge::spawn(limits, hello).await;
-    let mut slow = RawPeer::connect(edge.address).await;
+    let server = TestServer::spawn(limits, hello).await;
+    let mut slow = RawPeer::connect(server.address).await;
     slow.write("GET / HTTP/1.1\r\nhost:").await;
     assert_eq!(slow.read_to_end().await.unwrap(), "");
-    let mut idle = RawPeer::connect(edge.address).await;
+    let mut idle = RawPeer::connect(server.address).await;
     idle.write(GET).await;
     assert_eq!(idle.read_response().await.body, "hello");
     assert_eq!(idle.read_to_end().await.unwrap(), "");
 }
 
 #[tokio::test]
-async fn a_client_that_took_its_time_over_an_answer_may_ask_again() {
+async fn slow_reader_can_send_another_request() {
     let limits = ServerLimits { header_timeout: Duration::from_secs(2), ..limits() };
-    let edge = Edge::spawn(limits, |_: Request<Body>| async { vec![b'x'; 32 << 20].into_response() }).await;
-    let mut slow = RawPeer::connect(edge.address).await;
+    let server =
+        TestServer::spawn(limits, |_: Request<Body>| async { vec![b'x'; 32 << 20].into_response() }).await;
+    let mut slow = RawPeer::connect(server.address).await;
     slow.write(GET).await;
-    // More than the sockets hold, and longer than the limit.
+    // The response is larger than the socket buffers, and the delay longer than the limit.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(slow.read_response().await.body.len(), 32 << 20);
-    // Beyond twice the limit since the answer began.
+    // More than twice the limit after the start of the response.
     tokio::time::sleep(Duration::from_millis(1300)).await;
     slow.write(GET).await;
     assert_eq!(slow.read_response().await.body.len(), 32 << 20);
 }
 
 #[tokio::test]
-async fn where_places_are_scarce_nobody_keeps_one() {
+async fn few_free_slots_end_keep_alive() {
     let limits = ServerLimits { max_connections: 4, keep_alive_min_free: 2, ..limits() };
-    let edge = Edge::spawn(limits, hello).await;
-    let mut kept = Vec::new();
+    let server = TestServer::spawn(limits, hello).await;
+    let mut idle = Vec::new();
     for n in 0..10 {
-        let mut peer = RawPeer::connect(edge.address).await;
+        let mut peer = RawPeer::connect(server.address).await;
         peer.write(GET).await;
         let RawResponse { head, body, .. } = peer.read_response().await;
         assert_eq!(
@@ -156,17 +158,17 @@ async fn where_places_are_scarce_nobody_keeps_one() {
             ((n > 1).then_some("close"), &b"hello"[..]),
             "{n}"
         );
-        kept.push(peer);
+        idle.push(peer);
     }
-    for peer in &mut kept[..2] {
+    for peer in &mut idle[..2] {
         peer.write(GET).await;
-        assert_eq!(peer.read_response().await.body, "hello", "it is still open");
+        assert_eq!(peer.read_response().await.body, "hello", "the connection is still open");
     }
 }
 
 #[tokio::test]
-async fn heads_have_a_largest_size() {
-    let edge = Edge::spawn(limits(), hello).await;
+async fn oversized_head_is_refused() {
+    let server = TestServer::spawn(limits(), hello).await;
     let fields = |count: usize| (0..count).map(|n| format!("x-{n}: 1\r\n")).collect::<String>();
     let head = |fields: &str| format!("GET / HTTP/1.1\r\nhost: x\r\n{fields}\r\n");
     for (request, expected) in [
@@ -176,38 +178,38 @@ async fn heads_have_a_largest_size() {
         (head(&format!("x: {}\r\n", "a".repeat(70_000))), 431),
         (format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(1 << 20)), 431),
     ] {
-        assert_eq!(status_of(edge.address, request).await, expected);
+        assert_eq!(status_of(server.address, request).await, expected);
     }
 }
 
 #[tokio::test]
-async fn a_panic_is_a_500_in_our_shape() {
-    let edge = Edge::spawn(limits(), |request: Request<Body>| async move {
+async fn panic_is_a_500_in_the_error_format() {
+    let server = TestServer::spawn(limits(), |request: Request<Body>| async move {
         assert!(request.uri().path() != "/panic", "secret-canary");
         "hello".into_response()
     })
     .await;
-    let mut peer = RawPeer::connect(edge.address).await;
+    let mut peer = RawPeer::connect(server.address).await;
     peer.write("GET /panic HTTP/1.1\r\nhost: x\r\n\r\n").await;
     let response = peer.read_response().await;
     assert_eq!(response.status, 500);
     let body = response.text();
     assert!(body.contains(r#""code":"api_error""#) && !body.contains("canary"), "{body}");
-    assert_eq!(edge.counts.panics.get(), 1);
-    assert_eq!(status_of(edge.address, GET).await, 200);
+    assert_eq!(server.counters.panics.get(), 1);
+    assert_eq!(status_of(server.address, GET).await, 200);
 }
 
 #[tokio::test]
-async fn a_silent_body_is_a_408_and_the_connection_ends() {
+async fn idle_body_is_a_408_and_closes_the_connection() {
     let limits = ServerLimits { body_idle_timeout: Duration::from_millis(100), ..limits() };
-    let edge = Edge::spawn(limits, |request: Request<Body>| async {
+    let server = TestServer::spawn(limits, |request: Request<Body>| async {
         match request.into_body().collect().await {
             Ok(_) => "hello".into_response(),
             Err(error) => ApiError::from(RequestBodyError::of(&error)).into_response(),
         }
     })
     .await;
-    let mut peer = RawPeer::connect(edge.address).await;
+    let mut peer = RawPeer::connect(server.address).await;
     peer.write("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nab").await;
     let response = peer.read_response().await;
     assert_eq!((response.status, response.header("connection")), (408, Some("close")));
@@ -216,9 +218,9 @@ async fn a_silent_body_is_a_408_and_the_connection_ends() {
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_its_time_is_not_the_clients_silence() {
+async fn slow_handler_does_not_time_out_the_body() {
     let limits = ServerLimits { body_idle_timeout: Duration::from_millis(50), ..limits() };
-    let edge = Edge::spawn(limits, |request: Request<Body>| async {
+    let server = TestServer::spawn(limits, |request: Request<Body>| async {
         let mut body = request.into_body();
         let mut read = 0;
         while let Some(frame) = body.frame().await {
@@ -228,20 +230,20 @@ async fn a_reader_that_takes_its_time_is_not_the_clients_silence() {
         read.to_string().into_response()
     })
     .await;
-    let mut peer = RawPeer::connect(edge.address).await;
+    let mut peer = RawPeer::connect(server.address).await;
     peer.write("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n").await;
     peer.write(vec![b'a'; 200_000]).await;
     assert_eq!(peer.read_response().await.body, "200000");
 }
 
 #[tokio::test]
-async fn slots_come_back() {
-    let edge = Edge::spawn(ServerLimits { max_connections: 2, ..limits() }, hello).await;
-    let first = RawPeer::connect(edge.address).await;
-    let mut second = RawPeer::connect(edge.address).await;
+async fn closed_connection_frees_its_slot() {
+    let server = TestServer::spawn(ServerLimits { max_connections: 2, ..limits() }, hello).await;
+    let first = RawPeer::connect(server.address).await;
+    let mut second = RawPeer::connect(server.address).await;
     second.write(GET).await;
     second.read_response().await;
-    let mut third = RawPeer::connect(edge.address).await;
+    let mut third = RawPeer::connect(server.address).await;
     third.write(GET).await;
     assert!(tokio::time::timeout(Duration::from_millis(50), third.read_head()).await.is_err());
     drop(first);
@@ -249,7 +251,7 @@ async fn slots_come_back() {
 }
 
 #[tokio::test]
-async fn a_hang_up_drops_the_handler() {
+async fn closed_connection_drops_the_handler() {
     let (running, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     struct OnDrop(Arc<AtomicUsize>);
     impl Drop for OnDrop {
@@ -258,7 +260,7 @@ async fn a_hang_up_drops_the_handler() {
         }
     }
     let (running_, dropped_) = (running.clone(), dropped.clone());
-    let edge = Edge::spawn(limits(), move |_: Request<Body>| {
+    let server = TestServer::spawn(limits(), move |_: Request<Body>| {
         let guard = OnDrop(dropped_.clone());
         running_.fetch_add(1, Ordering::SeqCst);
         async move {
@@ -267,7 +269,7 @@ async fn a_hang_up_drops_the_handler() {
         }
     })
     .await;
-    let mut peer = RawPeer::connect(edge.address).await;
+    let mut peer = RawPeer::connect(server.address).await;
     peer.write(GET).await;
     until(|| running.load(Ordering::SeqCst) == 1).await;
     drop(peer);
@@ -275,25 +277,25 @@ async fn a_hang_up_drops_the_handler() {
 }
 
 #[tokio::test]
-async fn bytes_of_an_unread_body_never_become_a_request() {
+async fn unread_body_is_never_parsed_as_a_request() {
     let seen = Arc::new(AtomicUsize::new(0));
     let seen_ = seen.clone();
-    let edge = Edge::spawn(limits(), move |_: Request<Body>| {
+    let server = TestServer::spawn(limits(), move |_: Request<Body>| {
         seen_.fetch_add(1, Ordering::SeqCst);
         async { "hello".into_response() }
     })
     .await;
-    // Short and with it at once; short and later; long.
+    // Short and sent at once, short and not sent, long.
     for (length, rest) in [(GET.len(), GET.len()), (GET.len() + 10, 0), (10 << 20, 10 << 20)] {
         seen.store(0, Ordering::SeqCst);
-        let mut peer = RawPeer::connect(edge.address).await;
+        let mut peer = RawPeer::connect(server.address).await;
         let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
         let mut body = GET.repeat(length / GET.len() + 1);
         body.truncate(rest);
         let mut bytes = head.into_bytes();
         bytes.extend_from_slice(body.as_bytes());
         let (mut read, mut write) = {
-            let stream = tokio::net::TcpStream::connect(edge.address).await.unwrap();
+            let stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
             stream.into_split()
         };
         let sent = tokio::spawn(async move {
@@ -301,12 +303,12 @@ async fn bytes_of_an_unread_body_never_become_a_request() {
             let _ = write.write_all(&bytes).await;
             write
         });
-        // The answer arrives whole although the body was not read.
-        let mut answer = Vec::new();
+        // The whole response arrives although the body was not read.
+        let mut response = Vec::new();
         soon(async {
             use tokio::io::AsyncReadExt;
-            while !answer.ends_with(b"hello") {
-                assert!(read.read_buf(&mut answer).await.unwrap() > 0);
+            while !response.ends_with(b"hello") {
+                assert!(read.read_buf(&mut response).await.unwrap() > 0);
             }
         })
         .await;
@@ -318,10 +320,10 @@ async fn bytes_of_an_unread_body_never_become_a_request() {
     }
 }
 
-/// Some bytes, then an error, with no time between them.
-struct Cut(Option<&'static str>);
+/// Body of some bytes and an error directly after them.
+struct FailingBody(Option<&'static str>);
 
-impl http_body::Body for Cut {
+impl http_body::Body for FailingBody {
     type Data = bytes::Bytes;
     type Error = std::io::Error;
 
@@ -330,35 +332,35 @@ impl http_body::Body for Cut {
         _: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, std::io::Error>>> {
         let frame = self.0.take().map(|part| http_body::Frame::data(part.into()));
-        std::task::Poll::Ready(Some(frame.ok_or_else(|| std::io::Error::other("cut"))))
+        std::task::Poll::Ready(Some(frame.ok_or_else(|| std::io::Error::other("failed"))))
     }
 }
 
 #[tokio::test]
-async fn a_cut_answer_never_looks_complete() {
-    let edge = Edge::spawn(limits(), |request: Request<Body>| async move {
+async fn failed_response_body_never_looks_complete() {
+    let server = TestServer::spawn(limits(), |request: Request<Body>| async move {
         drop(request);
-        Body::new(Cut(Some("part"))).into_response()
+        Body::new(FailingBody(Some("part"))).into_response()
     })
     .await;
-    let mut modern = RawPeer::connect(edge.address).await;
-    modern.write(GET).await;
-    let answer = modern.read_to_end().await.unwrap_or_else(|read| read);
+    let mut http11 = RawPeer::connect(server.address).await;
+    http11.write(GET).await;
+    let response = http11.read_to_end().await.unwrap_or_else(|read| read);
     assert!(
-        String::from_utf8_lossy(&answer).contains("part") && !answer.ends_with(b"0\r\n\r\n"),
-        "{answer:?}"
+        String::from_utf8_lossy(&response).contains("part") && !response.ends_with(b"0\r\n\r\n"),
+        "{response:?}"
     );
-    // Where the end of the connection is the end of the answer, only a reset is none.
-    let mut old = RawPeer::connect(edge.address).await;
-    old.write("GET / HTTP/1.0\r\n\r\n").await;
-    assert!(old.read_to_end().await.is_err());
+    // With HTTP/1.0 the end of the connection ends the response, unless it is a reset.
+    let mut http10 = RawPeer::connect(server.address).await;
+    http10.write("GET / HTTP/1.0\r\n\r\n").await;
+    assert!(http10.read_to_end().await.is_err());
 }
 
 #[tokio::test]
-async fn a_drain_finishes_what_is_in_hand_and_then_ends() {
+async fn drain_finishes_active_requests_and_then_ends() {
     let (started, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let (started_, go_) = (started.clone(), go.clone());
-    let edge = Edge::spawn(limits(), move |request: Request<Body>| {
+    let server = TestServer::spawn(limits(), move |request: Request<Body>| {
         let (started, go) = (started_.clone(), go_.clone());
         async move {
             started.fetch_add(1, Ordering::SeqCst);
@@ -369,78 +371,78 @@ async fn a_drain_finishes_what_is_in_hand_and_then_ends() {
         }
     })
     .await;
-    let mut busy = RawPeer::connect(edge.address).await;
+    let mut busy = RawPeer::connect(server.address).await;
     busy.write("GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await;
-    let mut kept = RawPeer::connect(edge.address).await;
-    kept.write(GET).await;
-    kept.read_response().await;
-    let mut silent = RawPeer::connect(edge.address).await;
-    let mut partial = RawPeer::connect(edge.address).await;
+    let mut idle = RawPeer::connect(server.address).await;
+    idle.write(GET).await;
+    idle.read_response().await;
+    let mut silent = RawPeer::connect(server.address).await;
+    let mut partial = RawPeer::connect(server.address).await;
     partial.write("GET / HT").await;
     until(|| started.load(Ordering::SeqCst) == 2).await;
 
-    edge.shutdown.start_drain();
-    // A request on a connection kept alive still gets its answer, and learns that it was the last.
-    kept.write(GET).await;
-    assert_eq!(kept.read_response().await.header("connection"), Some("close"));
+    server.shutdown.start_drain();
+    // A request on an idle connection still receives its response, which closes the connection.
+    idle.write(GET).await;
+    assert_eq!(idle.read_response().await.header("connection"), Some("close"));
     assert_eq!(silent.read_to_end().await.unwrap_or_default(), "");
     assert_eq!(partial.read_to_end().await.unwrap_or_default(), "");
-    assert!(tokio::net::TcpStream::connect(edge.address).await.is_err());
-    assert!(!edge.task.is_finished());
+    assert!(tokio::net::TcpStream::connect(server.address).await.is_err());
+    assert!(!server.task.is_finished());
     go.notify_one();
     assert_eq!(busy.read_response().await.body, "hello");
-    edge.ended().await;
+    server.ended().await;
 }
 
 #[tokio::test]
-async fn a_drain_serves_what_waits_in_the_backlog() {
+async fn drain_serves_connections_in_the_backlog() {
     let (listener, address) = listen().await;
     let mut waiting = RawPeer::connect(address).await;
     waiting.write(GET).await;
     let shutdown = Shutdown::new();
     shutdown.start_drain();
-    let edge = Edge::spawn_on(listener, address, shutdown, limits(), hello);
+    let server = TestServer::spawn_on(listener, address, shutdown, limits(), hello);
     assert_eq!(waiting.read_response().await.body, "hello");
     drop(waiting);
-    edge.ended().await;
+    server.ended().await;
 }
 
 #[tokio::test]
-async fn a_slow_reader_gets_its_whole_answer_in_a_drain() {
+async fn slow_reader_receives_its_whole_response_in_a_drain() {
     const SIZE: usize = 8 << 20;
-    let edge = Edge::spawn(limits(), |_: Request<Body>| async { "a".repeat(SIZE).into_response() }).await;
-    let mut peer = RawPeer::connect(edge.address).await;
+    let server =
+        TestServer::spawn(limits(), |_: Request<Body>| async { "a".repeat(SIZE).into_response() }).await;
+    let mut peer = RawPeer::connect(server.address).await;
     peer.write(GET).await;
     peer.read_head().await;
-    edge.shutdown.start_drain();
+    server.shutdown.start_drain();
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert_eq!(peer.read_exact(SIZE).await.len(), SIZE);
     drop(peer);
-    edge.ended().await;
+    server.ended().await;
 }
 
 #[tokio::test]
-async fn a_cut_ends_everything_now() {
-    let edge = Edge::spawn(limits(), |_: Request<Body>| std::future::pending()).await;
-    let mut peer = RawPeer::connect(edge.address).await;
+async fn abort_closes_every_connection() {
+    let server = TestServer::spawn(limits(), |_: Request<Body>| std::future::pending()).await;
+    let mut peer = RawPeer::connect(server.address).await;
     peer.write(GET).await;
-    edge.shutdown.abort();
+    server.shutdown.abort();
     assert_eq!(peer.read_to_end().await.unwrap_or_default(), "");
-    edge.ended().await;
+    server.ended().await;
 }
 
-/// A client that takes nothing of its answer is not waited for without end.
 #[tokio::test]
-async fn a_reader_that_stands_still_is_let_go() {
+async fn client_that_stops_reading_is_closed() {
     const LENGTH: usize = 64 << 20;
     let limits = ServerLimits { write_idle_timeout: Duration::from_millis(100), ..limits() };
-    let edge = Edge::spawn(limits, |_| async { vec![b'x'; LENGTH].into_response() }).await;
-    let mut client = RawPeer::connect(edge.address).await;
+    let server = TestServer::spawn(limits, |_| async { vec![b'x'; LENGTH].into_response() }).await;
+    let mut client = RawPeer::connect(server.address).await;
     client.write("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     client.read_head().await;
-    // The drain waits for answers under way, so it ends only because the client is given up.
-    edge.shutdown.start_drain();
-    edge.ended().await;
+    // The drain waits for active responses, so it ends only when the client times out.
+    server.shutdown.start_drain();
+    server.ended().await;
     let read = client.read_to_end().await.unwrap_or_else(|read| read);
     assert!(read.len() < LENGTH, "{}", read.len());
 }
