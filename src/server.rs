@@ -1,7 +1,7 @@
 //! HTTP/1.1 server: accept loop, connection limits, request and response bodies.
 //!
-//! `app` runs one server for the client port and one for the admin port. A server knows no routes: its [`Handler`]
-//! validates and answers requests.
+//! `app` runs one server for the client port and one for the admin port. A server knows no routes:
+//! its [`Handler`] validates and answers requests.
 
 mod body;
 mod connection;
@@ -28,14 +28,15 @@ pub use body::{RequestBody, RequestBodyError};
 use crate::lifecycle::Shutdown;
 use connection::ServerContext;
 
-/// Number of file descriptors reserved for the store, the logs, the admin port and new upstream connections.
+/// Number of file descriptors reserved for the store, the logs, the admin port and new upstream
+/// connections.
 const RESERVED_DESCRIPTORS: u64 = 40;
 
 /// Limits of a server's connections.
 #[derive(Clone, Debug)]
 pub struct ServerLimits {
-    /// Time limit for a complete head. Counts from the end of the previous response, so it also closes idle
-    /// connections.
+    /// Time limit for a complete head. Counts from the end of the previous response, so it also
+    /// closes idle connections.
     pub header_timeout: Duration,
     /// Largest request line and headers together, in bytes. At least 8192.
     pub max_head_bytes: usize,
@@ -47,15 +48,16 @@ pub struct ServerLimits {
     pub write_idle_timeout: Duration,
     /// Largest number of connections. Further ones wait in the listener's backlog.
     pub max_connections: usize,
-    /// Number of connections that must be free for a connection to be kept alive. With fewer, a connection is closed
-    /// after its response, so that waiting clients are served.
+    /// Number of connections that must be free for a connection to be kept alive. With fewer, a
+    /// connection is closed after its response, so that waiting clients are served.
     pub keep_alive_min_free: usize,
     /// Time after which a connection without a request is closed during a drain.
     pub drain_idle_timeout: Duration,
 }
 
 impl Default for ServerLimits {
-    /// Returns the documented limits. The number of connections depends on the process's limit of open files.
+    /// Returns the documented limits. The number of connections depends on the process's limit of
+    /// open files.
     fn default() -> Self {
         Self {
             header_timeout: Duration::from_secs(75),
@@ -71,8 +73,8 @@ impl Default for ServerLimits {
 }
 
 impl ServerLimits {
-    /// Returns the limits of the admin port: 16 to 64 connections, of which at most half are kept alive. Idle clients
-    /// can therefore not block the port.
+    /// Returns the limits of the admin port: 16 to 64 connections, of which at most half are kept
+    /// alive. Idle clients can therefore not block the port.
     pub fn for_admin_port() -> Self {
         let limits = Self::default();
         let max_connections = (limits.max_connections / 8).clamp(16, 64);
@@ -110,8 +112,8 @@ fn descriptor_limit() -> u64 {
     rlimit::Resource::NOFILE.get_soft().unwrap_or(1024)
 }
 
-/// Returns the number of connections for a descriptor limit: the limit without [`RESERVED_DESCRIPTORS`], from 8 to
-/// 4,096.
+/// Returns the number of connections for a descriptor limit: the limit without
+/// [`RESERVED_DESCRIPTORS`], from 8 to 4,096.
 fn max_connections(descriptors: u64) -> usize {
     let connections = descriptors.saturating_sub(RESERVED_DESCRIPTORS).clamp(8, 4096);
     usize::try_from(connections).expect("4,096 fits into usize")
@@ -135,8 +137,8 @@ pub trait Handler: Send + Sync + 'static {
     /// State that the requests of a connection share.
     type ConnectionState: Default + Send + Sync;
 
-    /// Responds to a request. The future is dropped if the client closes the connection. If it panics, the panic is
-    /// counted and the client receives a 500.
+    /// Responds to a request. The future is dropped if the client closes the connection. If it
+    /// panics, the panic is counted and the client receives a 500.
     fn respond(
         &self,
         state: &Self::ConnectionState,
@@ -155,9 +157,10 @@ impl Handler for Router {
 
 /// Serves `handler` on `listener` until `shutdown` starts. Returns when every connection is closed.
 ///
-/// A drain accepts the connections in the backlog, closes the listener and lets every connection finish its request.
-/// Connections without a request are closed after [`ServerLimits::drain_idle_timeout`]. An abort closes all
-/// connections at once, as does dropping this future.
+/// A drain accepts the connections in the backlog, closes the listener and lets every connection
+/// finish its request. Connections without a request are closed after
+/// [`ServerLimits::drain_idle_timeout`]. An abort closes all connections at once, as does dropping
+/// this future.
 pub async fn serve<H: Handler>(
     listener: TcpListener,
     handler: H,
@@ -225,8 +228,9 @@ pub async fn serve<H: Handler>(
 
 /// Returns the time to wait after `accept` has failed `failures` times in a row.
 ///
-/// A connection that was closed in the backlog (`ECONNABORTED` and similar, see accept(2)) does not delay the next.
-/// Any other error is most likely a lack of descriptors or memory, which only time resolves.
+/// A connection that was closed in the backlog (`ECONNABORTED` and similar, see accept(2)) does not
+/// delay the next. Any other error is most likely a lack of descriptors or memory, which only time
+/// resolves.
 fn accept_retry_delay(error: &std::io::Error, failures: u32) -> Duration {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     match error.kind() {
@@ -235,8 +239,9 @@ fn accept_retry_delay(error: &std::io::Error, failures: u32) -> Duration {
     }
 }
 
-/// Accepts the connections in the backlog while slots are free, and closes the listener. The kernel has already
-/// established these connections, so closing first would reset requests that clients have sent.
+/// Accepts the connections in the backlog while slots are free, and closes the listener. The kernel
+/// has already established these connections, so closing first would reset requests that clients
+/// have sent.
 fn accept_backlog(
     listener: TcpListener,
     slots: &Arc<Semaphore>,

@@ -1,6 +1,5 @@
-//! The plain words of the trade: tasks, their ids, services, tokens, and what counts as finished.
-//!
-//! Used by every room; knows none of them. No I/O here, no HTTP server, no SQL.
+//! Tasks: ids, request bodies, finality and summaries of task records. Pure functions and data
+//! without I/O.
 
 mod body;
 mod finality;
@@ -16,11 +15,12 @@ pub use summary::{Link, LinkKind, MAX_SUMMARIZED_BYTES, TaskSummary};
 
 use bytes::Bytes;
 
-/// A finished task as the upstream sent it: the text is kept and served byte for byte (law 5).
+/// Final task record. It is stored and served as the exact bytes that the upstream sent (invariant
+/// Fidelity).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FinalRecord {
-    /// The id that was asked for, equal to the `id` inside `text`.
+    /// Requested id, equal to the `id` in `json`.
     pub id: TaskId,
-    /// The task's JSON text exactly as it came, in a batch without the white space around the item.
+    /// JSON object exactly as received, without the white space around an item of a batch.
     pub json: Bytes,
 }

@@ -1,7 +1,9 @@
-//! Calls to the upstream: lookups through [`UpstreamClient`], every other request through [`Passthrough`].
+//! Calls to the upstream: lookups through [`UpstreamClient`], every other request through
+//! [`Passthrough`].
 //!
-//! No other module calls the upstream. Both clients share the TLS configuration, the resolver and the outgoing proxy.
-//! Each call is sent once: caching, rate limiting and retries belong to the callers.
+//! No other module calls the upstream. Both clients share the TLS configuration, the resolver and
+//! the outgoing proxy. Each call is sent once: caching, rate limiting and retries belong to the
+//! callers.
 
 mod connect;
 mod connect_time;
@@ -66,8 +68,9 @@ fn origin(upstream: &Uri) -> String {
     format!("{scheme}://{authority}")
 }
 
-/// Returns whether the framing of a response is unambiguous: one length or one `chunked`, never both
-/// (RFC 9112 6.3). hyper prefers the chunks; another server on the way may have preferred the length.
+/// Returns whether the framing of a response is unambiguous: one length or one `chunked`, never
+/// both (RFC 9112 6.3). hyper prefers the chunks; another server on the way may have preferred the
+/// length.
 fn has_unambiguous_framing(headers: &HeaderMap) -> bool {
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();

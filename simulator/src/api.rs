@@ -1,6 +1,7 @@
 //! Task API and the calls that start paid work: the response if no rule applies.
 //!
-//! [`admit`] checks a call when it arrives (path, token, rate), [`perform`] executes it when the response is due.
+//! [`admit`] checks a call when it arrives (path, token, rate), [`perform`] executes it when the
+//! response is due.
 
 use std::time::Instant;
 

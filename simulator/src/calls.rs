@@ -45,7 +45,8 @@ pub struct RecordedCall {
     pub body_complete: bool,
     /// Bearer token.
     pub token: Option<String>,
-    /// Status of the response, set before its first byte is sent. `None` for no response or a raw one.
+    /// Status of the response, set before its first byte is sent. `None` for no response or a raw
+    /// one.
     pub status: Option<u16>,
     /// Whether the client closed the connection before the response was sent completely.
     pub aborted: bool,

@@ -1,6 +1,7 @@
 //! Server side of a connection: reads heads as raw bytes and bodies piece by piece.
 //!
-//! An HTTP library hides the exact bytes of a head, and cannot close the socket after any byte of a response.
+//! An HTTP library hides the exact bytes of a head, and cannot close the socket after any byte of a
+//! response.
 
 use std::io::{self, ErrorKind};
 use std::time::Duration;
@@ -16,7 +17,8 @@ const MAX_HEAD: usize = 64 * 1024;
 /// Longest line of chunked framing in bytes.
 const MAX_LINE: usize = 4 * 1024;
 
-/// Time for which a closed connection is still read. Unread bytes would turn the close into a reset.
+/// Time for which a closed connection is still read. Unread bytes would turn the close into a
+/// reset.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Time after which an idle connection is closed.
@@ -36,8 +38,8 @@ impl Connection {
         Self { stream, buffer: BytesMut::with_capacity(4096) }
     }
 
-    /// Reads the next head with its empty line. `None` once the client has closed the connection or was idle for
-    /// [`IDLE_TIMEOUT`].
+    /// Reads the next head with its empty line. `None` once the client has closed the connection or
+    /// was idle for [`IDLE_TIMEOUT`].
     pub(super) async fn read_head(&mut self) -> io::Result<Option<Bytes>> {
         let mut searched = 0;
         loop {
@@ -55,7 +57,8 @@ impl Connection {
         }
     }
 
-    /// Returns once the client has closed the connection. Keeps the bytes received meanwhile. Cancel safe.
+    /// Returns once the client has closed the connection. Keeps the bytes received meanwhile.
+    /// Cancel safe.
     pub(super) async fn closed(&mut self) {
         while self.buffer.len() < MAX_HEAD {
             if !matches!(self.fill().await, Ok(1..)) {

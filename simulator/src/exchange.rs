@@ -1,6 +1,7 @@
 //! One call: reads and records it, chooses its rule and sends its response.
 //!
-//! A call counts as aborted if a write fails or if the client closes the connection before the response is complete.
+//! A call counts as aborted if a write fails or if the client closes the connection before the
+//! response is complete.
 
 use std::io::{self, ErrorKind};
 use std::time::Instant;

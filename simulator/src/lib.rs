@@ -1,12 +1,14 @@
-//! Simulated upstream: an HTTP/1.1 server on the loopback interface that behaves like Ace Data Cloud's task API.
+//! Simulated upstream: an HTTP/1.1 server on the loopback interface that behaves like Ace Data
+//! Cloud's task API.
 //!
-//! `refrain demo`, `refrain simulate`, the tests and the benchmarks use it. It knows nothing of the proxy. By
-//! default it responds as the API is documented: tasks progress with time and belong to the token that started
-//! them, each token may call once a second, and calls that start work count as paid. A [`Rule`] makes it respond in
-//! another way, as badly as any server may. Every call is recorded as a [`RecordedCall`].
+//! `refrain demo`, `refrain simulate`, the tests and the benchmarks use it. It knows nothing of the
+//! proxy. By default it responds as the API is documented: tasks progress with time and belong to
+//! the token that started them, each token may call once a second, and calls that start work count
+//! as paid. A [`Rule`] makes it respond in another way, as badly as any server may. Every call is
+//! recorded as a [`RecordedCall`].
 //!
-//! HTTP is written by hand: a test must see every byte received and be able to send any byte. [`raw_http`] is the
-//! counterpart for tests: a peer that sends and receives raw bytes.
+//! HTTP is written by hand: a test must see every byte received and be able to send any byte.
+//! [`raw_http`] is the counterpart for tests: a peer that sends and receives raw bytes.
 
 mod api;
 mod calls;
@@ -57,7 +59,8 @@ pub struct SimulatorConfig {
     pub requests_per_second: Option<f64>,
     /// Capacity of a token's bucket, in calls.
     pub burst: u32,
-    /// How much too early a call may arrive if the call before it was late. The mean rate stays the same.
+    /// How much too early a call may arrive if the call before it was late. The mean rate stays the
+    /// same.
     pub rate_tolerance: Duration,
     /// Whether a 429 response has the header `retry-after`.
     pub retry_after_on_429: bool,
@@ -132,7 +135,8 @@ impl Simulator {
         format!("http://{}", self.inner.address)
     }
 
-    /// Closes the listener and every connection, so that new ones are refused. Tasks, rules and recorded calls stay.
+    /// Closes the listener and every connection, so that new ones are refused. Tasks, rules and
+    /// recorded calls stay.
     pub async fn stop(&self) {
         let server = locked(&self.inner.server).take();
         if let Some(server) = server {
@@ -163,8 +167,8 @@ impl Simulator {
         self.create(service, token, NewTask::Finished)
     }
 
-    /// Creates a task that is processing, with previews, until [`Simulator::finish`] or [`Simulator::fail`]. Returns
-    /// its id.
+    /// Creates a task that is processing, with previews, until [`Simulator::finish`] or
+    /// [`Simulator::fail`]. Returns its id.
     pub fn create_pending(&self, service: &str, token: &str) -> String {
         self.create(service, token, NewTask::Pending)
     }
@@ -188,8 +192,8 @@ impl Simulator {
         self.inner.state.task_changed();
     }
 
-    /// Sets the exact bytes that `retrieve` returns to this token for this id, also as an item of its batches. Other
-    /// tokens may have other bytes under the same id.
+    /// Sets the exact bytes that `retrieve` returns to this token for this id, also as an item of
+    /// its batches. Other tokens may have other bytes under the same id.
     pub fn put_record(&self, service: &str, token: &str, id: &str, record: impl Into<Bytes>) {
         locked(&self.inner.state.tasks).put_record(service, token, id, record.into(), Instant::now());
         self.inner.state.task_changed();
@@ -245,7 +249,8 @@ impl Simulator {
 
 /// Observations.
 impl Simulator {
-    /// Returns all recorded calls in the order in which they were complete, malformed ones included.
+    /// Returns all recorded calls in the order in which they were complete, malformed ones
+    /// included.
     pub fn calls(&self) -> Vec<RecordedCall> {
         self.inner.state.calls.calls()
     }
@@ -275,7 +280,8 @@ impl Simulator {
         self.inner.state.paid_calls()
     }
 
-    /// Returns the number of calls whose client closed the connection before the response was sent completely.
+    /// Returns the number of calls whose client closed the connection before the response was sent
+    /// completely.
     pub fn aborted_calls(&self) -> u64 {
         self.inner.state.calls.aborted_calls()
     }
@@ -294,8 +300,8 @@ impl Simulator {
         assert!(reached, "the simulator received {} calls within 10 s, not {at_least}", self.call_count());
     }
 
-    /// Returns once the condition holds. The condition is checked whenever a call or connection starts, changes or
-    /// ends.
+    /// Returns once the condition holds. The condition is checked whenever a call or connection
+    /// starts, changes or ends.
     ///
     /// # Panics
     /// After 10 seconds, with `what` in the message.
@@ -316,7 +322,8 @@ impl Simulator {
     }
 }
 
-/// Locks a mutex. A panic of another holder leaves no state that a simulator could not continue with.
+/// Locks a mutex. A panic of another holder leaves no state that a simulator could not continue
+/// with.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

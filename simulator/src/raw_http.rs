@@ -1,9 +1,11 @@
 //! Raw HTTP/1.1 peer for tests: sends any bytes and returns exactly the bytes that arrive.
 //!
-//! An HTTP library refuses to send a malformed message and hides how a message was framed. [`RawPeer`] does neither.
-//! It can be the client or the server of a connection. All tests of the workspace use this one.
+//! An HTTP library refuses to send a malformed message and hides how a message was framed.
+//! [`RawPeer`] does neither. It can be the client or the server of a connection. All tests of the
+//! workspace use this one.
 //!
-//! Every method panics where a test cannot go on: after [`TIMEOUT`], and on an I/O error unless it returns one.
+//! Every method panics where a test cannot go on: after [`TIMEOUT`], and on an I/O error unless it
+//! returns one.
 
 use std::fmt;
 use std::io;
@@ -105,8 +107,8 @@ impl RawPeer {
         RawHead(String::from_utf8(head.into()).expect("the head is UTF-8"))
     }
 
-    /// Reads the next chunk of a chunked body. The last chunk is empty; `None` if the connection ends before the end
-    /// of the chunk.
+    /// Reads the next chunk of a chunked body. The last chunk is empty; `None` if the connection
+    /// ends before the end of the chunk.
     pub async fn read_chunk(&mut self) -> Option<Bytes> {
         let size = loop {
             if let Some(end) = self.buffer.windows(2).position(|window| window == b"\r\n") {
@@ -127,7 +129,8 @@ impl RawPeer {
         Some(chunk.slice(..size))
     }
 
-    /// Reads a response to a request that was neither `HEAD` nor `CONNECT`. Skips informational (1xx) responses.
+    /// Reads a response to a request that was neither `HEAD` nor `CONNECT`. Skips informational
+    /// (1xx) responses.
     pub async fn read_response(&mut self) -> RawResponse {
         self.read_response_to("POST").await
     }
@@ -171,7 +174,8 @@ impl RawPeer {
         (body.freeze(), false)
     }
 
-    /// Reads until the other side closes the connection. `Err` has the bytes received before a reset.
+    /// Reads until the other side closes the connection. `Err` has the bytes received before a
+    /// reset.
     pub async fn read_to_end(&mut self) -> Result<Bytes, Bytes> {
         let end = loop {
             match soon(self.stream.read_buf(&mut self.buffer)).await {
@@ -218,7 +222,8 @@ impl RawHead {
         status.unwrap_or_else(|| panic!("no status line: {self:?}"))
     }
 
-    /// Returns the value of the first header of this name, in any letter case, without surrounding white space.
+    /// Returns the value of the first header of this name, in any letter case, without surrounding
+    /// white space.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }

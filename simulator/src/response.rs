@@ -70,7 +70,8 @@ impl Response {
         std::mem::replace(&mut self.content, Content::Bytes(Bytes::new())).into_bytes()
     }
 
-    /// Returns the status line and headers with the empty line. `framing` is the header line that frames the body.
+    /// Returns the status line and headers with the empty line. `framing` is the header line that
+    /// frames the body.
     pub(super) fn head(&self, framing: &str, keep_alive: bool) -> String {
         let reason = StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason());
         let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason.unwrap_or("Unknown"));
@@ -149,8 +150,9 @@ pub(super) fn gzip(body: &[u8]) -> Bytes {
     written.expect("writing to memory does not fail").into()
 }
 
-/// Returns a gzip body that decompresses to `length` zeros, without allocating them. One megabyte is compressed so
-/// that the result ends on a byte boundary and does not refer back, and that piece is repeated.
+/// Returns a gzip body that decompresses to `length` zeros, without allocating them. One megabyte
+/// is compressed so that the result ends on a byte boundary and does not refer back, and that piece
+/// is repeated.
 pub(super) fn gzip_bomb(length: u64) -> Bytes {
     const PIECE: usize = 1024 * 1024;
     let zeros = vec![0; PIECE];

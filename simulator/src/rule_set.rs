@@ -26,7 +26,8 @@ impl RuleSet {
         self.rules.clear();
     }
 
-    /// Returns the rule of a call whose body was not read yet, if the head decides and the rule responds that early.
+    /// Returns the rule of a call whose body was not read yet, if the head decides and the rule
+    /// responds that early.
     pub(super) fn pick_early(&mut self, call: &RecordedCall) -> Option<Arc<Rule>> {
         for active in &mut self.rules {
             if !active.rule.matcher.matches_head(call) || active.is_used_up() {

@@ -1,6 +1,7 @@
 //! Rules: which calls get another response than the default, and which response.
 //!
-//! A rule without a response of its own changes the default response: its headers, its batch items or its delivery.
+//! A rule without a response of its own changes the default response: its headers, its batch items
+//! or its delivery.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use super::hold::{Gate, Hold};
 use super::matcher::Matcher;
 use super::response::{BatchItem, Content, Response, gzip};
 
-/// Conditions on a call and the response to it. Added with [`Simulator::add_rule`](super::Simulator::add_rule).
+/// Conditions on a call and the response to it. Added with
+/// [`Simulator::add_rule`](super::Simulator::add_rule).
 #[derive(Default)]
 pub struct Rule {
     pub(super) matcher: Matcher,
@@ -75,7 +77,8 @@ pub(super) enum Reply {
 pub(super) enum Delivery {
     #[default]
     Whole,
-    /// Correct `content-length`, but the connection is closed or reset after this many bytes of the body.
+    /// Correct `content-length`, but the connection is closed or reset after this many bytes of the
+    /// body.
     Cut {
         after: usize,
         reset: bool,
@@ -165,8 +168,8 @@ impl Rule {
         self
     }
 
-    /// Limits the rule to this many matches, counted after those of [`Rule::skip_first`]. Later ones are left to the
-    /// next rules.
+    /// Limits the rule to this many matches, counted after those of [`Rule::skip_first`]. Later
+    /// ones are left to the next rules.
     pub fn times(mut self, count: u64) -> Self {
         self.times = Some(count);
         self
@@ -199,8 +202,8 @@ impl Rule {
         self
     }
 
-    /// Responds before the body is read, then reads and discards the body. Only conditions on method, path and token
-    /// are possible.
+    /// Responds before the body is read, then reads and discards the body. Only conditions on
+    /// method, path and token are possible.
     pub fn before_body(mut self) -> Self {
         self.responds_early = true;
         self
@@ -276,8 +279,8 @@ impl Rule {
         self.stream("text/event-stream", pieces.collect(), interval)
     }
 
-    /// Streams these pieces as chunks, one per interval, the first at once. With [`Rule::unfinished`] the last chunk
-    /// is missing.
+    /// Streams these pieces as chunks, one per interval, the first at once. With
+    /// [`Rule::unfinished`] the last chunk is missing.
     pub fn stream(self, content_type: &str, pieces: Vec<Bytes>, interval: Duration) -> Self {
         self.reply(Reply::Stream { content_type: content_type.to_owned(), pieces, interval, endless: false })
     }
@@ -300,13 +303,14 @@ impl Rule {
         self.reply(Reply::GzipBomb { length })
     }
 
-    /// Responds with a JSON description of the request: `method`, `target`, `headers`, `body_length`, `body_sha256`.
+    /// Responds with a JSON description of the request: `method`, `target`, `headers`,
+    /// `body_length`, `body_sha256`.
     pub fn echo(self) -> Self {
         self.reply(Reply::Echo)
     }
 
-    /// Streams the request's body back while it arrives, with its content type. Only conditions on method, path and
-    /// token are possible.
+    /// Streams the request's body back while it arrives, with its content type. Only conditions on
+    /// method, path and token are possible.
     pub fn mirror(mut self) -> Self {
         self.responds_early = true;
         self.reply(Reply::Mirror)
@@ -401,12 +405,14 @@ impl Rule {
         self
     }
 
-    /// Sends the correct `content-length`, but closes the connection after this many bytes of the body.
+    /// Sends the correct `content-length`, but closes the connection after this many bytes of the
+    /// body.
     pub fn cut_after(self, bytes: usize) -> Self {
         self.delivered(Delivery::Cut { after: bytes, reset: false })
     }
 
-    /// Sends the correct `content-length`, but resets the connection after this many bytes of the body.
+    /// Sends the correct `content-length`, but resets the connection after this many bytes of the
+    /// body.
     pub fn reset_after(self, bytes: usize) -> Self {
         self.delivered(Delivery::Cut { after: bytes, reset: true })
     }
@@ -416,8 +422,8 @@ impl Rule {
         self.delivered(Delivery::Stall { after: bytes })
     }
 
-    /// Sends this `content-length` with any body. If it is too long, the connection is closed early; if it is too
-    /// short, more bytes follow.
+    /// Sends this `content-length` with any body. If it is too long, the connection is closed
+    /// early; if it is too short, more bytes follow.
     pub fn wrong_length(self, declared: u64) -> Self {
         self.delivered(Delivery::WrongLength { declared })
     }
@@ -437,7 +443,8 @@ impl Rule {
         self.delivered(Delivery::Chunked { finished: false })
     }
 
-    /// Closes the connection after the response without announcing it, as a server closes an idle connection.
+    /// Closes the connection after the response without announcing it, as a server closes an idle
+    /// connection.
     pub fn close_afterwards(mut self) -> Self {
         self.close_afterwards = true;
         self

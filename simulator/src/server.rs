@@ -20,7 +20,8 @@ pub(super) struct RunningServer {
 }
 
 impl RunningServer {
-    /// Listens on an address. Returns the server and its real address, which differs if the port was 0.
+    /// Listens on an address. Returns the server and its real address, which differs if the port
+    /// was 0.
     pub(super) async fn start(
         address: SocketAddr,
         state: Arc<SharedState>,

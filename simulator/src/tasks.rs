@@ -38,7 +38,8 @@ pub(super) struct Task {
     owners: Vec<String>,
     trace_id: String,
     request: Box<RawValue>,
-    /// Creation in seconds since the start of the simulator. Negative for some tasks that were created finished.
+    /// Creation in seconds since the start of the simulator. Negative for some tasks that were
+    /// created finished.
     created: f64,
     /// Insertion in seconds since the start of the simulator. The retention counts from it.
     inserted: f64,
@@ -223,7 +224,8 @@ impl Tasks {
             .find(|task| !trace_id.is_empty() && task.trace_id == trace_id && task.is_for(service, token))
     }
 
-    /// Returns the requested page of this token's tasks that pass the filter, newest first, and their total number.
+    /// Returns the requested page of this token's tasks that pass the filter, newest first, and
+    /// their total number.
     pub(super) fn list(
         &mut self,
         service: &str,

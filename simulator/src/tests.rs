@@ -55,7 +55,8 @@ impl Setup {
         self.tasks("a", json!({"action": "retrieve_batch", "ids": ids})).await.1
     }
 
-    /// Sends `request` on a new connection and returns everything up to its end. `Err` has the bytes before a reset.
+    /// Sends `request` on a new connection and returns everything up to its end. `Err` has the
+    /// bytes before a reset.
     async fn raw(&self, request: &str) -> Result<Bytes, Bytes> {
         let mut peer = RawPeer::connect(self.simulator.address()).await;
         peer.write(request).await;

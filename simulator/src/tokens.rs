@@ -5,7 +5,8 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-/// Largest number of buckets. Beyond it the full ones are dropped; a token without a bucket has a full one.
+/// Largest number of buckets. Beyond it the full ones are dropped; a token without a bucket has a
+/// full one.
 const MAX_BUCKETS: usize = 10_000;
 
 /// Accepted and refused tokens with their buckets.

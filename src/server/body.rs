@@ -1,4 +1,5 @@
-//! Request bodies with an idle timeout, and response bodies that keep their connection active until the last byte.
+//! Request bodies with an idle timeout, and response bodies that keep their connection active until
+//! the last byte.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,7 +19,8 @@ use crate::api_error::ApiError;
 /// Reason why a request body could not be read. Safe to show to clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestBodyError {
-    /// No byte arrived for [`ServerLimits::body_idle_timeout`](super::ServerLimits::body_idle_timeout).
+    /// No byte arrived for
+    /// [`ServerLimits::body_idle_timeout`](super::ServerLimits::body_idle_timeout).
     #[error("the request body timed out")]
     Idle,
     /// The framing is malformed, or the client closed the connection.
@@ -54,8 +56,8 @@ impl From<RequestBodyError> for ApiError {
     }
 }
 
-/// Request body with an idle timeout. The timeout runs only while the handler waits for the next byte: a slow reader,
-/// such as the upstream, is not the client's fault.
+/// Request body with an idle timeout. The timeout runs only while the handler waits for the next
+/// byte: a slow reader, such as the upstream, is not the client's fault.
 #[derive(Debug)]
 pub struct RequestBody {
     inner: Incoming,
@@ -160,8 +162,8 @@ where
             return Poll::Ready(Some(Err(error)));
         }
         match Pin::new(&mut self.inner).poll_frame(cx) {
-            // hyper discards unwritten bytes when a body fails. Returning `Pending` once lets it write them, so the
-            // client receives everything before the error.
+            // hyper discards unwritten bytes when a body fails. Returning `Pending` once lets it
+            // write them, so the client receives everything before the error.
             Poll::Ready(Some(Err(error))) => {
                 self.error = Some(error);
                 cx.waker().wake_by_ref();

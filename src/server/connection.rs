@@ -32,8 +32,9 @@ use crate::lifecycle::Shutdown;
 /// Idle time before the first TCP keep-alive probe, and time between two probes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// Time for which a connection is still read after its write side was closed (RFC 9112 9.6). Unread bytes would make
-/// the kernel send a reset, which can discard a response that the client has not read yet.
+/// Time for which a connection is still read after its write side was closed (RFC 9112 9.6). Unread
+/// bytes would make the kernel send a reset, which can discard a response that the client has not
+/// read yet.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// State that all connections of a server share.
@@ -45,8 +46,8 @@ pub(super) struct ServerContext<H> {
     slots: Arc<Semaphore>,
     panics: Counter,
     shutdown: Shutdown,
-    /// Whether the server drains. Every response reads this flag; `shutdown` would take a lock that all connections
-    /// share.
+    /// Whether the server drains. Every response reads this flag; `shutdown` would take a lock that
+    /// all connections share.
     is_draining: AtomicBool,
 }
 
@@ -58,13 +59,15 @@ impl<H> ServerContext<H> {
         panics: Counter,
         shutdown: Shutdown,
     ) -> Self {
-        // Only HTTP/1: the detection of HTTP/2 in hyper-util waits for the preface without a time limit.
+        // Only HTTP/1: the detection of HTTP/2 in hyper-util waits for the preface without a time
+        // limit.
         let mut http = http1::Builder::new();
         // `Connection::head_timeout` replaces it: hyper creates a timer for each head.
         http.header_read_timeout(None)
             .max_header_size(limits.max_head_bytes)
             .max_buf_size(limits.max_head_bytes)
-            // If the client closes the connection, its handler is dropped, and with it the upstream call.
+            // If the client closes the connection, its handler is dropped, and with it the upstream
+            // call.
             .half_close(false)
             // Passed-through requests keep the letter case of their header names.
             .preserve_header_case(true);
@@ -165,9 +168,9 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, context: Arc<ServerContex
                 () = connection.head_timeout() => StopEvent::HeadTimeout,
             }
         };
-        // `select!` polls all its branches whenever this task is woken, several times per request. Each poll of
-        // `draining` takes a lock that all connections share. `FuturesUnordered` polls its future only after the
-        // future itself was woken, so requests do not take the lock.
+        // `select!` polls all its branches whenever this task is woken, several times per request.
+        // Each poll of `draining` takes a lock that all connections share. `FuturesUnordered` polls
+        // its future only after the future itself was woken, so requests do not take the lock.
         let mut stop_events: FuturesUnordered<_> = [stop_event].into_iter().collect();
         tokio::select! {
             biased;
@@ -198,14 +201,14 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, context: Arc<ServerContex
     };
     let (stream, has_timed_out) = http.into_parts().io.into_stream();
     match result {
-        // A reset frees the bytes that the kernel still holds, and marks a response that ends with its connection as
-        // truncated.
+        // A reset frees the bytes that the kernel still holds, and marks a response that ends with
+        // its connection as truncated.
         Err(_) if has_timed_out => {
             tracing::debug!("a client stopped reading its response");
             let _ = stream.set_zero_linger();
         }
-        // The response body failed. Chunks or a length show this to the client. Without them, only a reset tells a
-        // truncated response from a complete one.
+        // The response body failed. Chunks or a length show this to the client. Without them, only
+        // a reset tells a truncated response from a complete one.
         Err(error) if error.is_user() => {
             if connection.ends_by_close.load(Ordering::Relaxed) {
                 let _ = stream.set_zero_linger();
@@ -226,8 +229,9 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, context: Arc<ServerContex
     }
 }
 
-/// Completes [`ServerLimits::drain_idle_timeout`] after the start of the drain, or from now if it has started. In this
-/// time a request that is in the kernel or on its way is still served, and its connection is then closed.
+/// Completes [`ServerLimits::drain_idle_timeout`] after the start of the drain, or from now if it
+/// has started. In this time a request that is in the kernel or on its way is still served, and its
+/// connection is then closed.
 async fn drain_idle<H>(context: &ServerContext<H>) {
     context.shutdown.draining().await;
     tokio::time::sleep(context.limits.drain_idle_timeout).await;
@@ -252,7 +256,8 @@ async fn respond<H: Handler>(
     let caught = {
         let mut responding = pin!(context.handler.respond(handler_state, request));
         poll_fn(|cx| {
-            // The future is not polled again after a panic, so its inconsistent state is never observed.
+            // The future is not polled again after a panic, so its inconsistent state is never
+            // observed.
             match catch_unwind(AssertUnwindSafe(|| responding.as_mut().poll(cx))) {
                 Ok(poll) => poll.map(Some),
                 Err(_panic) => Poll::Ready(None),

@@ -1,7 +1,7 @@
 //! Client socket that records whether unsent bytes are waiting, and limits how long.
 //!
-//! hyper does not expose this, but a drain must not close a connection whose client still has to receive the end of
-//! its response.
+//! hyper does not expose this, but a drain must not close a connection whose client still has to
+//! receive the end of its response.
 
 use std::io;
 use std::pin::Pin;

@@ -1,7 +1,7 @@
-//! Law 3: only what is final is kept. In doubt it is not final.
+//! Finality of a task record (invariant "Only final records are stored"). In doubt a record is not
+//! final.
 //!
-//! [`inspect`] reads one task's text once and keeps of it only what a decision needs; the text itself stays as it
-//! came.
+//! [`inspect`] parses a record once and returns only the fields on which decisions depend.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,65 +12,56 @@ use serde_json::value::RawValue;
 
 use super::TaskId;
 
-/// Words that end a task, under `state` or `status` anywhere in `response`, in any letter case: what the
-/// upstream's own public clients take for "done" or "failed". Any other word means "not yet".
-const TERMINAL_WORDS: [(&str, bool); 12] = [
-    ("succeeded", true),
-    ("succeed", true),
-    ("success", true),
-    ("completed", true),
-    ("complete", true),
-    ("finished", true),
-    ("failed", false),
-    ("failure", false),
-    ("error", false),
-    ("cancelled", false),
-    ("canceled", false),
-    ("rejected", false),
-];
+/// Status words of a succeeded task. The upstream's own public clients treat these as "done".
+const SUCCESS_WORDS: [&str; 6] = ["succeeded", "succeed", "success", "completed", "complete", "finished"];
 
-/// What an object that the upstream sent is to the id that was asked for.
+/// Status words of a failed task. The upstream's own public clients treat these as "failed".
+const FAILURE_WORDS: [&str; 6] = ["failed", "failure", "error", "cancelled", "canceled", "rejected"];
+
+/// State of an upstream object with respect to the requested id.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum TaskState {
-    /// That task, finished: it may be kept.
+    /// Record of the requested task, which cannot change any more. It may be stored.
     Final,
-    /// That task, not finished yet or in doubt.
+    /// Record of the requested task, which can still change or is in doubt.
     Pending,
-    /// `{}`: the upstream's answer for an id it does not know.
+    /// `{}`, the upstream's response for an unknown id.
     Unknown,
-    /// Something else: another id, or none.
+    /// Object with another id or without an id.
     Mismatch,
 }
 
-/// What a decision needs of one JSON object of the upstream.
+/// Fields of an upstream object on which decisions depend.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Inspection {
-    /// The object's `id`, where it is there once and a string.
+    /// Value of `id` if it is a string. The last one if the key is repeated.
     pub id: Option<String>,
-    /// When the task was created, in Unix seconds by the upstream's clock.
+    /// Time of creation, in Unix seconds by the upstream's clock.
     pub created_at: Option<f64>,
-    settled: bool,
-    empty: bool,
+    /// Whether the object is final, apart from its id.
+    is_final: bool,
+    is_empty: bool,
 }
 
 impl Inspection {
-    /// What the object is to the id that was asked for.
-    pub fn state_of(&self, asked: &TaskId) -> TaskState {
+    /// Returns the state of the object with respect to the requested id.
+    pub fn state_of(&self, requested: &TaskId) -> TaskState {
         match &self.id {
-            _ if self.empty => TaskState::Unknown,
-            Some(id) if id == asked.as_str() && self.settled => TaskState::Final,
-            Some(id) if id == asked.as_str() => TaskState::Pending,
+            _ if self.is_empty => TaskState::Unknown,
+            Some(id) if id == requested.as_str() && self.is_final => TaskState::Final,
+            Some(id) if id == requested.as_str() => TaskState::Pending,
             _ => TaskState::Mismatch,
         }
     }
 }
 
-/// Reads a task object; `None` where the text is not one JSON object (RFC 8259), whatever else it is.
-pub fn inspect(text: &[u8]) -> Option<Inspection> {
-    let text = std::str::from_utf8(text).ok()?;
-    serde_json::from_str::<TaskObject>(text).ok().map(|TaskObject(inspection)| inspection)
+/// Inspects a record. `None` if `json` is not exactly one JSON object (RFC 8259).
+pub fn inspect(json: &[u8]) -> Option<Inspection> {
+    let json = std::str::from_utf8(json).ok()?;
+    serde_json::from_str::<TaskObject>(json).ok().map(|TaskObject(inspection)| inspection)
 }
 
+/// Task object, deserialized to its [`Inspection`].
 struct TaskObject(Inspection);
 
 impl<'de> Deserialize<'de> for TaskObject {
@@ -92,16 +83,16 @@ impl<'de> Visitor<'de> for TaskVisitor {
         let mut id: Option<Scalar<'de>> = None;
         let mut finished_at: Option<Scalar<'de>> = None;
         let mut created_at: Option<Scalar<'de>> = None;
-        let mut words: Option<Words> = None;
-        let mut empty = true;
-        // A repeated key is read differently by different readers, so it leaves the task in doubt.
-        let mut repeated = false;
-        while let Some(Text(key)) = map.next_key()? {
-            empty = false;
-            repeated |= match &*key {
+        let mut status_words: Option<StatusWords> = None;
+        let mut is_empty = true;
+        // Parsers differ in which value of a repeated key they use, so a repeated key is doubt.
+        let mut has_repeated_key = false;
+        while let Some(JsonString(key)) = map.next_key()? {
+            is_empty = false;
+            has_repeated_key |= match &*key {
                 "id" => id.replace(map.next_value()?).is_some(),
                 "finished_at" => finished_at.replace(map.next_value()?).is_some(),
-                "response" => words.replace(map.next_value()?).is_some(),
+                "response" => status_words.replace(map.next_value()?).is_some(),
                 "created_at" => {
                     created_at = Some(map.next_value()?);
                     false
@@ -112,10 +103,10 @@ impl<'de> Visitor<'de> for TaskVisitor {
                 }
             };
         }
-        let finished = matches!(finished_at, Some(Scalar::Number(_)));
-        let terminal = words.is_none_or(|words| words.all_terminal);
+        let is_finished = matches!(finished_at, Some(Scalar::Number(_)));
+        let all_terminal = status_words.is_none_or(|words| words.all_terminal);
         Ok(TaskObject(Inspection {
-            settled: finished && terminal && !repeated,
+            is_final: is_finished && all_terminal && !has_repeated_key,
             id: match id {
                 Some(Scalar::Text(id)) => Some(id.into_owned()),
                 _ => None,
@@ -124,40 +115,41 @@ impl<'de> Visitor<'de> for TaskVisitor {
                 Some(Scalar::Number(seconds)) => Some(seconds),
                 _ => None,
             },
-            empty,
+            is_empty,
         }))
     }
 }
 
-/// A string, borrowed where it has no escapes.
-struct Text<'de>(Cow<'de, str>);
+/// JSON string, borrowed if it has no escapes.
+struct JsonString<'de>(Cow<'de, str>);
 
-impl<'de> Deserialize<'de> for Text<'de> {
+impl<'de> Deserialize<'de> for JsonString<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(TextVisitor)
+        deserializer.deserialize_str(JsonStringVisitor)
     }
 }
 
-struct TextVisitor;
+struct JsonStringVisitor;
 
-impl<'de> Visitor<'de> for TextVisitor {
-    type Value = Text<'de>;
+impl<'de> Visitor<'de> for JsonStringVisitor {
+    type Value = JsonString<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a string")
     }
 
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
-        Ok(Text(Cow::Borrowed(text)))
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<JsonString<'de>, E> {
+        Ok(JsonString(Cow::Borrowed(text)))
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
-        Ok(Text(Cow::Owned(text.to_owned())))
+    fn visit_str<E>(self, text: &str) -> Result<JsonString<'de>, E> {
+        Ok(JsonString(Cow::Owned(text.to_owned())))
     }
 }
 
-/// A value of which only the kind, and for strings and numbers the content, matters. Read from its text, since the
-/// parser takes no number beyond a double and no half of a surrogate pair, both of which JSON allows (RFC 8259).
+/// JSON value reduced to a string, a finite number or anything else. It is parsed from its raw
+/// text: `serde_json` refuses numbers beyond a double and unpaired surrogates, which RFC 8259
+/// allows.
 enum Scalar<'de> {
     Text(Cow<'de, str>),
     Number(f64),
@@ -177,26 +169,27 @@ impl<'de> Deserialize<'de> for Scalar<'de> {
     }
 }
 
-/// The status words of `response`, at any depth.
-struct Words {
+/// Status words of `response`, at any depth.
+struct StatusWords {
     all_terminal: bool,
 }
 
-impl<'de> Deserialize<'de> for Words {
+impl<'de> Deserialize<'de> for StatusWords {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = <&RawValue>::deserialize(deserializer)?.get();
-        Ok(Self { all_terminal: all_words_are_terminal(json) })
+        Ok(Self { all_terminal: are_status_words_terminal(json) })
     }
 }
 
-/// Tells whether every status word in a sound JSON text is terminal. A word is a string under a `state` or `status`
-/// key, or in a list there; a number, null or boolean is no word.
+/// Returns whether every status word in a valid JSON text is terminal. A status word is a string
+/// under the key `state` or `status`, or in a list under it. A number, `null` or a Boolean is not a
+/// status word.
 ///
-/// Goes over the text once by itself: a value that the parser balks at (see [`Scalar`]), or nests deeper than it
-/// follows, shall not hide the task.
-fn all_words_are_terminal(json: &str) -> bool {
+/// Scans the text without a parser: a value that `serde_json` refuses (see [`Scalar`]) or that is
+/// nested too deeply must not hide a status word.
+fn are_status_words_terminal(json: &str) -> bool {
     let bytes = json.as_bytes();
-    // For each open object or list, whether the next string in it is a word.
+    // For each open object or list, whether the next string in it is a status word.
     let mut open: Vec<bool> = Vec::new();
     let mut at = 0;
     while let Some(byte) = bytes.get(at) {
@@ -228,16 +221,22 @@ fn all_words_are_terminal(json: &str) -> bool {
     true
 }
 
-fn is_terminal(text: &str) -> bool {
-    succeeded(text).is_some()
+/// Returns whether a status word, in any letter case, ends a task.
+pub(super) fn is_terminal(word: &str) -> bool {
+    contains_ignoring_case(&SUCCESS_WORDS, word) || is_failure(word)
 }
 
-/// Whether a status word means success or failure; `None` for one that is not terminal.
-pub(super) fn succeeded(text: &str) -> Option<bool> {
-    TERMINAL_WORDS.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|&(_, succeeded)| succeeded)
+/// Returns whether a status word, in any letter case, means that the task failed.
+pub(super) fn is_failure(word: &str) -> bool {
+    contains_ignoring_case(&FAILURE_WORDS, word)
 }
 
-/// Where a string ends, its closing quote included; `at` is behind the opening one.
+fn contains_ignoring_case(words: &[&str], word: &str) -> bool {
+    words.iter().any(|known| known.eq_ignore_ascii_case(word))
+}
+
+/// Returns the index after the closing quote of a string. `at` is the index after the opening
+/// quote.
 fn string_end(bytes: &[u8], mut at: usize) -> usize {
     loop {
         match bytes.get(at) {
@@ -249,32 +248,32 @@ fn string_end(bytes: &[u8], mut at: usize) -> usize {
     }
 }
 
-/// A JSON string's content; `None` for one that is no Unicode text, by half of a surrogate pair.
+/// Returns the content of a JSON string. `None` if it has an unpaired surrogate.
 fn unescaped(json: &str) -> Option<Cow<'_, str>> {
-    let inside = json.strip_prefix('"')?.strip_suffix('"')?;
-    if inside.contains('\\') {
+    let content = json.strip_prefix('"')?.strip_suffix('"')?;
+    if content.contains('\\') {
         return serde_json::from_str(json).ok().map(Cow::Owned);
     }
-    Some(Cow::Borrowed(inside))
+    Some(Cow::Borrowed(content))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn state_of(text: &str) -> Option<TaskState> {
-        inspect(text.as_bytes()).map(|inspection| inspection.state_of(&TaskId::parse("t1").unwrap()))
+    fn state_of(json: &str) -> Option<TaskState> {
+        inspect(json.as_bytes()).map(|inspection| inspection.state_of(&TaskId::parse("t1").unwrap()))
     }
 
     #[test]
-    fn only_what_is_certainly_finished_is_final() {
+    fn records_have_the_expected_states() {
         let deep = |word: &str, levels: usize| {
             let (open, close) = (r#"{"a":["#.repeat(levels), "]}".repeat(levels));
             format!(r#"{{"id":"t1","finished_at":1,"response":{open}{{"state":"{word}"}}{close}}}"#)
         };
         use TaskState::{Final, Mismatch, Pending, Unknown};
         let table: &[(&str, Option<TaskState>)] = &[
-            // finished
+            // Final.
             (r#"{"id":"t1","finished_at":1767119785.589}"#, Some(Final)),
             (r#"{"id":"t1","finished_at":1767119785}"#, Some(Final)),
             (r#"{"id":"t1","finished_at":1.767e9,"response":null}"#, Some(Final)),
@@ -295,7 +294,7 @@ mod tests {
             (r#"{"id":"t1","finished_at":1,"response":{"status":200,"state":null}}"#, Some(Final)),
             (r#"{"id":"t1","finished_at":1,"response":{"title":"pending","states":"pending"}}"#, Some(Final)),
             (r#"{"id":"t1","finished_at":1,"request":{"state":"pending"},"response":{}}"#, Some(Final)),
-            // not finished
+            // Not finished, or in doubt.
             (r#"{"id":"t1"}"#, Some(Pending)),
             (r#"{"id":"t1","finished_at":null}"#, Some(Pending)),
             (r#"{"id":"t1","finished_at":"1767119785.589"}"#, Some(Pending)),
@@ -322,7 +321,7 @@ mod tests {
             (r#"{"id":"t1","finished_at":1,"response":{"st\u0061te":"pending"}}"#, Some(Pending)),
             (r#"{"id":"t1","finished_at":1,"response":{"status":["succeeded","running"]}}"#, Some(Pending)),
             (r#"{"id":"t1","finished_at":1,"response":[[{"x":{"status":"running"}}]]}"#, Some(Pending)),
-            // repeated keys
+            // Repeated keys.
             (r#"{"id":"t1","finished_at":null,"finished_at":1}"#, Some(Pending)),
             (r#"{"id":"t1","finished_at":1,"finished_at":1}"#, Some(Pending)),
             (r#"{"id":"t1","finished_at":1,"response":{"state":"pending"},"response":{}}"#, Some(Pending)),
@@ -332,7 +331,7 @@ mod tests {
             ),
             (r#"{"id":"t2","id":"t1","finished_at":1}"#, Some(Pending)),
             (r#"{"id":"t1","id":"t2","finished_at":1}"#, Some(Mismatch)),
-            // not this task
+            // Not the requested task.
             ("{}", Some(Unknown)),
             (" { } ", Some(Unknown)),
             (r#"{"finished_at":1}"#, Some(Mismatch)),
@@ -341,7 +340,7 @@ mod tests {
             (r#"{"id":1,"finished_at":1}"#, Some(Mismatch)),
             (r#"{"_id":"t1","task_id":"t1","finished_at":1}"#, Some(Mismatch)),
             (r#"{"success":false,"error":{"code":"api_error"}}"#, Some(Mismatch)),
-            // no object
+            // Not an object.
             ("", None),
             ("null", None),
             ("[]", None),
@@ -355,7 +354,7 @@ mod tests {
             (&deep("pending", 20), Some(Pending)),
             (&deep("succeeded", 50_000), Some(Final)),
             (&deep("pending", 50_000), Some(Pending)),
-            // what JSON allows and the parser does not read
+            // Valid JSON that serde_json refuses.
             (r#"{"id":"t1","finished_at":1,"response":{"n":1e999,"status":-1e999}}"#, Some(Final)),
             (
                 r#"{"id":"t1","finished_at":1,"response":{"title":"caf\u00e9 \ud83d","state":"failed"}}"#,
@@ -365,7 +364,7 @@ mod tests {
             (r#"{"id":"t1","finished_at":1,"response":{"state":"\ud83d"}}"#, Some(Pending)),
             (r#"{"id":"t1","finished_at":1e999}"#, Some(Pending)),
             (r#"{"id":"\ud83d","finished_at":1}"#, Some(Mismatch)),
-            // strings that hold what looks like JSON
+            // Strings that look like JSON, and unusual lists.
             (
                 r#"{"id":"t1","finished_at":1,"response":{"lyric":"\"state\":\"pending\"","a":"\\"}}"#,
                 Some(Final),
@@ -374,32 +373,32 @@ mod tests {
             (r#"{"id":"t1","finished_at":1,"response":{"status":{"title":"x"}}}"#, Some(Final)),
             (r#"{"id":"t1","finished_at":1,"response":{"status":[["x"]]}}"#, Some(Pending)),
         ];
-        for (text, expected) in table {
-            assert_eq!(state_of(text), *expected, "{}", &text[..text.len().min(200)]);
+        for (json, expected) in table {
+            assert_eq!(state_of(json), *expected, "{}", &json[..json.len().min(200)]);
         }
     }
 
     #[test]
-    fn every_terminal_word_ends_a_task_in_any_case() {
-        for (word, _) in TERMINAL_WORDS {
+    fn terminal_words_are_final_in_any_letter_case() {
+        for word in SUCCESS_WORDS.into_iter().chain(FAILURE_WORDS) {
             for word in [word.to_owned(), word.to_uppercase()] {
-                let text = format!(r#"{{"id":"t1","finished_at":1,"response":{{"state":"{word}"}}}}"#);
-                assert_eq!(state_of(&text), Some(TaskState::Final), "{word}");
+                let json = format!(r#"{{"id":"t1","finished_at":1,"response":{{"state":"{word}"}}}}"#);
+                assert_eq!(state_of(&json), Some(TaskState::Final), "{word}");
             }
         }
     }
 
     #[test]
-    fn the_documentations_own_task_is_final() {
-        let text = include_bytes!("../../tests/fixtures/retrieve.json");
-        let inspection = inspect(text).unwrap();
+    fn documented_record_is_final() {
+        let json = include_bytes!("../../tests/fixtures/retrieve.json");
+        let inspection = inspect(json).unwrap();
         let id = TaskId::parse("1a6ac2ad-10f2-4e2b-b500-66ec27fe82ad").unwrap();
         assert_eq!(inspection.state_of(&id), TaskState::Final);
         assert_eq!(inspection.created_at, Some(1_767_119_745.524));
     }
 
     #[test]
-    fn bytes_that_are_not_utf8_are_no_task() {
+    fn invalid_utf8_is_refused() {
         assert_eq!(inspect(b"{\"id\":\"t1\",\"x\":\"\xff\",\"finished_at\":1}"), None);
     }
 }

@@ -1,53 +1,55 @@
-//! Task ids and service names, made by one parsing function each; after it the code trusts them.
+//! Task ids and service names. Each is created by one parsing function, so its value is always
+//! valid.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// The longest id that is still a look-up, in bytes of UTF-8; a longer one makes the body "anything else".
+/// Longest id of a lookup, in bytes. A request with a longer id is passed through.
 const MAX_ID_BYTES: usize = 1024;
 
-/// The longest id that may share an upstream call with others.
-const MAX_FOLDABLE_ID_BYTES: usize = 128;
+/// Longest id in a batch with other ids, in bytes.
+const MAX_BATCHABLE_ID_BYTES: usize = 128;
 
-/// A task's id, compared as bytes: `a` and `A`, `1` and `01`, NFC and NFD are different tasks.
+/// Task id, compared as bytes: `a` and `A`, `1` and `01`, or the NFC and NFD forms of a text are
+/// different tasks.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId(Arc<str>);
 
 impl TaskId {
-    /// An id of 1 to 1,024 bytes; `None` for any other length.
+    /// Parses an id of 1 to 1,024 bytes. `None` for any other length.
     pub fn parse(id: &str) -> Option<Self> {
         (1..=MAX_ID_BYTES).contains(&id.len()).then(|| Self(id.into()))
     }
 
-    /// The id as it was asked for.
+    /// Returns the id as requested.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether the id may share an upstream call with others: `[A-Za-z0-9_-]{1,128}`.
+    /// Returns whether the id may share an upstream call with other ids: `[A-Za-z0-9_-]{1,128}`.
     pub fn is_batchable(&self) -> bool {
-        self.0.len() <= MAX_FOLDABLE_ID_BYTES && self.0.bytes().all(is_word_byte)
+        self.0.len() <= MAX_BATCHABLE_ID_BYTES && self.0.bytes().all(is_plain_byte)
     }
 }
 
-/// Escaped, so that an id with a newline or a terminal sequence stays one harmless line in a log.
+/// Escaped, so that a newline or terminal sequence in an id does no harm in a log.
 impl fmt::Debug for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0.escape_debug())
     }
 }
 
-/// The name of a service, the first path segment of `/{service}/tasks`: `[A-Za-z0-9_-]{1,64}`.
+/// Name of a service, the first path segment of `/{service}/tasks`: `[A-Za-z0-9_-]{1,64}`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Service(Arc<str>);
 
 impl Service {
-    /// A service name; `None` where it is not `[A-Za-z0-9_-]{1,64}`.
+    /// Parses a service name. `None` if it is not `[A-Za-z0-9_-]{1,64}`.
     pub fn parse(name: &str) -> Option<Self> {
-        ((1..=64).contains(&name.len()) && name.bytes().all(is_word_byte)).then(|| Self(name.into()))
+        ((1..=64).contains(&name.len()) && name.bytes().all(is_plain_byte)).then(|| Self(name.into()))
     }
 
-    /// The name as it stands in the path.
+    /// Returns the name as in the path.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -65,7 +67,7 @@ impl fmt::Display for Service {
     }
 }
 
-fn is_word_byte(byte: u8) -> bool {
+fn is_plain_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
 }
 
@@ -74,8 +76,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn foldable_ids_are_the_plain_ones() {
-        for (id, foldable) in [
+    fn only_short_plain_ids_are_batchable() {
+        for (id, batchable) in [
             ("1a6ac2ad-10f2-4e2b-b500-66ec27fe82ad", true),
             ("a_B-9", true),
             ("a b", false),
@@ -85,12 +87,12 @@ mod tests {
             (&"x".repeat(128), true),
             (&"x".repeat(129), false),
         ] {
-            assert_eq!(TaskId::parse(id).unwrap().is_batchable(), foldable, "{id:?}");
+            assert_eq!(TaskId::parse(id).unwrap().is_batchable(), batchable, "{id:?}");
         }
     }
 
     #[test]
-    fn lengths_have_bounds() {
+    fn ids_and_services_have_limited_lengths() {
         assert!(TaskId::parse("").is_none());
         assert!(TaskId::parse(&"x".repeat(1024)).is_some());
         assert!(TaskId::parse(&"x".repeat(1025)).is_none());
@@ -100,9 +102,9 @@ mod tests {
     }
 
     #[test]
-    fn debug_keeps_one_line() {
+    fn debug_of_an_id_is_one_line_without_controls() {
         let id = TaskId::parse("a\n\u{1b}[31m</script>").unwrap();
-        let shown = format!("{id:?}");
-        assert!(!shown.contains('\n') && !shown.contains('\u{1b}'), "{shown}");
+        let debug = format!("{id:?}");
+        assert!(!debug.contains('\n') && !debug.contains('\u{1b}'), "{debug}");
     }
 }

@@ -1,7 +1,7 @@
-//! What people want to know of a task at a glance, read from its text: title, outcome, links, progress.
+//! Summary of a task record for display: title, success, links, progress.
 //!
-//! Nothing here decides anything. Tasks of different services look different, so every part may be missing, and what
-//! cannot be read is told as not known.
+//! No decision depends on a summary. Records of different services differ, so every field may be
+//! missing.
 
 use std::fmt;
 
@@ -9,26 +9,26 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 
 use super::finality;
 
-/// Longer texts, in bytes, are not read for a summary.
+/// Longest record that is summarized, in bytes.
 pub const MAX_SUMMARIZED_BYTES: usize = 64 << 10;
 
-/// Most links of one task.
+/// Largest number of links in a summary.
 const MAX_LINKS: usize = 8;
 
-/// Longest URL that is taken for a link, in bytes.
-const LONGEST_URL: usize = 2048;
+/// Longest URL of a link, in bytes.
+const MAX_URL_BYTES: usize = 2048;
 
 /// Longest title, type, state and error, in characters.
-const LONGEST_WORDS: usize = 300;
+const MAX_TEXT_CHARS: usize = 300;
 
-/// What a task's text tells at a glance.
+/// Summary of a task record.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TaskSummary {
-    /// `type`: what was made, `audios` for example.
+    /// `type`, the kind of work: `audios` for example.
     pub kind: Option<String>,
     /// The first title in `response`.
     pub title: Option<String>,
-    /// Whether the work succeeded: `response.success`, else what the status words in `response` say.
+    /// Whether the task succeeded: `response.success`, or else by the status words in `response`.
     pub succeeded: Option<bool>,
     /// `response.error`, or its `message`.
     pub error: Option<String>,
@@ -36,38 +36,38 @@ pub struct TaskSummary {
     pub created_at: Option<f64>,
     /// `finished_at`, in Unix seconds by the upstream's clock.
     pub finished_at: Option<f64>,
-    /// What was made, in the order of the text.
+    /// Links to the results, in the order of the record.
     pub links: Vec<Link>,
-    /// The first word under `state` or `status` in `response`.
+    /// First status word in `response`.
     pub state: Option<String>,
     /// The first progress in `response`, from 0 to 1.
     pub progress: Option<f64>,
 }
 
-/// Where something that was made can be fetched.
+/// Link to a result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// What it is, by the name of the member.
+    /// Kind of the result, by the key of the link.
     pub kind: LinkKind,
-    /// An `http` or `https` URL without blanks or control characters.
+    /// `http` or `https` URL without white space or control characters.
     pub url: String,
 }
 
-/// What a link leads to.
+/// Kind of a linked result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkKind {
-    /// A picture.
+    /// Image.
     Image,
-    /// Something to listen to.
+    /// Audio.
     Audio,
-    /// Something to watch.
+    /// Video.
     Video,
-    /// Anything else.
+    /// Any other kind.
     Other,
 }
 
 impl LinkKind {
-    /// The word for it.
+    /// Returns the name used in the admin API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Image => "image",
@@ -77,160 +77,183 @@ impl LinkKind {
         }
     }
 
-    fn of(member: &str) -> Self {
-        let words = [
+    fn from_key(key: &str) -> Self {
+        let kinds = [
             ("image", Self::Image),
             ("cover", Self::Image),
             ("thumbnail", Self::Image),
             ("audio", Self::Audio),
             ("video", Self::Video),
         ];
-        words.into_iter().find(|(word, _)| member.contains(word)).map_or(Self::Other, |(_, kind)| kind)
+        kinds.into_iter().find(|(part, _)| key.contains(part)).map_or(Self::Other, |(_, kind)| kind)
     }
 }
 
 impl TaskSummary {
-    /// Reads a task's text. A text that is longer than [`MAX_SUMMARIZED_BYTES`] or no JSON object gives an empty summary;
-    /// one that turns out unsound on the way gives what was read until then.
-    pub fn parse(text: &[u8]) -> Self {
-        let mut found = Found::default();
-        if text.len() <= MAX_SUMMARIZED_BYTES {
-            let mut parser = serde_json::Deserializer::from_slice(text);
-            // What was read before a fault is worth showing. The parser bounds the depth.
-            let _ = Walk { found: &mut found, place: Place::Task, member: "" }.deserialize(&mut parser);
+    /// Summarizes a record. Longer records than [`MAX_SUMMARIZED_BYTES`] and values other than a
+    /// JSON object have an empty summary. The summary of malformed JSON has the fields before the
+    /// error.
+    pub fn parse(json: &[u8]) -> Self {
+        let mut collector = SummaryCollector::default();
+        if json.len() <= MAX_SUMMARIZED_BYTES {
+            let mut parser = serde_json::Deserializer::from_slice(json);
+            // The fields before an error are still useful. The parser limits the depth.
+            let _ = ValueVisitor { collector: &mut collector, place: Place::Task, key: "" }
+                .deserialize(&mut parser);
         }
-        found.summary()
+        collector.finish()
     }
 }
 
-/// Where in a task a value stands.
+/// Position of a value in a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// It is the task.
+    /// The record itself.
     Task,
-    /// A member of the task.
-    Head,
-    /// A member of `response`.
-    Response,
-    /// An item of the list `response.data`.
-    Data,
-    /// A member of `response.data` or of one of its items.
-    Item,
-    /// A member of `response.error`.
-    Error,
-    /// Deeper inside `response`.
-    Inside,
+    /// Member of the record.
+    RecordMember,
+    /// Member of `response`.
+    ResponseMember,
+    /// Item of the list `response.data`.
+    DataItem,
+    /// Member of `response.data` or of one of its items.
+    DataMember,
+    /// Member of `response.error`.
+    ErrorMember,
+    /// Any other position inside `response`.
+    Deeper,
 }
 
+/// Fields of a summary while a record is parsed.
 #[derive(Default)]
-struct Found {
+struct SummaryCollector {
     summary: TaskSummary,
-    title_of_response: Option<String>,
+    /// `response.title`, used if no item has a title.
+    response_title: Option<String>,
     success: Option<bool>,
-    words: Words,
+    status: StatusKinds,
 }
 
-/// What the status words come to.
+/// Kinds of status words found in `response`.
 #[derive(Default)]
-struct Words {
-    any: bool,
-    any_open: bool,
-    any_failed: bool,
+struct StatusKinds {
+    has_any: bool,
+    has_pending: bool,
+    has_failed: bool,
 }
 
-impl Found {
-    fn summary(self) -> TaskSummary {
-        let Self { mut summary, title_of_response, success, words } = self;
-        summary.title = summary.title.or(title_of_response);
-        let said = (words.any && !words.any_open).then_some(!words.any_failed);
-        summary.succeeded = success.or(said);
+impl SummaryCollector {
+    fn finish(self) -> TaskSummary {
+        let Self { mut summary, response_title, success, status } = self;
+        summary.title = summary.title.or(response_title);
+        let by_status = (status.has_any && !status.has_pending).then_some(!status.has_failed);
+        summary.succeeded = success.or(by_status);
         summary
     }
 
-    fn text(&mut self, place: Place, member: &str, text: &str) {
+    fn add_string(&mut self, place: Place, key: &str, text: &str) {
         let summary = &mut self.summary;
-        match (place, member) {
+        match (place, key) {
             (Place::Task, _) => {}
-            (Place::Head, "type") => first(&mut summary.kind, text),
-            (Place::Head, _) => {}
-            (Place::Item, "title") => first(&mut summary.title, text),
-            (Place::Response, "title") => first(&mut self.title_of_response, text),
-            (Place::Response, "error") | (Place::Error, "message") => first(&mut summary.error, text),
-            _ if member.eq_ignore_ascii_case("state") || member.eq_ignore_ascii_case("status") => {
-                first(&mut summary.state, text);
-                self.words.any = true;
-                match finality::succeeded(text) {
-                    Some(succeeded) => self.words.any_failed |= !succeeded,
-                    None => self.words.any_open = true,
-                }
+            (Place::RecordMember, "type") => set_first(&mut summary.kind, text),
+            (Place::RecordMember, _) => {}
+            (Place::DataMember, "title") => set_first(&mut summary.title, text),
+            (Place::ResponseMember, "title") => set_first(&mut self.response_title, text),
+            (Place::ResponseMember, "error") | (Place::ErrorMember, "message") => {
+                set_first(&mut summary.error, text);
             }
-            (_, "progress") => self.progress(percentage(text)),
-            _ => self.link(member, text),
+            _ if key.eq_ignore_ascii_case("state") || key.eq_ignore_ascii_case("status") => {
+                set_first(&mut summary.state, text);
+                self.status.has_any = true;
+                self.status.has_pending |= !finality::is_terminal(text);
+                self.status.has_failed |= finality::is_failure(text);
+            }
+            (_, "progress") => self.set_progress(parse_progress(text)),
+            _ => self.add_link(key, text),
         }
     }
 
-    fn number(&mut self, place: Place, member: &str, number: f64, is_whole: bool) {
-        match (place, member) {
+    fn add_number(&mut self, place: Place, key: &str, number: f64, unit: ProgressUnit) {
+        match (place, key) {
             (Place::Task, _) => {}
-            (Place::Head, "created_at") => self.summary.created_at = Some(number),
-            (Place::Head, "finished_at") => self.summary.finished_at = Some(number),
-            (Place::Head, _) => {}
+            (Place::RecordMember, "created_at") => self.summary.created_at = Some(number),
+            (Place::RecordMember, "finished_at") => self.summary.finished_at = Some(number),
+            (Place::RecordMember, _) => {}
             (_, "progress") => {
-                self.progress(if is_whole || number > 1.0 { number / 100.0 } else { number });
+                self.set_progress(unit.share(number));
             }
             _ => {}
         }
     }
 
-    fn progress(&mut self, share: f64) {
+    fn set_progress(&mut self, share: f64) {
         if (0.0..=1.0).contains(&share) && self.summary.progress.is_none() {
             self.summary.progress = Some(share);
         }
     }
 
-    fn link(&mut self, member: &str, url: &str) {
+    fn add_link(&mut self, key: &str, url: &str) {
         let links = &mut self.summary.links;
-        let member = member.to_ascii_lowercase();
-        let is_link = (member == "url" || member.ends_with("_url"))
-            && url.len() <= LONGEST_URL
+        let key = key.to_ascii_lowercase();
+        let is_link = (key == "url" || key.ends_with("_url"))
+            && url.len() <= MAX_URL_BYTES
             && ["http://", "https://"].iter().any(|scheme| {
                 url.len() > scheme.len()
                     && url.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
             })
             && !url.contains(|c: char| c.is_whitespace() || c.is_control());
         if is_link && links.len() < MAX_LINKS && links.iter().all(|link| link.url != url) {
-            links.push(Link { kind: LinkKind::of(&member), url: url.to_owned() });
+            links.push(Link { kind: LinkKind::from_key(&key), url: url.to_owned() });
         }
     }
 }
 
-/// Takes the first text that says something, cut where it is long.
-fn first(place: &mut Option<String>, text: &str) {
-    if place.is_none() && !text.trim().is_empty() {
-        *place = Some(text.chars().take(LONGEST_WORDS).collect());
+/// Sets `field` to the first text that is not blank, truncated to [`MAX_TEXT_CHARS`].
+fn set_first(field: &mut Option<String>, text: &str) {
+    if field.is_none() && !text.trim().is_empty() {
+        *field = Some(text.chars().take(MAX_TEXT_CHARS).collect());
     }
 }
 
-/// `40%` and `40` are 0.4, `0.4` is too; anything else is no number.
-fn percentage(text: &str) -> f64 {
+/// Unit of a number under `progress`.
+#[derive(Clone, Copy)]
+enum ProgressUnit {
+    /// Unit of an integer: `1` is 1 %.
+    Percent,
+    /// Unit of a decimal number: `0.4` is 40 %, `1.0` is 100 %, `1.5` is 1.5 %.
+    ShareOrPercent,
+}
+
+impl ProgressUnit {
+    /// Returns the number as a share.
+    fn share(self, number: f64) -> f64 {
+        match self {
+            Self::ShareOrPercent if number <= 1.0 => number,
+            Self::Percent | Self::ShareOrPercent => number / 100.0,
+        }
+    }
+}
+
+/// Parses a progress: `40%`, `40` and `0.4` are 0.4. Any other text is not a number.
+fn parse_progress(text: &str) -> f64 {
     let text = text.trim();
-    let (number, is_percent) = match text.strip_suffix('%') {
-        Some(number) => (number.trim(), true),
-        None => (text, !text.contains('.')),
+    let (number, unit) = match text.strip_suffix('%') {
+        Some(number) => (number.trim(), ProgressUnit::Percent),
+        None if text.contains('.') => (text, ProgressUnit::ShareOrPercent),
+        None => (text, ProgressUnit::Percent),
     };
-    let number: f64 = number.parse().unwrap_or(f64::NAN);
-    if is_percent || number > 1.0 { number / 100.0 } else { number }
+    unit.share(number.parse().unwrap_or(f64::NAN))
 }
 
-/// One value on the way through the text.
-struct Walk<'a> {
-    found: &'a mut Found,
+/// Visitor of a JSON value.
+struct ValueVisitor<'a> {
+    collector: &'a mut SummaryCollector,
     place: Place,
-    /// The name of the member that holds the value, or the list it is in.
-    member: &'a str,
+    /// Key of the value, or of the list that contains it.
+    key: &'a str,
 }
 
-impl<'de> DeserializeSeed<'de> for Walk<'_> {
+impl<'de> DeserializeSeed<'de> for ValueVisitor<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -238,11 +261,11 @@ impl<'de> DeserializeSeed<'de> for Walk<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Walk<'_> {
+impl<'de> Visitor<'de> for ValueVisitor<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a task")
+        f.write_str("a task record")
     }
 
     fn visit_unit<E>(self) -> Result<(), E> {
@@ -250,65 +273,72 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<(), E> {
-        if self.place == Place::Response && self.member == "success" {
-            self.found.success = Some(value);
+        if self.place == Place::ResponseMember && self.key == "success" {
+            self.collector.success = Some(value);
         }
         Ok(())
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<(), E> {
-        self.found.number(self.place, self.member, value as f64, true);
+        self.collector.add_number(self.place, self.key, value as f64, ProgressUnit::Percent);
         Ok(())
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<(), E> {
-        self.found.number(self.place, self.member, value as f64, true);
+        self.collector.add_number(self.place, self.key, value as f64, ProgressUnit::Percent);
         Ok(())
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<(), E> {
-        self.found.number(self.place, self.member, value, false);
+        self.collector.add_number(self.place, self.key, value, ProgressUnit::ShareOrPercent);
         Ok(())
     }
 
     fn visit_str<E>(self, text: &str) -> Result<(), E> {
-        self.found.text(self.place, self.member, text);
+        self.collector.add_string(self.place, self.key, text);
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        let Self { found, place, member } = self;
-        if matches!(place, Place::Task | Place::Head) {
+        let Self { collector, place, key } = self;
+        if matches!(place, Place::Task | Place::RecordMember) {
             while items.next_element::<IgnoredAny>()?.is_some() {}
             return Ok(());
         }
-        let inside = match (place, member) {
-            (Place::Response, "data") => Place::Data,
-            _ => Place::Inside,
+        let child_place = match (place, key) {
+            (Place::ResponseMember, "data") => Place::DataItem,
+            _ => Place::Deeper,
         };
-        while items.next_element_seed(Walk { found: &mut *found, place: inside, member })?.is_some() {}
+        while items
+            .next_element_seed(ValueVisitor { collector: &mut *collector, place: child_place, key })?
+            .is_some()
+        {}
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        let Self { found, place, member } = self;
-        let inside = match (place, member) {
-            (Place::Task, _) => Place::Head,
-            (Place::Head, "response") => Place::Response,
-            (Place::Head, _) => Place::Task,
-            (Place::Response, "data") => Place::Item,
-            (Place::Data, "data") => Place::Item,
-            (Place::Response, "error") => Place::Error,
-            _ => Place::Inside,
+        let Self { collector, place, key } = self;
+        let child_place = match (place, key) {
+            (Place::Task, _) => Place::RecordMember,
+            (Place::RecordMember, "response") => Place::ResponseMember,
+            (Place::RecordMember, _) => Place::Task,
+            (Place::ResponseMember, "data") => Place::DataMember,
+            (Place::DataItem, "data") => Place::DataMember,
+            (Place::ResponseMember, "error") => Place::ErrorMember,
+            _ => Place::Deeper,
         };
         while let Some(name) = members.next_key::<String>()? {
-            // Backend `response` nothing but a few members of the task is of interest.
+            // Outside `response`, only a few members are used.
             let is_read = match place {
                 Place::Task => matches!(name.as_str(), "type" | "created_at" | "finished_at" | "response"),
-                _ => inside != Place::Task,
+                _ => child_place != Place::Task,
             };
             if is_read {
-                members.next_value_seed(Walk { found: &mut *found, place: inside, member: &name })?;
+                members.next_value_seed(ValueVisitor {
+                    collector: &mut *collector,
+                    place: child_place,
+                    key: &name,
+                })?;
             } else {
                 members.next_value::<IgnoredAny>()?;
             }
@@ -322,12 +352,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn of(response: &str) -> TaskSummary {
+    fn summary_of(response: &str) -> TaskSummary {
         TaskSummary::parse(format!(r#"{{"id":"t","response":{response}}}"#).as_bytes())
     }
 
     #[test]
-    fn the_documented_task_is_summed_up() {
+    fn documented_record_is_summarized() {
         let summary = TaskSummary::parse(include_bytes!("../../tests/fixtures/retrieve.json"));
         assert_eq!(summary.kind.as_deref(), Some("audios"));
         assert_eq!(summary.title.as_deref(), Some("Woke up with the sun in my eyes"));
@@ -336,12 +366,12 @@ mod tests {
         assert_eq!((summary.created_at, summary.finished_at), (Some(1767119745.524), Some(1767119785.589)));
         assert_eq!((summary.state.as_deref(), summary.progress), (Some("succeeded"), Some(1.0)));
         let kinds: Vec<&str> = summary.links.iter().map(|link| link.kind.as_str()).collect();
-        assert_eq!(kinds, ["image", "audio"], "those of the request are no links: {summary:?}");
+        assert_eq!(kinds, ["image", "audio"], "the request has no links: {summary:?}");
         assert!(summary.links.iter().all(|link| link.url.starts_with("https://storage.googleapis.com/")));
     }
 
     #[test]
-    fn the_title_is_the_first_that_says_something() {
+    fn title_is_the_first_that_is_not_blank() {
         for (response, title) in [
             (r#"{"data":[{"title":""},{"title":"b"},{"title":"c"}]}"#, Some("b")),
             (r#"{"title":"outer","data":{"title":"inner"}}"#, Some("inner")),
@@ -351,14 +381,14 @@ mod tests {
             (r#"[{"title":"no"}]"#, None),
             ("null", None),
         ] {
-            assert_eq!(of(response).title.as_deref(), title, "{response}");
+            assert_eq!(summary_of(response).title.as_deref(), title, "{response}");
         }
-        let long = of(&format!(r#"{{"title":"{}"}}"#, "ä".repeat(1000))).title.unwrap();
-        assert_eq!(long.chars().count(), LONGEST_WORDS);
+        let long = summary_of(&format!(r#"{{"title":"{}"}}"#, "ä".repeat(1000))).title.unwrap();
+        assert_eq!(long.chars().count(), MAX_TEXT_CHARS);
     }
 
     #[test]
-    fn the_outcome_is_what_the_response_says() {
+    fn success_follows_from_the_response() {
         for (response, succeeded) in [
             (r#"{"success":true,"data":[{"state":"failed"}]}"#, Some(true)),
             (r#"{"success":false}"#, Some(false)),
@@ -369,20 +399,20 @@ mod tests {
             (r#"{"status":["cancelled"]}"#, Some(false)),
             (r#"{"data":[]}"#, None),
         ] {
-            assert_eq!(of(response).succeeded, succeeded, "{response}");
+            assert_eq!(summary_of(response).succeeded, succeeded, "{response}");
         }
-        let error = |response: &str| of(response).error;
+        let error = |response: &str| summary_of(response).error;
         assert_eq!(error(r#"{"error":{"code":"x","message":"no credit"}}"#).as_deref(), Some("no credit"));
         assert_eq!(error(r#"{"error":"no credit"}"#).as_deref(), Some("no credit"));
         assert_eq!(error(r#"{"error":null,"message":"x"}"#), None);
         let long = error(&format!(r#"{{"error":{{"message":"{}"}}}}"#, "x".repeat(5000))).unwrap();
-        assert_eq!(long.len(), LONGEST_WORDS);
+        assert_eq!(long.len(), MAX_TEXT_CHARS);
     }
 
     #[test]
-    fn links_are_web_addresses_of_members_that_say_so() {
+    fn links_are_http_urls_of_url_keys() {
         let links = |response: &str| -> Vec<(LinkKind, String)> {
-            of(response).links.into_iter().map(|link| (link.kind, link.url)).collect()
+            summary_of(response).links.into_iter().map(|link| (link.kind, link.url)).collect()
         };
         assert_eq!(
             links(
@@ -412,11 +442,11 @@ mod tests {
         }
         let many: Vec<String> = (0..20).map(|n| format!(r#"{{"url":"https://a/{n}"}}"#)).collect();
         assert_eq!(links(&format!(r#"{{"data":[{}]}}"#, many.join(","))).len(), MAX_LINKS);
-        assert_eq!(links(&format!(r#"{{"url":"https://a/{}"}}"#, "x".repeat(LONGEST_URL))), []);
+        assert_eq!(links(&format!(r#"{{"url":"https://a/{}"}}"#, "x".repeat(MAX_URL_BYTES))), []);
     }
 
     #[test]
-    fn progress_is_a_share() {
+    fn progress_is_parsed_as_a_share() {
         for (value, share) in [
             (r#""40%""#, Some(0.4)),
             (r#"" 40 % ""#, Some(0.4)),
@@ -434,14 +464,19 @@ mod tests {
             (r#""NaN""#, None),
             ("null", None),
         ] {
-            assert_eq!(of(&format!(r#"{{"data":[{{"progress":{value}}}]}}"#)).progress, share, "{value}");
+            assert_eq!(
+                summary_of(&format!(r#"{{"data":[{{"progress":{value}}}]}}"#)).progress,
+                share,
+                "{value}"
+            );
         }
-        let later = of(r#"{"state":"","data":[{"state":"processing","progress":"x"},{"progress":7}]}"#);
+        let later =
+            summary_of(r#"{"state":"","data":[{"state":"processing","progress":"x"},{"progress":7}]}"#);
         assert_eq!((later.state.as_deref(), later.progress), (Some("processing"), Some(0.07)));
     }
 
     #[test]
-    fn odd_texts_give_what_can_be_read() {
+    fn malformed_records_have_the_fields_before_the_error() {
         let deep = format!(r#"{{"type":"audios","response":{}1{}}}"#, "[".repeat(500), "]".repeat(500));
         let cut = TaskSummary { kind: Some("audios".to_owned()), ..TaskSummary::default() };
         assert_eq!(TaskSummary::parse(deep.as_bytes()), cut);
@@ -457,10 +492,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic(text in ".{0,200}", bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn parse_never_panics(text in ".{0,200}", bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             TaskSummary::parse(text.as_bytes());
             TaskSummary::parse(&bytes);
-            of(&text);
+            summary_of(&text);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Connections to the upstream: name resolution, TCP, outgoing proxy, TLS. Both clients share these settings.
+//! Connections to the upstream: name resolution, TCP, outgoing proxy, TLS. Both clients share these
+//! settings.
 
 use std::error::Error;
 use std::future::Future;
@@ -29,14 +30,14 @@ pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Number of unanswered TCP keep-alive probes after which a connection is closed.
 pub(super) const KEEPALIVE_RETRIES: u32 = 3;
 
-/// Time after which an idle connection is closed. Shorter than the usual limit of servers, so that a pooled
-/// connection is seldom closed when a request is sent on it.
+/// Time after which an idle connection is closed. Shorter than the usual limit of servers, so that
+/// a pooled connection is seldom closed when a request is sent on it.
 pub(super) const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(25);
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Returns the trusted certificates of the system, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`. Without any, every
-/// https call fails.
+/// Returns the trusted certificates of the system, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`.
+/// Without any, every https call fails.
 pub(super) fn trusted_certificates() -> RootCertStore {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();

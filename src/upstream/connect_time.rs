@@ -1,7 +1,7 @@
 //! Time that a call spends on its own new connection.
 //!
-//! Such a call arrives upstream later than it was sent. The rate limiter must know this delay: the next call, on the
-//! open connection, would otherwise arrive too early.
+//! Such a call arrives upstream later than it was sent. The rate limiter must know this delay: the
+//! next call, on the open connection, would otherwise arrive too early.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -16,7 +16,8 @@ tokio::task_local! {
     static CONNECTED_AT: Cell<Option<Instant>>;
 }
 
-/// Awaits a call. Also returns the time until its own connection was open, zero on a pooled connection.
+/// Awaits a call. Also returns the time until its own connection was open, zero on a pooled
+/// connection.
 pub(super) async fn measure<F: Future>(call: F) -> (F::Output, Duration) {
     let start = Instant::now();
     let measured = async {
@@ -60,7 +61,8 @@ where
         let connecting = self.0.call(target);
         Box::pin(async move {
             let connection = connecting.await;
-            // Fails outside a call: the connection was started for a call that then used another one.
+            // Fails outside a call: the connection was started for a call that then used another
+            // one.
             let _ = CONNECTED_AT.try_with(|at| at.set(Some(Instant::now())));
             connection
         })

@@ -8,7 +8,8 @@ use http::{HeaderMap, header};
 
 use super::UpstreamError;
 
-/// Encoded bytes decoded at a time. They decode to at most about 4 MiB, during which other tasks can wait.
+/// Encoded bytes decoded at a time. They decode to at most about 4 MiB, during which other tasks
+/// can wait.
 const STEP: usize = 4096;
 
 /// Decodes a whole body by the `content-encoding` in `headers`.
@@ -33,7 +34,8 @@ pub(super) enum BodyDecoder {
 }
 
 impl BodyDecoder {
-    /// Creates a decoder for the `content-encoding` in `headers`. An encoding that was not requested is an error.
+    /// Creates a decoder for the `content-encoding` in `headers`. An encoding that was not
+    /// requested is an error.
     pub(super) fn new(headers: &HeaderMap, limit: u64) -> Result<Self, UpstreamError> {
         let output = LimitedBuffer { bytes: Vec::new(), limit, is_full: false };
         let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();

@@ -147,8 +147,8 @@ pub(super) fn unreachable(error: &(dyn Error + 'static)) -> Option<Unreachable> 
     })
 }
 
-/// Returns the first `Some` of `classify` for an error and its causes. The error wrapped in an [`io::Error`] is
-/// visited explicitly, because `source` skips it.
+/// Returns the first `Some` of `classify` for an error and its causes. The error wrapped in an
+/// [`io::Error`] is visited explicitly, because `source` skips it.
 fn find_in_chain<T>(
     error: &(dyn Error + 'static),
     classify: &mut dyn FnMut(&(dyn Error + 'static)) -> Option<T>,

@@ -83,7 +83,8 @@ impl ClientSettings {
         let mut builder = Client::builder()
             .tls_backend_preconfigured(tls)
             .dns_resolver(Resolver)
-            // The batcher retries, within the rate limit. A redirect would send the token to another host.
+            // The batcher retries, within the rate limit. A redirect would send the token to
+            // another host.
             .retry(retry::never())
             .redirect(redirect::Policy::none())
             .user_agent(concat!("refrain/", env!("CARGO_PKG_VERSION")))
@@ -131,7 +132,8 @@ impl UpstreamClient {
         })
     }
 
-    /// Looks up `ids`, of which there is at least one, in one call: `retrieve` for one id, `retrieve_batch` for more.
+    /// Looks up `ids`, of which there is at least one, in one call: `retrieve` for one id,
+    /// `retrieve_batch` for more.
     ///
     /// Sends the call once. Cancel safe: dropping the future ends the call.
     pub async fn look_up(
@@ -184,8 +186,9 @@ impl UpstreamClient {
         Ok(UpstreamResponse { status, content_type, retry_after, body: body.finish()?, connect_time })
     }
 
-    /// Replaces the client, so that a connection with a malformed response is not used again. reqwest cannot close a
-    /// single connection, so all idle ones are closed. Running calls keep theirs to their end.
+    /// Replaces the client, so that a connection with a malformed response is not used again.
+    /// reqwest cannot close a single connection, so all idle ones are closed. Running calls keep
+    /// theirs to their end.
     fn discard_pool(&self) {
         match self.settings.build() {
             Ok(client) => *self.client.write().unwrap_or_else(PoisonError::into_inner) = client,
@@ -194,7 +197,8 @@ impl UpstreamClient {
     }
 }
 
-/// Returns all request headers except `host`, `content-length` and `user-agent`, which reqwest adds.
+/// Returns all request headers except `host`, `content-length` and `user-agent`, which reqwest
+/// adds.
 fn request_headers(credentials: &Credentials) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in &credentials.forwarded {

@@ -1,7 +1,7 @@
 //! Passed-through requests: sent unchanged, once, streaming both ways.
 //!
-//! Only the connection attempt has a time limit, and only dead connections are closed. A paid call may take half an
-//! hour, and a client that received an error meanwhile would send it again.
+//! Only the connection attempt has a time limit, and only dead connections are closed. A paid call
+//! may take half an hour, and a client that received an error meanwhile would send it again.
 
 use std::time::Duration;
 
@@ -28,7 +28,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Client for every request that is not a lookup.
 ///
-/// It uses hyper-util, which sends an [`http::Uri`] unchanged. reqwest uses a URL type that rewrites paths.
+/// It uses hyper-util, which sends an [`http::Uri`] unchanged. reqwest uses a URL type that
+/// rewrites paths.
 #[derive(Clone)]
 pub struct Passthrough {
     client: Client<Connector, Body>,
@@ -53,10 +54,11 @@ impl Passthrough {
             .http2_keep_alive_interval(PING_INTERVAL)
             .http2_keep_alive_timeout(PING_TIMEOUT)
             .http2_adaptive_window(false)
-            // This does not send a request twice. hyper returns a request only while it waits in the queue of a
-            // pooled connection that turns out to be closed, before its head is encoded or its body is polled
-            // (`TrySendError::message` in hyper's client/dispatch.rs). Without it, a client would receive a 502 for
-            // a request of which no byte was sent, and would repeat a paid call.
+            // This does not send a request twice. hyper returns a request only while it waits in
+            // the queue of a pooled connection that turns out to be closed, before its head is
+            // encoded or its body is polled (`TrySendError::message` in hyper's
+            // client/dispatch.rs). Without it, a client would receive a 502 for a request of which
+            // no byte was sent, and would repeat a paid call.
             .retry_canceled_requests(true)
             .build(connector);
         let forwards_to_proxy = proxy.is_some() && upstream.scheme() == Some(&Scheme::HTTP);
@@ -73,8 +75,9 @@ impl Passthrough {
 
     /// Sends `request` to the upstream once and returns the response when its head has arrived.
     ///
-    /// Only the path and query of the request's URI are used, unchanged. `host` is set to the upstream; the other
-    /// headers are sent as they are. Dropping this future or the response body ends the call.
+    /// Only the path and query of the request's URI are used, unchanged. `host` is set to the
+    /// upstream; the other headers are sent as they are. Dropping this future or the response body
+    /// ends the call.
     pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, UpstreamError> {
         *request.uri_mut() = self.uri(request.uri().path_and_query());
         *request.version_mut() = Version::HTTP_11;

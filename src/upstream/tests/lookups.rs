@@ -37,7 +37,8 @@ impl Upstream {
         tokio::spawn(async move { client.look_up(&producer(), &credentials(), &ids).await })
     }
 
-    /// Makes a lookup on a new connection, which receives `response` and then stays open or is closed.
+    /// Makes a lookup on a new connection, which receives `response` and then stays open or is
+    /// closed.
     async fn look_up(
         &self,
         response: impl AsRef<[u8]>,
