@@ -246,7 +246,7 @@ impl Auth {
         let now = Instant::now();
         let status = TokenStatus {
             accepted_at: saved.as_ref().and_then(|saved| accepted_instant(saved, now)),
-            is_refused: saved.is_some_and(|saved| saved.is_revoked),
+            is_refused: saved.is_some_and(|saved| saved.is_refused),
             ..TokenStatus::unknown(now)
         };
         {
@@ -313,7 +313,7 @@ impl Auth {
                 *digest,
                 TokenAcceptance {
                     accepted_at: if accepted { clock::unix_now() } else { 0 },
-                    is_revoked: !accepted,
+                    is_refused: !accepted,
                 },
             );
         }

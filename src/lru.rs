@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash};
 
-/// Removes the `count` entries of `map` with the earliest last use. Entries for which `last_use` returns `None` are in
-/// use and stay.
+/// Removes the `count` entries of `map` with the earliest last use. Entries for which `last_use`
+/// returns `None` are in use and stay.
 ///
-/// It takes time proportional to the size of the map. Callers therefore evict a fraction of it at once, such as a
-/// tenth, when it is full.
+/// It takes time proportional to the size of the map. Callers therefore evict a fraction of it at
+/// once, such as a tenth, when it is full.
 pub fn evict_least_recently_used<K, V, S, T>(
     map: &mut HashMap<K, V, S>,
     count: usize,

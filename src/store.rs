@@ -1,8 +1,8 @@
 //! The store of final task records: a memory cache in front of a database.
 //!
-//! [`Store`] is the interface that the rest of the program uses; [`StoreMaintenance`] is the one of the commands
-//! that work on a database file. The modules below `sqlite` are the only ones with SQL. The store knows nothing
-//! of HTTP, of the upstream or of which records are final.
+//! [`Store`] is the interface that the rest of the program uses; [`StoreMaintenance`] is the one of
+//! the commands that work on a database file. The modules below `sqlite` are the only ones with
+//! SQL. The store knows nothing of HTTP, of the upstream or of which records are final.
 //!
 //! A failing database never fails a lookup: reads become misses, inserts return `false`, and
 //! [`Store::readiness`] returns the reason.
@@ -36,7 +36,8 @@ use memory::{CacheEntry, MemoryCache};
 use pending_deletes::PendingDeletes;
 use sqlite::Sqlite;
 
-/// Longest time between [`Store::epoch`] and [`Store::insert`]: half the time for which tombstones are stored.
+/// Longest time between [`Store::epoch`] and [`Store::insert`]: half the time for which tombstones
+/// are stored.
 const MAX_EPOCH_AGE: Duration = Duration::from_secs(1800);
 
 /// A final record as it is stored.
@@ -53,8 +54,8 @@ pub struct StoredTask {
 #[error("the stored records exceed the size limit of the request")]
 pub struct ResultTooLarge;
 
-/// A position in the sequence of deletes, to be taken before an upstream call begins. A task that was deleted
-/// after it is not stored from the response of that call.
+/// A position in the sequence of deletes, to be taken before an upstream call begins. A task that
+/// was deleted after it is not stored from the response of that call.
 #[derive(Clone, Copy, Debug)]
 pub struct DeleteEpoch {
     seq: i64,
@@ -64,8 +65,8 @@ pub struct DeleteEpoch {
 /// The tasks that a delete removes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DeleteScope {
-    /// One task whose deletion the upstream confirmed to `reader`. Its rows are removed, for all readers, if
-    /// `reader` has a grant. Late responses do not store it in any case.
+    /// One task whose deletion the upstream confirmed to `reader`. Its rows are removed, for all
+    /// readers, if `reader` has a grant. Late responses do not store it in any case.
     ByReader {
         /// Digest of the token that deleted it.
         reader: Digest,
@@ -108,7 +109,7 @@ pub struct TokenAcceptance {
     /// When the upstream accepted the token, in seconds since the Unix epoch.
     pub accepted_at: i64,
     /// Whether the upstream refused the token since.
-    pub is_revoked: bool,
+    pub is_refused: bool,
 }
 
 /// Size and age limits, from the configuration and fixed ones.
@@ -171,12 +172,12 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the database for serving: takes its lock, creates or migrates the schema and starts the writer. A
-    /// corrupt file is set aside under another name, with an error in the log.
+    /// Opens the database for serving: takes its lock, creates or migrates the schema and starts
+    /// the writer. A corrupt file is set aside under another name, with an error in the log.
     ///
     /// # Errors
-    /// A file that another process serves, that a later version wrote or that belongs to another program is
-    /// refused and left as it is.
+    /// A file that another process serves, that a later version wrote or that belongs to another
+    /// program is refused and left as it is.
     pub async fn open(config: &StoreConfig, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
         Self::open_with_limits(&config.url, StoreLimits::from(config), metrics).await
     }
@@ -200,12 +201,13 @@ impl Store {
         self.sqlite.digest_key()
     }
 
-    /// Returns the stored tasks that `reader` may read, in the order of `ids`, which must be distinct. Reads
-    /// memory first and the rest from the database. If that fails, the tasks count as missing; it takes at
-    /// most 5 s.
+    /// Returns the stored tasks that `reader` may read, in the order of `ids`, which must be
+    /// distinct. Reads memory first and the rest from the database. If that fails, the tasks count
+    /// as missing; it takes at most 5 s.
     ///
     /// # Errors
-    /// If the records are longer than `max_bytes` together. At most one statement more than that is read.
+    /// If the records are longer than `max_bytes` together. At most one statement more than that is
+    /// read.
     pub async fn get(
         &self,
         reader: &Digest,
@@ -259,8 +261,9 @@ impl Store {
         if bytes > max_bytes { Err(ResultTooLarge) } else { Ok(found) }
     }
 
-    /// Returns the same as [`Store::get`], without waiting, if all of `ids` are in memory and within `max_bytes`.
-    /// `convert` is applied to each task, so that a hit allocates one list only.
+    /// Returns the same as [`Store::get`], without waiting, if all of `ids` are in memory and
+    /// within `max_bytes`. `convert` is applied to each task, so that a hit allocates one list
+    /// only.
     pub fn get_cached<T>(
         &self,
         reader: &Digest,
@@ -301,15 +304,17 @@ impl Store {
         Some(hit.task)
     }
 
-    /// Returns the current position in the sequence of deletes. It may lag behind a delete of another process;
-    /// then a record is not stored although it could be, never the other way round.
+    /// Returns the current position in the sequence of deletes. It may lag behind a delete of
+    /// another process; then a record is not stored although it could be, never the other way
+    /// round.
     pub fn epoch(&self) -> DeleteEpoch {
         DeleteEpoch { seq: self.sqlite.delete_seq(), taken_at: Instant::now() }
     }
 
-    /// Stores final records for `reader`. For each of them, `true` means that it is committed to disk and that
-    /// `reader` may read it, from now on or since earlier; `false` means that the disk failed or that the task
-    /// was deleted after `epoch`. Takes at most 7 s, and no time while the database is known to fail.
+    /// Stores final records for `reader`. For each of them, `true` means that it is committed to
+    /// disk and that `reader` may read it, from now on or since earlier; `false` means that the
+    /// disk failed or that the task was deleted after `epoch`. Takes at most 7 s, and no time while
+    /// the database is known to fail.
     ///
     /// If the future is dropped, the records may be stored nevertheless.
     pub async fn insert(
@@ -325,8 +330,9 @@ impl Store {
         self.sqlite.insert(reader, service, epoch.seq, tasks).await
     }
 
-    /// Deletes tasks and returns the number of rows removed. After an error the rows may still be in the
-    /// database, but this process no longer serves them and repeats the delete until it succeeds.
+    /// Deletes tasks and returns the number of rows removed. After an error the rows may still be
+    /// in the database, but this process no longer serves them and repeats the delete until it
+    /// succeeds.
     pub async fn delete(&self, scope: DeleteScope) -> Result<u64, StoreError> {
         self.sqlite.delete(scope).await
     }
@@ -336,14 +342,14 @@ impl Store {
         self.sqlite.acceptance(token).await
     }
 
-    /// Records what a response showed about a token. [`Store::acceptance`] returns it at once; it is written
-    /// within seconds. The refusal of a token that was never accepted is not written.
+    /// Records what a response showed about a token. [`Store::acceptance`] returns it at once; it
+    /// is written within seconds. The refusal of a token that was never accepted is not written.
     pub fn record_acceptance(&self, token: Digest, acceptance: TokenAcceptance) {
         self.sqlite.record_acceptance(token, acceptance);
     }
 
-    /// Returns a page of up to `limit` stored tasks, last stored first, or by service and id if the filter has
-    /// an id prefix. A page that has a next one may be short, and even empty.
+    /// Returns a page of up to `limit` stored tasks, last stored first, or by service and id if the
+    /// filter has an id prefix. A page that has a next one may be short, and even empty.
     ///
     /// # Errors
     /// [`StoreError::Unreadable`], after at most 5 s.
@@ -356,7 +362,8 @@ impl Store {
         self.sqlite.list(filter, cursor, limit).await
     }
 
-    /// Returns the records stored for an id: at most 50, up to 32 MiB together, each with at most 100 readers.
+    /// Returns the records stored for an id: at most 50, up to 32 MiB together, each with at most
+    /// 100 readers.
     ///
     /// # Errors
     /// As [`Store::list`].
@@ -389,8 +396,8 @@ impl Store {
         }
     }
 
-    /// Writes what is queued, empties and removes the write-ahead log and releases the lock. Takes at most 15 s.
-    /// Later reads find nothing and later writes are refused.
+    /// Writes what is queued, empties and removes the write-ahead log and releases the lock. Takes
+    /// at most 15 s. Later reads find nothing and later writes are refused.
     pub async fn close(&self) {
         self.sqlite.close().await;
     }

@@ -1,7 +1,7 @@
 -- Final task records, the tokens that may read them, and deletes that late responses must not undo.
 
--- One row. The counters must never need a table scan; triggers maintain them, so that they stay correct
--- when a command writes beside the running proxy.
+-- One row. The counters must never need a table scan; triggers maintain them, so that they stay
+-- correct when a command writes beside the running proxy.
 CREATE TABLE meta (
     singleton  INTEGER PRIMARY KEY CHECK (singleton = 1),
     -- Key of the HMAC digests in `reader`.
@@ -14,8 +14,9 @@ CREATE TABLE meta (
     probed_at  INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
--- One row for each distinct record of a task. A token that received other bytes for the same id has a row of
--- its own. `record` is the last column, so that the others are read without its overflow pages.
+-- One row for each distinct record of a task. A token that received other bytes for the same id has
+-- a row of its own. `record` is the last column, so that the others are read without its overflow
+-- pages.
 CREATE TABLE task (
     -- Internal key. Not the id that clients know, which is `id`.
     task_id   INTEGER PRIMARY KEY,
@@ -32,45 +33,48 @@ CREATE TABLE task (
     record    BLOB    NOT NULL
 ) STRICT;
 CREATE INDEX task_by_id ON task (service, id);
--- Order of the sweep: least recently used first. Equal hours are in order of insertion, because the row key is
--- the implicit last column of every index.
+-- Order of the sweep: least recently used first. Equal hours are in order of insertion, because the
+-- row key is the implicit last column of every index.
 CREATE INDEX task_by_use ON task (used_hour);
 
 -- Tokens, known by their digest only.
 CREATE TABLE reader (
     reader_id   INTEGER PRIMARY KEY,
     digest      BLOB    NOT NULL UNIQUE,
-    -- When the upstream last accepted the token, in seconds since the Unix epoch. NULL: never recorded.
+    -- When the upstream last accepted the token, in seconds since the Unix epoch. NULL: never
+    -- recorded.
     accepted_at INTEGER,
     -- Whether the upstream refused the token since.
-    is_revoked  INTEGER NOT NULL DEFAULT 0
+    is_refused  INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
--- A token's right to read one row of `task`. The primary key is what a lookup knows, so that a lookup goes
--- through two trees: this one and `task`. A reader has at most one grant per service and id.
+-- A token's right to read one row of `task`. The primary key is what a lookup knows, so that a
+-- lookup goes through two trees: this one and `task`. A reader has at most one grant per service
+-- and id.
 --
--- There are no foreign keys: without an index by `task_id` or `reader_id` they would need a full scan. Triggers
--- delete the grants of a deleted task, and readers are deleted only when they have no grants.
+-- There are no foreign keys: without an index by `task_id` or `reader_id` they would need a full
+-- scan. Triggers delete the grants of a deleted task, and readers are deleted only when they have
+-- no grants.
 CREATE TABLE task_grant (
     service        TEXT    NOT NULL,
     id             BLOB    NOT NULL,
     reader_id      INTEGER NOT NULL,
     task_id        INTEGER NOT NULL,
-    -- XXH3-64 of the reader's digest, `task_id` and the task's checksum. A flipped bit in this row must not let
-    -- another token read the task.
+    -- XXH3-64 of the reader's digest, `task_id` and the task's checksum. A flipped bit in this row
+    -- must not let another token read the task.
     grant_checksum INTEGER NOT NULL,
     PRIMARY KEY (service, id, reader_id)
 ) STRICT, WITHOUT ROWID;
 
--- Number of grants of each reader. Separate from `reader` and not STRICT, so that a damaged row of `reader`
--- cannot make a transaction fail that only counts.
+-- Number of grants of each reader. Separate from `reader` and not STRICT, so that a damaged row of
+-- `reader` cannot make a transaction fail that only counts.
 CREATE TABLE reader_grants (
     reader_id INTEGER PRIMARY KEY,
     grants    INTEGER NOT NULL
 );
 
--- Recent deletes. The response of an upstream call that began before `seq` must not store the task again.
--- A NULL `id` stands for all tasks of the service, a NULL `service` for all services.
+-- Recent deletes. The response of an upstream call that began before `seq` must not store the task
+-- again. A NULL `id` stands for all tasks of the service, a NULL `service` for all services.
 CREATE TABLE tombstone (
     seq     INTEGER PRIMARY KEY,
     service TEXT,

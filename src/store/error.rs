@@ -8,23 +8,14 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum StoreError {
     /// `store.url` is not the URL of a file.
-    #[error("store.url is {url:?}; it must be sqlite:// and the path of a file, without ? or #")]
-    BadUrl {
-        /// The configured value.
-        url: String,
-    },
+    #[error("store.url is {0:?}; it must be sqlite:// and the path of a file, without ? or #")]
+    BadUrl(String),
     /// The file that a command should work on does not exist.
-    #[error("there is no task store {}; set its path with --store, store.url or --config", path.display())]
-    Missing {
-        /// Path of the database file.
-        path: PathBuf,
-    },
+    #[error("there is no task store {}; set its path with --store, store.url or --config", .0.display())]
+    Missing(PathBuf),
     /// The file that a command should work on lacks the current schema.
-    #[error("{} does not have the tables of this version of refrain; start refrain on it once", path.display())]
-    NoSchema {
-        /// Path of the database file.
-        path: PathBuf,
-    },
+    #[error("{} lacks the tables of this version of refrain; start refrain on it once", .0.display())]
+    NoSchema(PathBuf),
     /// The copy of the database could not be written.
     #[error("cannot write the copy {}", path.display())]
     Copy {
@@ -35,21 +26,18 @@ pub enum StoreError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// Another `refrain serve` holds the lock file.
-    #[error("{} is in use by another refrain; stop that one, or set store.url to another file", path.display())]
-    Locked {
-        /// Path of the database file.
-        path: PathBuf,
-    },
+    #[error(
+        "{} is in use by another refrain; stop that one, or set store.url to another file",
+        .0.display()
+    )]
+    Locked(PathBuf),
     /// Another program held a database lock for longer than the busy timeout.
-    #[error("{} is locked by another program; stop that program and try again", path.display())]
-    Busy {
-        /// Path of the database file.
-        path: PathBuf,
-    },
+    #[error("{} is locked by another program; stop that program and try again", .0.display())]
+    Busy(PathBuf),
     /// A later version wrote the file.
     #[error(
-        "{} was written by a newer refrain (schema {found}, this version supports {known}); use that version, or \
-         another file",
+        "{} was written by a newer refrain (schema {found}, this version supports {known}); use that \
+         version, or another file",
         path.display()
     )]
     NewerSchema {
@@ -60,12 +48,17 @@ pub enum StoreError {
         /// Newest schema version known here.
         known: i64,
     },
-    /// A valid SQLite database without our tables.
-    #[error("{} is the database of another program; set store.url to another file", path.display())]
-    Foreign {
+    /// The file is not a valid SQLite database.
+    #[error("{} is corrupt: {reason}", path.display())]
+    Corrupt {
         /// Path of the database file.
         path: PathBuf,
+        /// Result of the check that failed.
+        reason: String,
     },
+    /// A valid SQLite database without our tables.
+    #[error("{} is the database of another program; set store.url to another file", .0.display())]
+    Foreign(PathBuf),
     /// The file or its directory cannot be written.
     #[error(
         "cannot open {} for writing; its directory must exist and be writable for refrain",
@@ -91,11 +84,11 @@ pub enum StoreError {
     #[error("the system returned no random bytes for the digest key of the store")]
     Random,
     /// The write-ahead log is at its limit, because a reader in another process does not end.
-    #[error("the write-ahead log of {} is full; stop the program that keeps reading the database", path.display())]
-    WalFull {
-        /// Path of the database file.
-        path: PathBuf,
-    },
+    #[error(
+        "the write-ahead log of {} is full; stop the program that keeps reading the database",
+        .0.display()
+    )]
+    WalFull(PathBuf),
     /// The database does not accept writes at the moment, or the store is closed.
     #[error("the task store does not accept writes at the moment; earlier log lines state the cause")]
     Unavailable,

@@ -112,7 +112,8 @@ pub struct TaskPage {
     pub next: Option<ListCursor>,
 }
 
-/// One of the records stored for an id. There are several if the upstream sent different bytes to different tokens.
+/// One of the records stored for an id. There are several if the upstream sent different bytes to
+/// different tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordDetails {
     /// Service of the task.

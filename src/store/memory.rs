@@ -1,8 +1,9 @@
 //! The memory cache: final records that were read or written recently, bounded by bytes.
 //!
-//! It holds only what is committed and verified. An entry lists the readers that are known to have a grant; for
-//! any other reader the store asks the database. Entries are immutable except for their hour of use: a further
-//! reader means a new entry. A hit therefore takes only the cache's own lock, and the weights stay correct.
+//! It holds only what is committed and verified. An entry lists the readers that are known to have
+//! a grant; for any other reader the store asks the database. Entries are immutable except for
+//! their hour of use: a further reader means a new entry. A hit therefore takes only the cache's
+//! own lock, and the weights stay correct.
 
 use std::hash::Hash;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -19,8 +20,8 @@ use crate::token::Digest;
 /// Largest number of readers in one entry. The one added first is dropped first.
 const MAX_READERS: usize = 64;
 
-/// Bytes of an entry besides its record, its id and its readers: key, pointers, the cache's tables, and unused
-/// space between allocations.
+/// Bytes of an entry besides its record, its id and its readers: key, pointers, the cache's tables,
+/// and unused space between allocations.
 const ENTRY_OVERHEAD: u64 = 512;
 
 /// Smallest capacity of a shard in bytes, so that a large record still fits.
@@ -85,8 +86,8 @@ pub(super) struct CacheHit {
 /// See the module documentation.
 pub(super) struct MemoryCache {
     cache: Option<Cache<Key, Arc<CachedTask>, ByBytes>>,
-    /// Number of removals. An insert compares it under the read lock, a removal increments it under the write
-    /// lock: a task that was read before a removal cannot be inserted after it.
+    /// Number of removals. An insert compares it under the read lock, a removal increments it under
+    /// the write lock: a task that was read before a removal cannot be inserted after it.
     generation: RwLock<u64>,
 }
 
@@ -96,7 +97,8 @@ impl MemoryCache {
         let cache = (bytes > 0).then(|| {
             let parallelism = std::thread::available_parallelism().map_or(1, usize::from) as u64;
             let shards = (bytes / SHARD_BYTES).clamp(1, parallelism * 4);
-            // Rounded down to a power of two: the cache would round up and halve the size of the shards.
+            // Rounded down to a power of two: the cache would round up and halve the size of the
+            // shards.
             let shards = 1usize << shards.ilog2();
             let items = usize::try_from(bytes / 4096).unwrap_or(usize::MAX).clamp(16, 1 << 20);
             let options = OptionsBuilder::new()

@@ -1,5 +1,5 @@
-//! Deletes that could not be written to the database yet. Their tasks are hidden from all reads of this process,
-//! and the database repeats them until they succeed.
+//! Deletes that could not be written to the database yet. Their tasks are hidden from all reads of
+//! this process, and the database repeats them until they succeed.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};

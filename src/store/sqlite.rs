@@ -1,11 +1,12 @@
 //! The SQLite backend: one database file, served by one process at a time.
 //!
-//! - `<file>.lock` is locked by the process that serves the file. Other programs may read and write beside it; the
-//!   serving process sees their changes within a second.
-//! - The database is in WAL mode with `synchronous=FULL`. One writer commits in groups. A pool of connections reads;
-//!   concurrent lookups share statements. Every read ends after 5.5 s at the latest, so that the write-ahead log can
-//!   be emptied.
-//! - Tasks and grants have checksums. A row that does not match is a miss; it is removed and counted.
+//! - `<file>.lock` is locked by the process that serves the file. Other programs may read and write
+//!   beside it; the serving process sees their changes within a second.
+//! - The database is in WAL mode with `synchronous=FULL`. One writer commits in groups. A pool of
+//!   connections reads; concurrent lookups share statements. Every read ends after 5.5 s at the
+//!   latest, so that the write-ahead log can be emptied.
+//! - Tasks and grants have checksums. A row that does not match is a miss; it is removed and
+//!   counted.
 //! - The space of removed rows is reused but not returned to the file system.
 
 mod checksum;
@@ -57,19 +58,14 @@ use super::{
 use crate::task::{FinalRecord, Service, TaskId};
 use crate::telemetry::{StoreErrorKind, StoreStats};
 use crate::token::Digest;
-use coalescer::{ReadCoalescer, STATEMENTS};
+use coalescer::ReadCoalescer;
 use health::Health;
 use open::OpenDatabase;
+use readers::LISTINGS;
 use records::RecordLimits;
 use state::SqliteState;
 use write_queue::WriteQueue;
 use writer::Writer;
-
-/// Number of listings at a time.
-const LISTINGS: usize = 2;
-
-/// Number of reading connections. One is always free for reads that are neither coalesced nor listings.
-const READERS: u32 = (STATEMENTS + LISTINGS + 1) as u32;
 
 /// Longest time that [`Sqlite::close`] takes.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -92,8 +88,7 @@ impl Sqlite {
     pub(super) async fn open(url: &str, local: Arc<LocalState>) -> Result<Self, StoreError> {
         let path = file::parse_url(url)?;
         let lock = file::lock(&path).await?;
-        let OpenDatabase { writer, readers, digest_key, was_set_aside } =
-            open::open(&path, None, READERS).await?;
+        let OpenDatabase { writer, readers, digest_key, was_set_aside } = open::open(&path, None).await?;
         let state = Arc::new(SqliteState::new(path, digest_key, local));
         if was_set_aside {
             state.count(StoreErrorKind::Corrupt);
@@ -120,8 +115,8 @@ impl Sqlite {
         &self.state.digest_key
     }
 
-    /// Passes the tasks of `ids` that `reader` may read to `visit`, until it returns `Break`. After a failure, which is
-    /// counted and logged here, the rest is missing. Takes at most 5 s.
+    /// Passes the tasks of `ids` that `reader` may read to `visit`, until it returns `Break`. After
+    /// a failure, which is counted and logged here, the rest is missing. Takes at most 5 s.
     pub(super) async fn read(
         &self,
         reader: &Digest,
@@ -163,12 +158,12 @@ impl Sqlite {
         }
         let pool = self.state.readers.pool()?;
         let reading = sqlx::query_as(
-            "SELECT accepted_at, is_revoked FROM reader WHERE digest = ?1 AND accepted_at IS NOT NULL",
+            "SELECT accepted_at, is_refused FROM reader WHERE digest = ?1 AND accepted_at IS NOT NULL",
         )
         .bind(token.as_bytes().as_slice())
         .fetch_optional(&pool);
-        let (accepted_at, is_revoked) = self.state.read(reading).await??;
-        Some(TokenAcceptance { accepted_at, is_revoked })
+        let (accepted_at, is_refused) = self.state.read(reading).await??;
+        Some(TokenAcceptance { accepted_at, is_refused })
     }
 
     pub(super) fn record_acceptance(&self, token: Digest, acceptance: TokenAcceptance) {
@@ -204,7 +199,8 @@ impl Sqlite {
         self.read_for_operator(version).await.ok()
     }
 
-    /// Reads with one of the connections for listings. Unlike lookups, the caller learns of a failure.
+    /// Reads with one of the connections for listings. Unlike lookups, the caller learns of a
+    /// failure.
     async fn read_for_operator<T>(
         &self,
         read: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,

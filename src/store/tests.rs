@@ -244,19 +244,19 @@ async fn concurrent_inserts_are_all_committed() {
 async fn acceptance_is_visible_at_once_and_after_a_restart() {
     let db = TestDatabase::new();
     let store = db.open().await;
-    let accepted = TokenAcceptance { accepted_at: crate::clock::unix_now(), is_revoked: false };
+    let accepted = TokenAcceptance { accepted_at: crate::clock::unix_now(), is_refused: false };
     assert_eq!(store.acceptance(&reader(A)).await, None);
     store.record_acceptance(reader(A), accepted);
     assert_eq!(store.acceptance(&reader(A)).await, Some(accepted));
-    store.record_acceptance(reader(B), TokenAcceptance { is_revoked: true, ..accepted });
+    store.record_acceptance(reader(B), TokenAcceptance { is_refused: true, ..accepted });
     store.close().await;
     let store = db.open().await;
     assert_eq!(store.acceptance(&reader(A)).await, Some(accepted));
     assert_eq!(store.acceptance(&reader(B)).await, None, "it was never accepted");
-    store.record_acceptance(reader(A), TokenAcceptance { is_revoked: true, ..accepted });
+    store.record_acceptance(reader(A), TokenAcceptance { is_refused: true, ..accepted });
     store.close().await;
     let store = db.open().await;
-    assert!(store.acceptance(&reader(A)).await.unwrap().is_revoked);
+    assert!(store.acceptance(&reader(A)).await.unwrap().is_refused);
     assert!(insert(&store, B, "t", "text").await);
     assert_eq!(store.acceptance(&reader(B)).await, None, "a grant is not an acceptance");
 }

@@ -1,9 +1,10 @@
-//! Coalescing of reads: lookups that arrive while statements run wait, and the next statement reads for as many of
-//! them as fit. The cost of a statement besides its rows, mainly the switches to SQLite's thread and back, is
-//! then paid once. A lookup that arrives while a statement slot is free never waits.
+//! Coalescing of reads: lookups that arrive while statements run wait, and the next statement reads
+//! for as many of them as fit. The cost of a statement besides its rows, mainly the switches to
+//! SQLite's thread and back, is then paid once. A lookup that arrives while a statement slot is
+//! free never waits.
 //!
-//! A statement begins after all its lookups arrived, so that each sees what was committed before. It runs in a task
-//! of the store: a lookup that is dropped does not disturb the others.
+//! A statement begins after all its lookups arrived, so that each sees what was committed before.
+//! It runs in a task of the store: a lookup that is dropped does not disturb the others.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
@@ -13,13 +14,11 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
+use super::readers::STATEMENTS;
 use super::select::{JoinedResult, select_joined};
 use super::state::{READ_TIMEOUT, SqliteState};
 use crate::task::{Service, TaskId};
 use crate::token::Digest;
-
-/// Number of statements at a time: one that waits for the disk does not block all reads.
-pub(super) const STATEMENTS: usize = 2;
 
 /// Largest number of ids in one statement.
 pub(super) const IDS_PER_STATEMENT: usize = 64;
@@ -27,14 +26,15 @@ pub(super) const IDS_PER_STATEMENT: usize = 64;
 /// Time limit of a statement. Its lookups have given up by then, and have counted the failure.
 const STATEMENT_TIMEOUT: Duration = READ_TIMEOUT.saturating_add(Duration::from_millis(500));
 
-/// Number of waiting reads from which on each new one removes those that were cancelled, so that they do not pile up
-/// while the disk hangs.
+/// Number of waiting reads from which on each new one removes those that were cancelled, so that
+/// they do not pile up while the disk hangs.
 const CLEANUP_THRESHOLD: usize = 4096;
 
 /// Largest record in a joined statement, in bytes. It bounds what one statement returns.
 const MAX_RECORD_BYTES: i64 = 64 << 10;
 
-/// The same for a statement that several lookups share, each of which waits for the records of the others.
+/// The same for a statement that several lookups share, each of which waits for the records of the
+/// others.
 const MAX_SHARED_RECORD_BYTES: i64 = 16 << 10;
 
 /// See the module documentation.
@@ -43,7 +43,8 @@ pub(super) struct ReadCoalescer {
     queue: Mutex<ReadQueue>,
 }
 
-/// Bounded by the number of lookups: each waits for one read at a time, for at most [`READ_TIMEOUT`].
+/// Bounded by the number of lookups: each waits for one read at a time, for at most
+/// [`READ_TIMEOUT`].
 #[derive(Default)]
 struct ReadQueue {
     waiting: VecDeque<WaitingRead>,
@@ -64,8 +65,8 @@ impl ReadCoalescer {
         Self { state, queue: Mutex::default() }
     }
 
-    /// Reads what `reader` may read of `ids`, at most [`IDS_PER_STATEMENT`]. Returns `None` if that failed, which is
-    /// counted and logged here.
+    /// Reads what `reader` may read of `ids`, at most [`IDS_PER_STATEMENT`]. Returns `None` if that
+    /// failed, which is counted and logged here.
     pub(super) async fn read(
         self: &Arc<Self>,
         reader: &Digest,
@@ -102,7 +103,8 @@ impl ReadCoalescer {
 /// Permission to run one statement after the other while reads are waiting.
 struct StatementSlot {
     coalescer: Arc<ReadCoalescer>,
-    /// Whether the slot was released by [`StatementSlot::next_group`], under the lock under which the queue was empty.
+    /// Whether the slot was released by [`StatementSlot::next_group`], under the lock under which
+    /// the queue was empty.
     is_released: bool,
 }
 
@@ -117,8 +119,8 @@ impl StatementSlot {
         }
     }
 
-    /// Takes the reads of the next statement: of one service, with up to [`IDS_PER_STATEMENT`] ids, at least one
-    /// read. Releases the slot if nothing is waiting.
+    /// Takes the reads of the next statement: of one service, with up to [`IDS_PER_STATEMENT`] ids,
+    /// at least one read. Releases the slot if nothing is waiting.
     fn next_group(&mut self) -> Option<Vec<WaitingRead>> {
         let mut queue = self.coalescer.lock();
         let (mut group, mut ids) = (Vec::<WaitingRead>::new(), 0);
@@ -141,7 +143,8 @@ impl StatementSlot {
         Some(group)
     }
 
-    /// Runs one statement. After a failure the channels are dropped, and the callers see them closed.
+    /// Runs one statement. After a failure the channels are dropped, and the callers see them
+    /// closed.
     async fn read(&self, group: Vec<WaitingRead>) {
         let Some(service) = group.first().map(|first| first.service.clone()) else { return };
         let wanted: Vec<(&Digest, &TaskId)> =

@@ -1,5 +1,5 @@
-//! Small writes that wait for the writer's next transaction: last uses, token acceptances, and the removal of
-//! damaged rows.
+//! Small writes that wait for the writer's next transaction: last uses, token acceptances, and the
+//! removal of damaged rows.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,11 +11,12 @@ use super::json_array;
 use crate::store::TokenAcceptance;
 use crate::token::Digest;
 
-/// Largest number of waiting acceptances, and of damaged rows. More are dropped, which costs a recheck of the
-/// token or another checksum error.
+/// Largest number of waiting acceptances, and of damaged rows. More are dropped, which costs a
+/// recheck of the token or another checksum error.
 const MAX_WAITING: usize = 10_000;
 
-/// Largest number of rows whose last use waits. More are dropped, which makes their last use less precise.
+/// Largest number of rows whose last use waits. More are dropped, which makes their last use less
+/// precise.
 const MAX_USED_ROWS: usize = 100_000;
 
 /// A row that failed verification and must not be served.
@@ -64,14 +65,14 @@ impl DeferredWrites {
         self.wake.notify_one();
     }
 
-    /// Records an acceptance. A revocation is written soon.
+    /// Records an acceptance. A refusal is written soon.
     pub(super) fn record_acceptance(&self, token: Digest, acceptance: TokenAcceptance) {
         let mut acceptances = lock(&self.acceptances);
         if acceptances.len() < MAX_WAITING || acceptances.contains_key(&token) {
             acceptances.insert(token, acceptance);
         }
         drop(acceptances);
-        if acceptance.is_revoked {
+        if acceptance.is_refused {
             self.wake.notify_one();
         }
     }
@@ -86,8 +87,8 @@ impl DeferredWrites {
         !lock(&self.corrupt_rows).is_empty() || !lock(&self.acceptances).is_empty()
     }
 
-    /// Takes the waiting writes, for a transaction; last uses only on request. Acceptances stay visible until
-    /// [`DeferredWrites::complete`].
+    /// Takes the waiting writes, for a transaction; last uses only on request. Acceptances stay
+    /// visible until [`DeferredWrites::complete`].
     pub(super) fn take(&self, with_used_rows: bool) -> TakenWrites {
         let mut taken = TakenWrites::default();
         if with_used_rows {
@@ -143,18 +144,19 @@ impl TakenWrites {
             sqlx::query(sql).bind(row_id).bind(checksum).execute(&mut *conn).await?;
         }
         for (token, acceptance) in &self.acceptances {
-            // No row for a token that was never accepted: clients can send any number of random tokens.
-            let sql = if acceptance.is_revoked {
-                "UPDATE reader SET accepted_at = ?2, is_revoked = ?3 WHERE digest = ?1"
+            // No row for a token that was never accepted: clients can send any number of random
+            // tokens.
+            let sql = if acceptance.is_refused {
+                "UPDATE reader SET accepted_at = ?2, is_refused = ?3 WHERE digest = ?1"
             } else {
-                "INSERT INTO reader (digest, accepted_at, is_revoked) VALUES (?1, ?2, ?3)
+                "INSERT INTO reader (digest, accepted_at, is_refused) VALUES (?1, ?2, ?3)
                  ON CONFLICT (digest) DO UPDATE SET accepted_at = excluded.accepted_at,
-                                                    is_revoked = excluded.is_revoked"
+                                                    is_refused = excluded.is_refused"
             };
             sqlx::query(sql)
                 .bind(token.as_bytes().as_slice())
                 .bind(acceptance.accepted_at)
-                .bind(acceptance.is_revoked)
+                .bind(acceptance.is_refused)
                 .execute(&mut *conn)
                 .await?;
         }

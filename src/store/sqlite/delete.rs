@@ -74,7 +74,8 @@ pub(super) async fn continue_delete(
     Ok(DeleteStep { rows, has_more: scope.is_wide() && rows >= ROWS_PER_STEP.unsigned_abs() })
 }
 
-/// Inserts a tombstone for an id in all services and removes its rows from `services`. Returns the number of rows.
+/// Inserts a tombstone for an id in all services and removes its rows from `services`. Returns the
+/// number of rows.
 pub(super) async fn delete_everywhere(
     conn: &mut SqliteConnection,
     services: &[Service],
@@ -106,8 +107,8 @@ async fn insert_tombstone(
     Ok(())
 }
 
-/// Continues the sequence of deletes of a former file in a new one, and inserts a tombstone for everything: what a
-/// call under way returns may have been deleted from the former file.
+/// Continues the sequence of deletes of a former file in a new one, and inserts a tombstone for
+/// everything: what a call under way returns may have been deleted from the former file.
 pub(super) async fn continue_sequence(
     conn: &mut SqliteConnection,
     former_seq: i64,

@@ -7,14 +7,14 @@ use std::time::Duration;
 use crate::clock;
 use crate::store::StoreError;
 
-/// Time before the second attempt to take the lock, which [`is_served`] of another process may hold for some
-/// microseconds.
+/// Time before the second attempt to take the lock, which [`is_served`] of another process may hold
+/// for some microseconds.
 const LOCK_RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// Returns the absolute path of a `sqlite://` URL. The part after the scheme is the path as it is; nothing is
-/// percent-decoded.
+/// Returns the absolute path of a `sqlite://` URL. The part after the scheme is the path as it is;
+/// nothing is percent-decoded.
 pub(super) fn parse_url(url: &str) -> Result<PathBuf, StoreError> {
-    let bad = || StoreError::BadUrl { url: url.to_owned() };
+    let bad = || StoreError::BadUrl(url.to_owned());
     let path = url.strip_prefix("sqlite://").ok_or_else(bad)?;
     if path.is_empty() || path.starts_with(':') || path.ends_with('/') || path.contains(['?', '#', '\0']) {
         return Err(bad());
@@ -27,7 +27,8 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf, StoreError> {
     std::path::absolute(path).map_err(|error| unwritable(path, error))
 }
 
-/// Takes `<path>.lock`. The lock lasts as long as the returned file is open and ends with the process.
+/// Takes `<path>.lock`. The lock lasts as long as the returned file is open and ends with the
+/// process.
 pub(super) async fn lock(path: &Path) -> Result<File, StoreError> {
     let file = OpenOptions::new()
         .write(true)
@@ -42,7 +43,7 @@ pub(super) async fn lock(path: &Path) -> Result<File, StoreError> {
     }
     match locked {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path: path.to_owned() }),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.to_owned())),
         Err(TryLockError::Error(error)) => Err(unwritable(path, error)),
     }
 }
@@ -68,7 +69,8 @@ pub(super) fn size(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |file| file.len())
 }
 
-/// Returns device and inode of the file; `None` if there is no file or no such numbers on this system.
+/// Returns device and inode of the file; `None` if there is no file or no such numbers on this
+/// system.
 pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
     #[cfg(unix)]
     {
@@ -82,8 +84,8 @@ pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
     }
 }
 
-/// Renames the file with its `-wal` and `-shm`. No connection of this process may be open: what is written through a
-/// connection to a renamed file is lost.
+/// Renames the file with its `-wal` and `-shm`. No connection of this process may be open: what is
+/// written through a connection to a renamed file is lost.
 pub(super) fn set_aside(path: &Path, reason: &StoreError) -> Result<(), StoreError> {
     let now = clock::unix_now();
     let target = (0..)
@@ -134,7 +136,7 @@ mod tests {
             "sqlite://a/",
             "postgres://a",
         ] {
-            assert!(matches!(parse_url(bad), Err(StoreError::BadUrl { .. })), "{bad}");
+            assert!(matches!(parse_url(bad), Err(StoreError::BadUrl(_))), "{bad}");
         }
     }
 }

@@ -1,39 +1,32 @@
 //! Whether the database accepts writes.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// State of the database file and its writer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
+/// State of the database file and its writer, in the order of severity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd)]
 pub(super) enum Health {
     /// The last write succeeded.
-    Good = 0,
+    #[default]
+    Good,
     /// The last write failed.
-    WriteFailed = 1,
+    WriteFailed,
     /// The write-ahead log is at its limit.
-    WalFull = 2,
+    WalFull,
     /// The file is corrupt and about to be set aside.
-    Corrupt = 3,
+    Corrupt,
     /// The writer has panicked. Final.
-    Stopped = 4,
+    Stopped,
     /// The store is closed. Final.
-    Closed = 5,
+    Closed,
 }
 
 /// The current [`Health`], shared between threads.
 #[derive(Default)]
-pub(super) struct HealthCell(AtomicU8);
+pub(super) struct HealthCell(Mutex<Health>);
 
 impl HealthCell {
     pub(super) fn get(&self) -> Health {
-        match self.0.load(Ordering::Acquire) {
-            0 => Health::Good,
-            1 => Health::WriteFailed,
-            2 => Health::WalFull,
-            3 => Health::Corrupt,
-            4 => Health::Stopped,
-            _ => Health::Closed,
-        }
+        *self.lock()
     }
 
     /// Whether the last write succeeded.
@@ -43,18 +36,20 @@ impl HealthCell {
 
     /// Sets the state, unless the current one is final.
     pub(super) fn set(&self, health: Health) {
-        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |current| {
-            (current < Health::Stopped as u8 || health == Health::Closed).then_some(health as u8)
-        });
+        let mut current = self.lock();
+        if *current < Health::Stopped || health == Health::Closed {
+            *current = health;
+        }
     }
 
     /// Sets the state to corrupt, unless the current one is final. Returns whether that changed it.
     pub(super) fn set_corrupt(&self) -> bool {
-        self.0
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |current| {
-                (current < Health::Corrupt as u8).then_some(Health::Corrupt as u8)
-            })
-            .is_ok()
+        let mut current = self.lock();
+        let is_change = *current < Health::Corrupt;
+        if is_change {
+            *current = Health::Corrupt;
+        }
+        is_change
     }
 
     /// Returns the reason why the database does not accept writes, as an error.
@@ -69,5 +64,8 @@ impl HealthCell {
             Health::Stopped => Err("the task store's writer has stopped"),
             Health::Closed => Err("the task store is closed"),
         }
+    }
+    fn lock(&self) -> MutexGuard<'_, Health> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,8 +9,9 @@ use super::json_array;
 use crate::task::{FinalRecord, Service, TaskId};
 use crate::token::Digest;
 
-/// Reads the rows that exist for the ids of a batch. The row itself must have the id, not only its index entry. If
-/// they differ, the file is damaged: lookups miss the task, and it must be stored again.
+/// Reads the rows that exist for the ids of a batch. The row itself must have the id, not only its
+/// index entry. If they differ, the file is damaged: lookups miss the task, and it must be stored
+/// again.
 const SELECT_EXISTING: &str = "
     SELECT j.key, t.task_id, t.checksum, t.size, t.stored_at,
            EXISTS (SELECT 1 FROM task_grant g
@@ -22,17 +23,18 @@ const SELECT_EXISTING: &str = "
     ORDER BY j.key, t.task_id";
 
 /// Tasks of one upstream response.
-pub(in crate::store) struct NewTasks<'a> {
-    pub(in crate::store) reader: &'a Digest,
-    pub(in crate::store) service: &'a Service,
-    /// Sequence number of the last delete when the upstream call began. What was deleted since is not stored.
-    pub(in crate::store) delete_seq: i64,
-    pub(in crate::store) tasks: &'a [FinalRecord],
+pub(super) struct NewTasks<'a> {
+    pub(super) reader: &'a Digest,
+    pub(super) service: &'a Service,
+    /// Sequence number of the last delete when the upstream call began. What was deleted since is
+    /// not stored.
+    pub(super) delete_seq: i64,
+    pub(super) tasks: &'a [FinalRecord],
 }
 
 /// Result of an insert for one task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) enum InsertResult {
+pub(super) enum InsertResult {
     /// Deleted since the upstream call began; not stored.
     Deleted,
     /// The reader had a grant for a record of this id already.
@@ -41,8 +43,9 @@ pub(in crate::store) enum InsertResult {
     Stored { row_id: i64, stored_at: i64 },
 }
 
-/// Inserts tasks. Readers with the same bytes share a row. `stored_at` returns the date of a task by its index.
-pub(in crate::store) async fn insert_tasks(
+/// Inserts tasks. Readers with the same bytes share a row. `stored_at` returns the date of a task
+/// by its index.
+pub(super) async fn insert_tasks(
     conn: &mut SqliteConnection,
     new: &NewTasks<'_>,
     stored_at: impl Fn(usize) -> i64,
@@ -108,9 +111,11 @@ pub(in crate::store) async fn insert_tasks(
                 (inserted.last_insert_rowid(), stored_at)
             }
         };
-        // An existing grant points to no row of this id; otherwise the task would be granted already.
+        // An existing grant points to no row of this id; otherwise the task would be granted
+        // already.
         sqlx::query(
-            "INSERT INTO task_grant (service, id, reader_id, task_id, grant_checksum) VALUES (?1, ?2, ?3, ?4, ?5)
+            "INSERT INTO task_grant (service, id, reader_id, task_id, grant_checksum)
+             VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT DO UPDATE SET task_id = excluded.task_id, grant_checksum = excluded.grant_checksum",
         )
         .bind(service.as_str())

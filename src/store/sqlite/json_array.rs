@@ -1,12 +1,12 @@
-//! JSON arrays as parameters of statements: `json_each` makes a table of them, so that one statement reads or
-//! writes many rows.
+//! JSON arrays as parameters of statements: `json_each` makes a table of them, so that one
+//! statement reads or writes many rows.
 
 use std::fmt::Write as _;
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-/// Returns an array of hexadecimal strings. Each element is the concatenation of its parts. Any bytes are allowed
-/// in an id, and hexadecimal needs no escapes.
+/// Returns an array of hexadecimal strings. Each element is the concatenation of its parts. Any
+/// bytes are allowed in an id, and hexadecimal needs no escapes.
 pub(super) fn of_hex<'a, const PARTS: usize>(elements: impl Iterator<Item = [&'a [u8]; PARTS]>) -> String {
     let mut json = String::from("[");
     for parts in elements {

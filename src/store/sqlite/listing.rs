@@ -1,7 +1,7 @@
 //! Pages of stored tasks, for the running store and for commands.
 //!
-//! Every statement examines a bounded number of rows, however many are stored, and ends before the next one begins,
-//! so that no read keeps the write-ahead log from being emptied.
+//! Every statement examines a bounded number of rows, however many are stored, and ends before the
+//! next one begins, so that no read keeps the write-ahead log from being emptied.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,8 @@ const ROW_BUDGET: Budget = Budget { page: 10_000, statement: 500 };
 /// The same for a filter by title, which reads records.
 const RECORD_BUDGET: Budget = Budget { page: 2_000, statement: 100 };
 
-/// Largest number of tasks for which a service is listed without examining the rows of other services.
+/// Largest number of tasks for which a service is listed without examining the rows of other
+/// services.
 const SMALL_SERVICE: i64 = 5000;
 
 /// Time after which a page ends early, for example on a slow disk.
@@ -30,29 +31,31 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_READERS: i64 = 1000;
 
 /// Rows in the order in which they were stored, last first.
-pub(in crate::store) const NEWEST: &str =
+pub(super) const NEWEST: &str =
     "SELECT task_id, service, stored_at FROM task WHERE task_id < ?1 ORDER BY task_id DESC LIMIT ?2";
 
 /// Number of rows of a service, up to a limit.
-pub(in crate::store) const COUNT_OF_SERVICE: &str =
+pub(super) const COUNT_OF_SERVICE: &str =
     "SELECT COUNT(*) FROM (SELECT 1 FROM task WHERE service = ?1 LIMIT ?2)";
 
 /// As [`NEWEST`], for a service with few rows.
-pub(in crate::store) const NEWEST_OF_SMALL_SERVICE: &str = "
+pub(super) const NEWEST_OF_SMALL_SERVICE: &str = "
     SELECT task_id, service, stored_at FROM task
-    WHERE task_id IN (SELECT task_id FROM task INDEXED BY task_by_id WHERE service = ?3 LIMIT ?4) AND task_id < ?1
+    WHERE task_id IN (SELECT task_id FROM task INDEXED BY task_by_id WHERE service = ?3 LIMIT ?4)
+      AND task_id < ?1
     ORDER BY task_id DESC LIMIT ?2";
 
 /// Rows of a service whose ids are in a range, in the order of ids.
-pub(in crate::store) const BY_ID: &str = "
+pub(super) const BY_ID: &str = "
     SELECT task_id, id, stored_at FROM task WHERE service = ?1 AND (id, task_id) > (?2, ?3) AND id < ?4
     ORDER BY id, task_id LIMIT ?5";
 
 /// What a listing shows of some rows. `CROSS JOIN` makes the rows the outer loop.
-pub(in crate::store) const DETAILS: &str = "
+pub(super) const DETAILS: &str = "
     SELECT t.task_id, t.service, t.id, t.size, t.stored_at,
-           (SELECT COUNT(*) FROM (SELECT 1 FROM task_grant g
-                                  WHERE g.service = t.service AND g.id = t.id AND g.task_id = t.task_id LIMIT ?2)),
+           (SELECT COUNT(*) FROM (
+               SELECT 1 FROM task_grant g
+               WHERE g.service = t.service AND g.id = t.id AND g.task_id = t.task_id LIMIT ?2)),
            CASE WHEN t.size <= ?3 THEN t.record END
     FROM json_each(?1) j CROSS JOIN task t ON t.task_id = j.value";
 
@@ -62,8 +65,8 @@ struct Budget {
     statement: usize,
 }
 
-/// Returns one page of up to `limit` tasks that match the filter and are visible. The page ends early after many rows
-/// or a long time. It can therefore be short and still have a next one.
+/// Returns one page of up to `limit` tasks that match the filter and are visible. The page ends
+/// early after many rows or a long time. It can therefore be short and still have a next one.
 pub(super) async fn page(
     conn: &mut SqliteConnection,
     filter: &TaskFilter,
@@ -253,8 +256,8 @@ fn one_more(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX).saturating_add(1)
 }
 
-/// Returns the smallest bytes that are greater than everything that begins with `prefix`. The prefix is UTF-8, which
-/// has no byte 255.
+/// Returns the smallest bytes that are greater than everything that begins with `prefix`. The
+/// prefix is UTF-8, which has no byte 255.
 fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     match end.last_mut() {
@@ -264,7 +267,8 @@ fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
     end
 }
 
-/// Returns the details of rows, in the order of `row_ids`. Removed and unreadable rows are left out.
+/// Returns the details of rows, in the order of `row_ids`. Removed and unreadable rows are left
+/// out.
 async fn details(conn: &mut SqliteConnection, row_ids: &[i64]) -> Result<Vec<ListedTask>, sqlx::Error> {
     let rows = sqlx::query(DETAILS)
         .bind(json_array::of_integers(row_ids))

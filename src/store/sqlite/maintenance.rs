@@ -1,8 +1,8 @@
-//! Operations of commands on a database file that a running proxy may have open: one connection, no lock. The proxy
-//! sees a change within half a second, and before it stores anything.
+//! Operations of commands on a database file that a running proxy may have open: one connection, no
+//! lock. The proxy sees a change within half a second, and before it stores anything.
 //!
-//! Every statement ends before the next one begins, so that no read keeps the write-ahead log from being emptied. The
-//! exception is [`StoreMaintenance::copy_to`].
+//! Every statement ends before the next one begins, so that no read keeps the write-ahead log from
+//! being emptied. The exception is [`StoreMaintenance::copy_to`].
 
 mod export;
 mod import;
@@ -53,13 +53,12 @@ impl StoreMaintenance {
     /// Opens the store. Creates it, with a new digest key, if it does not exist.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] if it must be created or migrated while another process holds its lock.
+    /// [`StoreError::Locked`] if it must be created or migrated while another process holds its
+    /// lock.
     pub async fn open_or_create(config: &StoreConfig) -> Result<Self, StoreError> {
         let path = file::parse_url(&config.url)?;
         let conn = match open::open_unlocked(&path).await {
-            Err(StoreError::Missing { .. } | StoreError::NoSchema { .. }) => {
-                open::create_unlocked(&path).await?
-            }
+            Err(StoreError::Missing(_) | StoreError::NoSchema(_)) => open::create_unlocked(&path).await?,
             conn => conn?,
         };
         Ok(Self { conn, path })
@@ -78,11 +77,12 @@ impl StoreMaintenance {
     /// Returns the key of the HMAC digests under which this store knows tokens.
     pub async fn digest_key(&mut self) -> Result<[u8; 32], StoreError> {
         let query = sqlx::query_scalar("SELECT digest_key FROM meta").fetch_one(&mut self.conn).await;
-        let key: Vec<u8> = self.checked(query)?;
-        key.try_into().map_err(|_| StoreError::NoSchema { path: self.path.clone() })
+        let key: Vec<u8> = query.map_err(|error| maintenance_error(&self.path, error))?;
+        key.try_into().map_err(|_| StoreError::NoSchema(self.path.clone()))
     }
 
-    /// Deletes tasks as [`Store::delete`](crate::store::Store::delete) does. Returns the number of rows removed.
+    /// Deletes tasks as [`Store::delete`](crate::store::Store::delete) does. Returns the number of
+    /// rows removed.
     pub async fn delete(&mut self, scope: &DeleteScope) -> Result<u64, StoreError> {
         let now = clock::unix_now();
         let (mut rows, mut is_first) = (0, true);
@@ -96,8 +96,8 @@ impl StoreMaintenance {
                 tx.commit().await?;
                 Ok(step)
             };
-            let step = step.await;
-            let DeleteStep { rows: removed, has_more } = self.checked(step)?;
+            let step = step.await.map_err(|error| maintenance_error(&self.path, error))?;
+            let DeleteStep { rows: removed, has_more } = step;
             rows += removed;
             if !has_more {
                 return Ok(rows);
@@ -106,7 +106,8 @@ impl StoreMaintenance {
         }
     }
 
-    /// Deletes tasks by id in every service, all or none. Returns the number of rows removed for each id.
+    /// Deletes tasks by id in every service, all or none. Returns the number of rows removed for
+    /// each id.
     pub async fn delete_ids(&mut self, ids: &[TaskId]) -> Result<Vec<u64>, StoreError> {
         let deleted = async {
             let mut tx = self.conn.begin_with("BEGIN IMMEDIATE").await?;
@@ -118,12 +119,12 @@ impl StoreMaintenance {
             tx.commit().await?;
             Ok(removed)
         };
-        let deleted = deleted.await;
-        self.checked(deleted)
+        deleted.await.map_err(|error| maintenance_error(&self.path, error))
     }
 
     /// Returns a page of up to `limit` stored tasks, at most 100, in the order of
-    /// [`Store::list`](crate::store::Store::list). A page that has a next one may be short, and even empty.
+    /// [`Store::list`](crate::store::Store::list). A page that has a next one may be short, and
+    /// even empty.
     pub async fn list(
         &mut self,
         filter: &TaskFilter,
@@ -132,7 +133,7 @@ impl StoreMaintenance {
     ) -> Result<TaskPage, StoreError> {
         let limit = usize::try_from(limit.clamp(1, MAX_PAGE)).unwrap_or(1);
         let page = listing::page(&mut self.conn, filter, cursor, limit, |_| true).await;
-        self.checked(page)
+        page.map_err(|error| maintenance_error(&self.path, error))
     }
 
     /// Returns all records stored for an id, of one service or of all.
@@ -153,12 +154,12 @@ impl StoreMaintenance {
             }
             Ok(found)
         };
-        let found = found.await;
-        self.checked(found)
+        found.await.map_err(|error| maintenance_error(&self.path, error))
     }
 
-    /// Writes a consistent copy to a new or empty file, until `may_continue` returns false. The copy is one long read:
-    /// the proxy goes on, and its write-ahead log grows meanwhile. The copy is not synced to disk.
+    /// Writes a consistent copy to a new or empty file, until `may_continue` returns false. The
+    /// copy is one long read: the proxy goes on, and its write-ahead log grows meanwhile. The copy
+    /// is not synced to disk.
     pub async fn copy_to(
         &mut self,
         copy: &Path,
@@ -182,13 +183,9 @@ impl StoreMaintenance {
     pub async fn close(self) -> Result<(), StoreError> {
         self.conn.close().await.map_err(|error| maintenance_error(&self.path, error))
     }
-
-    /// Classifies an error of a statement.
-    fn checked<T>(&self, result: Result<T, sqlx::Error>) -> Result<T, StoreError> {
-        result.map_err(|error| maintenance_error(&self.path, error))
-    }
 }
 
+/// Classifies an error of a statement.
 fn maintenance_error(path: &Path, error: sqlx::Error) -> StoreError {
-    if is_busy(&error) { StoreError::Busy { path: path.to_owned() } } else { StoreError::Sqlx(error) }
+    if is_busy(&error) { StoreError::Busy(path.to_owned()) } else { StoreError::Sqlx(error) }
 }

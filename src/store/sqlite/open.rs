@@ -20,32 +20,24 @@ pub(super) struct OpenDatabase {
     pub(super) was_set_aside: bool,
 }
 
-/// Opens a database for serving, with up to `reader_count` reading connections. A corrupt file is set aside first. A
-/// new database gets `digest_key`, or a random one.
-pub(super) async fn open(
-    path: &Path,
-    digest_key: Option<[u8; 32]>,
-    reader_count: u32,
-) -> Result<OpenDatabase, StoreError> {
-    match try_open(path, digest_key, reader_count).await {
+/// Opens a database for serving. A corrupt file is set aside first. A new database gets
+/// `digest_key`, or a random one.
+pub(super) async fn open(path: &Path, digest_key: Option<[u8; 32]>) -> Result<OpenDatabase, StoreError> {
+    match try_open(path, digest_key).await {
         Err(error) if error_code::means_corrupt_file(&error) => {
             file::set_aside(path, &error)?;
-            let opened = try_open(path, digest_key, reader_count).await?;
+            let opened = try_open(path, digest_key).await?;
             Ok(OpenDatabase { was_set_aside: true, ..opened })
         }
         opened => opened,
     }
 }
 
-async fn try_open(
-    path: &Path,
-    digest_key: Option<[u8; 32]>,
-    reader_count: u32,
-) -> Result<OpenDatabase, StoreError> {
+async fn try_open(path: &Path, digest_key: Option<[u8; 32]>) -> Result<OpenDatabase, StoreError> {
     let mut writer = connect_writer(path).await.map_err(|error| open_error(path, error))?;
     let opened = async {
         let digest_key = schema::prepare(&mut writer, path, digest_key).await?;
-        let readers = connect_readers(path, reader_count).await.map_err(|error| open_error(path, error))?;
+        let readers = connect_readers(path).await.map_err(|error| open_error(path, error))?;
         Ok((digest_key, readers))
     };
     match opened.await {
@@ -61,18 +53,19 @@ async fn try_open(
 /// Opens a connection to an existing database with the current schema, without its lock.
 pub(super) async fn open_unlocked(path: &Path) -> Result<SqliteConnection, StoreError> {
     if matches!(path.try_exists(), Ok(false)) {
-        return Err(StoreError::Missing { path: path.to_owned() });
+        return Err(StoreError::Missing(path.to_owned()));
     }
     let options = writing_options(path).busy_timeout(MAINTENANCE_BUSY_TIMEOUT);
     let mut conn = options.connect().await.map_err(|error| open_error(path, error))?;
     if schema::check_owner(&mut conn, path).await? < schema::newest_version() {
         let _ = conn.close().await;
-        return Err(StoreError::NoSchema { path: path.to_owned() });
+        return Err(StoreError::NoSchema(path.to_owned()));
     }
     Ok(conn)
 }
 
-/// Creates or migrates the database under the lock of serving processes. Then opens it as [`open_unlocked`] does.
+/// Creates or migrates the database under the lock of serving processes. Then opens it as
+/// [`open_unlocked`] does.
 pub(super) async fn create_unlocked(path: &Path) -> Result<SqliteConnection, StoreError> {
     let _lock = file::lock(path).await?;
     let mut conn = connect_writer(path).await.map_err(|error| open_error(path, error))?;

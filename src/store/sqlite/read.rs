@@ -9,8 +9,8 @@ use super::state::SqliteState;
 use crate::task::{Service, TaskId};
 use crate::token::Digest;
 
-/// Passes the tasks of `ids` that `reader` may read to `visit`, until it returns `Break`. Reports damaged ones to the
-/// state.
+/// Passes the tasks of `ids` that `reader` may read to `visit`, until it returns `Break`. Reports
+/// damaged ones to the state.
 ///
 /// If the future is dropped, a running statement goes on for a limited time.
 pub(super) async fn read_tasks(

@@ -6,9 +6,19 @@ use sqlx::Sqlite;
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::SqlitePool;
 
-/// The pool of reading connections, while there is one, and connections that stay out of it between coalesced
-/// statements. A connection that returns to the pool is checked first, which costs as many thread switches as a
-/// statement.
+/// Number of coalesced statements at a time: one that waits for the disk does not block all reads.
+pub(super) const STATEMENTS: usize = 2;
+
+/// Number of listings at a time.
+pub(super) const LISTINGS: usize = 2;
+
+/// Number of reading connections. One is always free for reads that are neither coalesced nor
+/// listings.
+pub(super) const CONNECTIONS: u32 = (STATEMENTS + LISTINGS + 1) as u32;
+
+/// The pool of reading connections, while there is one, and connections that stay out of it between
+/// coalesced statements. A connection that returns to the pool is checked first, which costs as
+/// many thread switches as a statement.
 #[derive(Default)]
 pub(super) struct Readers(Mutex<Connections>);
 
@@ -18,7 +28,7 @@ struct Connections {
     pool: Option<SqlitePool>,
     /// Number of pools so far. A connection is kept only while its pool is the current one.
     generation: u64,
-    /// At most one for each statement that the coalescer runs at a time.
+    /// At most [`STATEMENTS`].
     kept: Vec<PoolConnection<Sqlite>>,
 }
 
@@ -34,7 +44,8 @@ impl Readers {
         self.lock().pool.clone()
     }
 
-    /// Sets the pool and releases all kept connections of the former one, which is returned to be closed.
+    /// Sets the pool and releases all kept connections of the former one, which is returned to be
+    /// closed.
     pub(super) fn replace(&self, pool: Option<SqlitePool>) -> Option<SqlitePool> {
         let (former, kept) = {
             let mut connections = self.lock();
@@ -58,8 +69,8 @@ impl Readers {
         Ok(KeptConnection { conn, generation })
     }
 
-    /// Keeps a connection for the next statement, unless its pool was replaced. To be called only after the
-    /// statement succeeded; a dropped connection goes back to the pool, which checks it.
+    /// Keeps a connection for the next statement, unless its pool was replaced. To be called only
+    /// after the statement succeeded; a dropped connection goes back to the pool, which checks it.
     pub(super) fn keep(&self, kept: KeptConnection) {
         let mut connections = self.lock();
         if connections.generation == kept.generation {
@@ -69,7 +80,7 @@ impl Readers {
 
     /// Number of kept connections.
     #[cfg(test)]
-    pub(in crate::store) fn kept(&self) -> usize {
+    pub(super) fn kept(&self) -> usize {
         self.lock().kept.len()
     }
 

@@ -9,12 +9,12 @@ use crate::task::{Service, TaskId};
 use crate::token::Digest;
 
 /// The rows of an id.
-pub(in crate::store) const ROWS_OF_ID: &str = "
-    SELECT task_id, checksum, size, stored_at FROM task WHERE service = ?1 AND id = ?2 ORDER BY task_id LIMIT ?3";
+pub(super) const ROWS_OF_ID: &str = "
+    SELECT task_id, checksum, size, stored_at FROM task WHERE service = ?1 AND id = ?2
+    ORDER BY task_id LIMIT ?3";
 
 /// The next service in alphabetical order.
-pub(in crate::store) const NEXT_SERVICE: &str =
-    "SELECT service FROM task WHERE service > ?1 ORDER BY service LIMIT 1";
+pub(super) const NEXT_SERVICE: &str = "SELECT service FROM task WHERE service > ?1 ORDER BY service LIMIT 1";
 
 /// How much of the records of an id is read.
 #[derive(Clone, Copy, Debug)]

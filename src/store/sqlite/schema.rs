@@ -13,8 +13,8 @@ use crate::store::StoreError;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 
-/// Largest file that is checked for corruption when it is opened, in bytes. The time to start must not grow with the
-/// file.
+/// Largest file that is checked for corruption when it is opened, in bytes. The time to start must
+/// not grow with the file.
 const MAX_CHECKED_BYTES: u64 = 8 << 20;
 
 /// Newest schema version that this program supports.
@@ -22,8 +22,8 @@ pub(super) fn newest_version() -> i64 {
     MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
-/// Returns the schema version of a database, 0 for an empty one. Refuses databases of other programs and of later
-/// versions before anything is written to them.
+/// Returns the schema version of a database, 0 for an empty one. Refuses databases of other
+/// programs and of later versions before anything is written to them.
 pub(super) async fn check_owner(conn: &mut SqliteConnection, path: &Path) -> Result<i64, StoreError> {
     let failed = |error| open_error(path, error);
     let (tables, migration_tables): (i64, i64) = sqlx::query_as(
@@ -37,7 +37,7 @@ pub(super) async fn check_owner(conn: &mut SqliteConnection, path: &Path) -> Res
         return Ok(0);
     }
     if migration_tables == 0 {
-        return Err(StoreError::Foreign { path: path.to_owned() });
+        return Err(StoreError::Foreign(path.to_owned()));
     }
     let applied: Vec<(i64, String)> =
         sqlx::query_as("SELECT version, description FROM _sqlx_migrations ORDER BY version")
@@ -53,27 +53,31 @@ pub(super) async fn check_owner(conn: &mut SqliteConnection, path: &Path) -> Res
             if applied.len() == 1
                 && MIGRATIONS.iter().next().is_some_and(|first| first.description != *description) =>
         {
-            Err(StoreError::Foreign { path: path.to_owned() })
+            Err(StoreError::Foreign(path.to_owned()))
         }
         last => Ok(last.map_or(0, |&(version, _)| version)),
     }
 }
 
-/// Checks and migrates the database and proves that it accepts writes. Returns its digest key; a new database gets
-/// `digest_key`, or a random one.
+/// Checks and migrates the database and proves that it accepts writes. Returns its digest key; a
+/// new database gets `digest_key`, or a random one.
 pub(super) async fn prepare(
     conn: &mut SqliteConnection,
     path: &Path,
     digest_key: Option<[u8; 32]>,
 ) -> Result<[u8; 32], StoreError> {
     let failed = |error| open_error(path, error);
+    let corrupt = |reason: &str| {
+        let reason = reason.lines().next().unwrap_or_default().to_owned();
+        StoreError::Corrupt { path: path.to_owned(), reason }
+    };
     check_owner(conn, path).await?;
     let size = file::size(path);
     if size > 0 && size <= MAX_CHECKED_BYTES {
         let result: String =
             sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut *conn).await.map_err(failed)?;
         if result != "ok" {
-            return Err(corrupt(result));
+            return Err(corrupt(&result));
         }
     }
     let mode: String =
@@ -96,7 +100,7 @@ pub(super) async fn prepare(
         None => getrandom::fill(&mut new_key).map_err(|_| StoreError::Random)?,
     }
     let stored_key = write_meta(conn, &new_key).await.map_err(failed)?;
-    stored_key.try_into().map_err(|_| corrupt("the digest key has a wrong length".to_owned()))
+    stored_key.try_into().map_err(|_| corrupt("the digest key has a wrong length"))
 }
 
 /// Creates the row of `meta` in a new database. Returns the stored digest key.
@@ -112,46 +116,4 @@ async fn write_meta(conn: &mut SqliteConnection, new_key: &[u8]) -> Result<Vec<u
     let key = sqlx::query_scalar("SELECT digest_key FROM meta").fetch_one(&mut *tx).await?;
     tx.commit().await?;
     Ok(key)
-}
-
-fn corrupt(message: String) -> StoreError {
-    StoreError::Sqlx(sqlx::Error::Database(Box::new(FailedCheck(message))))
-}
-
-/// A failed check of the file, in the form of `SQLITE_CORRUPT`.
-#[derive(Debug)]
-struct FailedCheck(String);
-
-impl std::fmt::Display for FailedCheck {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0.lines().next().unwrap_or_default())
-    }
-}
-
-impl std::error::Error for FailedCheck {}
-
-impl sqlx::error::DatabaseError for FailedCheck {
-    fn message(&self) -> &str {
-        &self.0
-    }
-
-    fn code(&self) -> Option<std::borrow::Cow<'_, str>> {
-        Some("11".into())
-    }
-
-    fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
-        self
-    }
-
-    fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
-        self
-    }
-
-    fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
-        self
-    }
-
-    fn kind(&self) -> sqlx::error::ErrorKind {
-        sqlx::error::ErrorKind::Other
-    }
 }

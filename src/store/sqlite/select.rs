@@ -17,18 +17,20 @@ use crate::token::Digest;
 ///
 /// `CROSS JOIN` fixes the order of the loops: ids outermost, never a scan of `task`
 /// (<https://www.sqlite.org/optoverview.html#manual_control_of_query_plans_using_cross_join>).
-pub(in crate::store) const SELECT_ROWS: &str = "
+pub(super) const SELECT_ROWS: &str = "
     SELECT j.key, t.task_id, t.checksum, t.stored_at, t.used_hour, g.grant_checksum, t.record
     FROM json_each(?1) j
     CROSS JOIN task_grant g ON g.service = ?2 AND g.id = unhex(j.value)
                            AND g.reader_id = (SELECT reader_id FROM reader WHERE digest = ?3)
     CROSS JOIN task t ON t.task_id = g.task_id AND t.service = g.service AND t.id = g.id";
 
-/// Reads the same tasks as a single row: the numbers of each task, and all records one after the other. Every row
-/// that comes from SQLite's thread costs two thread switches, several times as much as reading it.
+/// Reads the same tasks as a single row: the numbers of each task, and all records one after the
+/// other. Every row that comes from SQLite's thread costs two thread switches, several times as
+/// much as reading it.
 ///
-/// `format` converts any value to a number, so that a damaged row cannot return its record without its numbers.
-pub(in crate::store) const SELECT_JOINED: &str = "
+/// `format` converts any value to a number, so that a damaged row cannot return its record without
+/// its numbers.
+pub(super) const SELECT_JOINED: &str = "
     SELECT group_concat(format('%d,%d,%d,%d,%d,%d,%d', j.key, t.task_id, t.checksum, t.stored_at, t.used_hour,
                                g.grant_checksum, iif(t.size <= ?3, length(t.record), -1)), ';'),
            group_concat(iif(t.size <= ?3, t.record, NULL), '')
@@ -37,8 +39,9 @@ pub(in crate::store) const SELECT_JOINED: &str = "
                            AND g.reader_id = (SELECT reader_id FROM reader WHERE digest = ?4)
     CROSS JOIN task t ON t.task_id = g.task_id AND t.service = g.service AND t.id = g.id";
 
-/// As [`SELECT_JOINED`], for different readers: each element is a reader's digest followed by the id.
-pub(in crate::store) const SELECT_JOINED_BY_READER: &str = "
+/// As [`SELECT_JOINED`], for different readers: each element is a reader's digest followed by the
+/// id.
+pub(super) const SELECT_JOINED_BY_READER: &str = "
     SELECT group_concat(format('%d,%d,%d,%d,%d,%d,%d', j.key, t.task_id, t.checksum, t.stored_at, t.used_hour,
                                g.grant_checksum, iif(t.size <= ?3, length(t.record), -1)), ';'),
            group_concat(iif(t.size <= ?3, t.record, NULL), '')
@@ -62,8 +65,8 @@ pub(in crate::store) struct FoundTask {
 /// Result of a joined statement for one id. There is none for an id without a stored task.
 pub(super) enum JoinedResult {
     Found(FoundTask),
-    /// Position of an id that must be read by itself: its record is too long for a joined statement, or it failed
-    /// verification, which can be the fault of another one.
+    /// Position of an id that must be read by itself: its record is too long for a joined
+    /// statement, or it failed verification, which can be the fault of another one.
     ReadSeparately(usize),
 }
 
@@ -83,7 +86,8 @@ impl JoinedResult {
     }
 }
 
-/// Reads tasks in one row, each for its own reader. Records longer than `max_record_bytes` are not included.
+/// Reads tasks in one row, each for its own reader. Records longer than `max_record_bytes` are not
+/// included.
 pub(super) async fn select_joined(
     conn: &mut SqliteConnection,
     service: &Service,
@@ -152,8 +156,8 @@ fn parse_numbers(text: &[u8]) -> Option<[i64; 7]> {
     Some(numbers)
 }
 
-/// Reads tasks one row each. Passes verified ones to `visit`, and damaged ones to `report_corrupt`, with their row
-/// if it is known.
+/// Reads tasks one row each. Passes verified ones to `visit`, and damaged ones to `report_corrupt`,
+/// with their row if it is known.
 pub(super) async fn select_rows(
     pool: &SqlitePool,
     reader: &Digest,

@@ -1,8 +1,9 @@
-//! State that the handle, the readers and the writer of one database share, and the reports of its failures.
+//! State that the handle, the readers and the writer of one database share, and the reports of its
+//! failures.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -30,7 +31,8 @@ pub(super) struct SqliteState {
     pub(super) counters: Counters,
     /// Cancelled when the store is closed.
     pub(super) closing: CancellationToken,
-    /// The writer and the coalesced reads; [`Store::close`](crate::store::Store::close) waits for them.
+    /// The writer and the coalesced reads; [`Store::close`](crate::store::Store::close) waits for
+    /// them.
     pub(super) background: TaskTracker,
     read_failures: LogThrottle,
     write_failures: LogThrottle,
@@ -43,6 +45,14 @@ pub(super) struct Counters {
     pub(super) tasks: AtomicU64,
     pub(super) bytes: AtomicU64,
     pub(super) delete_seq: AtomicI64,
+}
+
+impl Counters {
+    pub(super) fn set(&self, (tasks, bytes, delete_seq): (i64, i64, i64)) {
+        self.tasks.store(u64::try_from(tasks).unwrap_or(0), Ordering::Relaxed);
+        self.bytes.store(u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
+        self.delete_seq.store(delete_seq, Ordering::Release);
+    }
 }
 
 impl SqliteState {
@@ -68,7 +78,8 @@ impl SqliteState {
         self.local.metrics.store_errors.inc(kind);
     }
 
-    /// Runs a read for at most [`READ_TIMEOUT`]. Returns `None` after a failure, which is counted and logged here.
+    /// Runs a read for at most [`READ_TIMEOUT`]. Returns `None` after a failure, which is counted
+    /// and logged here.
     pub(super) async fn read<T>(&self, read: impl Future<Output = Result<T, sqlx::Error>>) -> Option<T> {
         match tokio::time::timeout(READ_TIMEOUT, read).await {
             Ok(Ok(value)) => return Some(value),

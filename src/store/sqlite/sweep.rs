@@ -1,5 +1,6 @@
-//! The sweep enforces `max_bytes` and `max_age` in steps of one short transaction each, and removes old tombstones
-//! and unused readers. Sizes come from a counter and the order from an index: no step scans a table.
+//! The sweep enforces `max_bytes` and `max_age` in steps of one short transaction each, and removes
+//! old tombstones and unused readers. Sizes come from a counter and the order from an index: no
+//! step scans a table.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -13,8 +14,8 @@ use crate::task::{Service, TaskId};
 /// Largest number of rows that one step removes.
 const ROWS_PER_STEP: usize = 256;
 
-/// Time for which tombstones are stored: longer than any upstream call. Measured by the monotonic clock, so that a
-/// change of the wall clock removes none early.
+/// Time for which tombstones are stored: longer than any upstream call. Measured by the monotonic
+/// clock, so that a change of the wall clock removes none early.
 const TOMBSTONE_AGE: Duration = Duration::from_secs(3600);
 
 /// Readers without grants are removed this long after they were last accepted.
@@ -44,7 +45,8 @@ pub(super) async fn evict(
         0 => 0,
         max => bytes.saturating_sub(i64::try_from(max).unwrap_or(i64::MAX)),
     };
-    // The age counts from the end of the hour of the last use, so that nothing is removed too early.
+    // The age counts from the end of the hour of the last use, so that nothing is removed too
+    // early.
     let oldest_hour = if limits.max_age.is_zero() {
         i64::MIN
     } else {
@@ -94,10 +96,7 @@ pub(super) async fn delete_old_tombstones(conn: &mut SqliteConnection, seq: i64)
 }
 
 /// Removes readers that have no grants and were not accepted for a week.
-pub(in crate::store) async fn delete_unused_readers(
-    conn: &mut SqliteConnection,
-    now: i64,
-) -> Result<(), sqlx::Error> {
+pub(super) async fn delete_unused_readers(conn: &mut SqliteConnection, now: i64) -> Result<(), sqlx::Error> {
     sqlx::query(
         "DELETE FROM reader WHERE reader_id IN (
              SELECT r.reader_id FROM reader r WHERE COALESCE(r.accepted_at, 0) < ?1
@@ -115,7 +114,8 @@ pub(in crate::store) async fn delete_unused_readers(
 pub(super) struct TombstoneAges(VecDeque<(Instant, i64)>);
 
 impl TombstoneAges {
-    /// Records the sequence number of the last delete. Returns the last one that is older than [`TOMBSTONE_AGE`].
+    /// Records the sequence number of the last delete. Returns the last one that is older than
+    /// [`TOMBSTONE_AGE`].
     pub(super) fn record(&mut self, now: Instant, seq: i64) -> Option<i64> {
         self.0.push_back((now, seq));
         let mut old = None;

@@ -139,13 +139,15 @@ async fn lookup_statements_start_from_the_ids() {
         assert!(steps.iter().skip(1).all(|step| !step.starts_with("SCAN ")), "{steps:?}");
     }
 
-    // Before 3.51.3, WAL with two connections can corrupt the file (https://www.sqlite.org/releaselog/3_51_3.html).
+    // Before 3.51.3, WAL with two connections can corrupt the file
+    // (https://www.sqlite.org/releaselog/3_51_3.html).
     let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut conn).await.unwrap();
     let parts: Vec<u32> = version.split('.').map(|part| part.parse().unwrap()).collect();
     assert!(parts >= vec![3, 51, 3], "{version}");
 }
 
-/// The options get lost silently if cargo does not read `.cargo/config.toml` or `LIBSQLITE3_FLAGS` is set.
+/// The options get lost silently if cargo does not read `.cargo/config.toml` or `LIBSQLITE3_FLAGS`
+/// is set.
 #[tokio::test]
 async fn sqlite_is_compiled_with_the_intended_options() {
     let db = TestDatabase::new();

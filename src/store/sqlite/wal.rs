@@ -19,9 +19,9 @@ pub(super) fn path(database: &Path) -> PathBuf {
 
 /// Keeps the write-ahead log below its limits.
 ///
-/// SQLite's own checkpoints never wait for readers, so that constant reading makes the log grow. Beyond the soft limit
-/// a checkpoint waits for readers for a moment. At the hard limit, which needs a reader in another process that does
-/// not end, nothing is written.
+/// SQLite's own checkpoints never wait for readers, so that constant reading makes the log grow.
+/// Beyond the soft limit a checkpoint waits for readers for a moment. At the hard limit, which
+/// needs a reader in another process that does not end, nothing is written.
 pub(super) struct WalGuard {
     database: PathBuf,
     soft_limit: u64,
@@ -48,7 +48,7 @@ impl WalGuard {
         if self.size() < self.hard_limit {
             return Ok(());
         }
-        Err(StoreError::WalFull { path: self.database.clone() })
+        Err(StoreError::WalFull(self.database.clone()))
     }
 
     /// Empties the log if it is beyond its soft limit.

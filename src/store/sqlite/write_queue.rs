@@ -18,7 +18,7 @@ const MAX_JOBS: usize = 1024;
 const MAX_KIB: u32 = 128 << 10;
 
 /// Longest time that an insert takes: the busy timeout and 5 s.
-pub(in crate::store) const INSERT_TIMEOUT: Duration = Duration::from_secs(7);
+pub(super) const INSERT_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// Longest time that a delete takes. A wide one removes many rows.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -100,7 +100,8 @@ impl WriteQueue {
         match inserted.await {
             Ok(inserted) => inserted.unwrap_or(refused),
             Err(_) => {
-                // Spares the next callers the wait. The next successful write sets the state to good again.
+                // Spares the next callers the wait. The next successful write sets the state to
+                // good again.
                 self.state.record_write_failure("the write timed out");
                 self.state.health.set(Health::WriteFailed);
                 refused

@@ -1,9 +1,10 @@
-//! The writer task: commits everything that was queued meanwhile in one transaction, and does the work that is due
-//! from time to time.
+//! The writer task: commits everything that was queued meanwhile in one transaction, and does the
+//! work that is due from time to time.
 //!
-//! Nothing counts as stored before its commit. After a failure the transaction is rolled back, its tasks are not
-//! stored, and the connection is opened again. While writes fail, inserts are refused without queueing, and one
-//! small write per second finds out when the database accepts writes again.
+//! Nothing counts as stored before its commit. After a failure the transaction is rolled back, its
+//! tasks are not stored, and the connection is opened again. While writes fail, inserts are refused
+//! without queueing, and one small write per second finds out when the database accepts writes
+//! again.
 
 mod connection;
 
@@ -144,8 +145,8 @@ impl Writer {
         self.connection.close().await;
     }
 
-    /// Takes further queued jobs and commits them in one transaction. A wide delete needs many transactions and
-    /// follows after it.
+    /// Takes further queued jobs and commits them in one transaction. A wide delete needs many
+    /// transactions and follows after it.
     async fn serve(&mut self, first: Job) {
         let mut bytes = first.bytes();
         let mut batch = vec![first];
@@ -228,8 +229,8 @@ impl Writer {
         }
     }
 
-    /// Commits pending deletes, deferred writes and the jobs, in this order, in one transaction. Wide pending deletes
-    /// follow after it.
+    /// Commits pending deletes, deferred writes and the jobs, in this order, in one transaction.
+    /// Wide pending deletes follow after it.
     async fn commit(&mut self, jobs: &[Job], extra: Extra) -> Result<Vec<JobResult>, StoreError> {
         self.last_attempt = Instant::now();
         if self.connection.is_file_replaced() {
@@ -447,7 +448,7 @@ impl Writer {
             self.state.report_corrupt_file();
         } else {
             self.state.record_write_failure(&error.chain());
-            let is_wal_full = matches!(error, StoreError::WalFull { .. });
+            let is_wal_full = matches!(error, StoreError::WalFull(_));
             self.state.health.set(if is_wal_full { Health::WalFull } else { Health::WriteFailed });
         }
     }

@@ -85,5 +85,5 @@ async fn delete_by_another_process_is_seen_within_a_second() {
     store.close().await;
     assert_eq!(delete_beside(&config, &scope).await, 0, "without a proxy too");
     let missing = StoreConfig { url: config.url.clone() + "x", ..config };
-    assert!(matches!(StoreMaintenance::open(&missing).await, Err(StoreError::Missing { .. })));
+    assert!(matches!(StoreMaintenance::open(&missing).await, Err(StoreError::Missing(_))));
 }

@@ -1,6 +1,6 @@
 //! Reading all tasks page by page, with their exact bytes.
 
-use super::StoreMaintenance;
+use super::{StoreMaintenance, maintenance_error};
 use crate::store::StoreError;
 use crate::store::sqlite::checksum::record_checksum;
 use crate::task::{Service, TaskId};
@@ -36,7 +36,8 @@ pub struct ExportPage {
 }
 
 impl StoreMaintenance {
-    /// Returns a page of whole tasks in the order in which they were stored. The cursor of the first page is 0.
+    /// Returns a page of whole tasks in the order in which they were stored. The cursor of the
+    /// first page is 0.
     pub async fn export_page(
         &mut self,
         service: Option<&Service>,
@@ -84,7 +85,6 @@ impl StoreMaintenance {
                 .collect();
             Ok(ExportPage { damaged: all - tasks.len() as u64, tasks, next: Some(last) })
         };
-        let page = page.await;
-        self.checked(page)
+        page.await.map_err(|error| maintenance_error(&self.path, error))
     }
 }

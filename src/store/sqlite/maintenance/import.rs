@@ -2,7 +2,7 @@
 
 use sqlx::Connection;
 
-use super::StoreMaintenance;
+use super::{StoreMaintenance, maintenance_error};
 use crate::clock;
 use crate::store::StoreError;
 use crate::store::sqlite::insert::{InsertResult, NewTasks, insert_tasks};
@@ -16,14 +16,15 @@ pub struct ImportedTask {
     pub service: Service,
     /// Id and record.
     pub task: FinalRecord,
-    /// When it was first stored, in seconds since the Unix epoch. A time in the future counts as now.
+    /// When it was first stored, in seconds since the Unix epoch. A time in the future counts as
+    /// now.
     pub stored_at: i64,
 }
 
 impl StoreMaintenance {
-    /// Stores tasks for `reader` in one transaction, all or none. Returns the number of those that it could not read
-    /// before; the others stay as they are. The reader's acceptance is not recorded, so that the proxy rechecks its
-    /// token before it serves the first of them.
+    /// Stores tasks for `reader` in one transaction, all or none. Returns the number of those that
+    /// it could not read before; the others stay as they are. The reader's acceptance is not
+    /// recorded, so that the proxy rechecks its token before it serves the first of them.
     pub async fn import(&mut self, reader: &Digest, batch: &[ImportedTask]) -> Result<u64, StoreError> {
         let now = clock::unix_now();
         let stored = async {
@@ -41,7 +42,6 @@ impl StoreMaintenance {
             tx.commit().await?;
             Ok(stored)
         };
-        let stored = stored.await;
-        self.checked(stored)
+        stored.await.map_err(|error| maintenance_error(&self.path, error))
     }
 }

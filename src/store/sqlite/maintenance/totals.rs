@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::StoreMaintenance;
+use super::{StoreMaintenance, maintenance_error};
 use crate::store::StoreError;
 use crate::store::sqlite::records::unsigned;
 
@@ -41,11 +41,11 @@ impl StoreMaintenance {
     /// Returns the number of distinct records, from a counter.
     pub async fn count(&mut self) -> Result<u64, StoreError> {
         let count = sqlx::query_scalar("SELECT tasks FROM meta").fetch_one(&mut self.conn).await;
-        self.checked(count).map(unsigned)
+        count.map(unsigned).map_err(|error| maintenance_error(&self.path, error))
     }
 
-    /// Returns the contents of the store. Services, oldest and newest are added up in several statements: while
-    /// another process writes, they can differ slightly from the counters.
+    /// Returns the contents of the store. Services, oldest and newest are added up in several
+    /// statements: while another process writes, they can differ slightly from the counters.
     pub async fn totals(&mut self) -> Result<StoreTotals, StoreError> {
         let conn = &mut self.conn;
         let totals = async {
@@ -84,7 +84,6 @@ impl StoreMaintenance {
                 }
             }
         };
-        let totals = totals.await;
-        self.checked(totals)
+        totals.await.map_err(|error| maintenance_error(&self.path, error))
     }
 }

@@ -42,7 +42,8 @@ async fn grant_for_another_task_is_ignored_and_repaired() {
 /// Returns each reader with the value of its counter and the number of its grants.
 async fn grants(conn: &mut SqliteConnection) -> Vec<(Vec<u8>, i64, i64)> {
     let sql = "
-        SELECT digest, COALESCE(grants, 0), (SELECT COUNT(*) FROM task_grant g WHERE g.reader_id = r.reader_id)
+        SELECT digest, COALESCE(grants, 0),
+               (SELECT COUNT(*) FROM task_grant g WHERE g.reader_id = r.reader_id)
         FROM reader r LEFT JOIN reader_grants c ON c.reader_id = r.reader_id ORDER BY digest";
     sqlx::query_as(sql).fetch_all(conn).await.unwrap()
 }

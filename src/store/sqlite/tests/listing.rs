@@ -42,7 +42,8 @@ async fn every_statement_uses_an_index_and_none_sorts() {
     assert!(steps.iter().any(|step| step == grants), "{steps:?}");
 }
 
-/// Opens a store with a number of small tasks. The first 2 are of one service, the next 5,002 of another.
+/// Opens a store with a number of small tasks. The first 2 are of one service, the next 5,002 of
+/// another.
 async fn filled(db: &TestDatabase, tasks: u32) -> Store {
     db.open().await.close().await;
     let mut conn = db.connect().await;

@@ -1,6 +1,6 @@
-//! The one connection that writes: transactions, and another file in place of one that is corrupt or was removed.
+//! The one connection that writes: transactions, and another file in place of one that is corrupt
+//! or was removed.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -12,14 +12,15 @@ use crate::store::sqlite::connect::{self, BUSY_TIMEOUT, connect_writer};
 use crate::store::sqlite::open::{self, OpenDatabase};
 use crate::store::sqlite::state::SqliteState;
 use crate::store::sqlite::wal::WalGuard;
-use crate::store::sqlite::{READERS, delete, file};
+use crate::store::sqlite::{delete, file};
 
 /// Why the file is replaced by another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReopenReason {
     /// The file is corrupt.
     Corrupt,
-    /// The file was removed or replaced while it was open. What is written through the open connections is lost.
+    /// The file was removed or replaced while it was open. What is written through the open
+    /// connections is lost.
     FileReplaced,
 }
 
@@ -74,8 +75,8 @@ impl WriterConnection {
         }
     }
 
-    /// Runs `work` in a transaction, and keeps the counters and the write-ahead log in order. After a failure nothing
-    /// is written, and the connection is closed because its state is unknown.
+    /// Runs `work` in a transaction, and keeps the counters and the write-ahead log in order. After
+    /// a failure nothing is written, and the connection is closed because its state is unknown.
     pub(super) async fn transaction<T>(
         &mut self,
         work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
@@ -106,10 +107,10 @@ impl WriterConnection {
         let start = Instant::now();
         let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
         let value = work(&mut tx).await?;
-        let meta = Meta::read(&mut tx).await?;
+        let counters = read_counters(&mut tx).await?;
         tx.commit().await?;
         self.state.local.metrics.store_commit_duration.observe(start.elapsed());
-        meta.publish(&self.state);
+        self.state.counters.set(counters);
         Ok(value)
     }
 
@@ -129,7 +130,7 @@ impl WriterConnection {
         if self.data_version != Some(version) {
             self.data_version = Some(version);
             self.state.local.memory.clear();
-            Meta::read(conn).await?.publish(&self.state);
+            self.state.counters.set(read_counters(conn).await?);
         }
         Ok(())
     }
@@ -139,9 +140,9 @@ impl WriterConnection {
         connect::close(self.state.readers.replace(None), self.conn.take()).await;
     }
 
-    /// Closes all connections and goes on with another file and the same digest key, under which other modules know
-    /// tokens. A corrupt file is set aside first. A file that was removed or replaced no longer belongs to this
-    /// process and is not touched.
+    /// Closes all connections and goes on with another file and the same digest key, under which
+    /// other modules know tokens. A corrupt file is set aside first. A file that was removed or
+    /// replaced no longer belongs to this process and is not touched.
     pub(super) async fn reopen(&mut self, reason: ReopenReason) -> Result<(), StoreError> {
         self.state.local.memory.clear();
         self.close().await;
@@ -153,14 +154,16 @@ impl WriterConnection {
                 path = %state.path.display(),
                 "the file of the task store was removed or replaced; the file that is there now is used"
             ),
+            // Set aside even if it can be opened: a broken page would be reported again and again.
             ReopenReason::Corrupt if !self.is_set_aside => {
-                set_aside(&state.path)?;
+                let reason = "corruption was found while the store was in use".to_owned();
+                file::set_aside(&state.path, &StoreError::Corrupt { path: state.path.clone(), reason })?;
                 self.is_set_aside = true;
             }
             ReopenReason::Corrupt => {}
         }
         let OpenDatabase { mut writer, readers, .. } =
-            open::open(&state.path, Some(state.digest_key), READERS).await?;
+            open::open(&state.path, Some(state.digest_key)).await?;
         let former_seq = state.counters.delete_seq.load(Ordering::Relaxed);
         let continued = continue_deletes(&mut writer, former_seq).await;
         self.conn = Some(writer);
@@ -171,12 +174,6 @@ impl WriterConnection {
         self.is_set_aside = false;
         Ok(())
     }
-}
-
-/// Sets the file aside even if it could be opened: what is behind a broken page would be reported again and again.
-fn set_aside(path: &Path) -> Result<(), StoreError> {
-    let reason = sqlx::Error::Protocol("corruption was found while the store was in use".to_owned());
-    file::set_aside(path, &StoreError::Sqlx(reason))
 }
 
 async fn continue_deletes(conn: &mut SqliteConnection, former_seq: i64) -> Result<(), sqlx::Error> {
@@ -190,24 +187,6 @@ async fn discard(conn: SqliteConnection) {
     let _ = tokio::time::timeout(BUSY_TIMEOUT, conn.close()).await;
 }
 
-/// The counters in table `meta`.
-struct Meta {
-    tasks: i64,
-    bytes: i64,
-    delete_seq: i64,
-}
-
-impl Meta {
-    async fn read(conn: &mut SqliteConnection) -> Result<Self, sqlx::Error> {
-        let (tasks, bytes, delete_seq) =
-            sqlx::query_as("SELECT tasks, bytes, delete_seq FROM meta").fetch_one(conn).await?;
-        Ok(Self { tasks, bytes, delete_seq })
-    }
-
-    fn publish(&self, state: &SqliteState) {
-        let counters = &state.counters;
-        counters.tasks.store(u64::try_from(self.tasks).unwrap_or(0), Ordering::Relaxed);
-        counters.bytes.store(u64::try_from(self.bytes).unwrap_or(0), Ordering::Relaxed);
-        counters.delete_seq.store(self.delete_seq, Ordering::Release);
-    }
+async fn read_counters(conn: &mut SqliteConnection) -> Result<(i64, i64, i64), sqlx::Error> {
+    sqlx::query_as("SELECT tasks, bytes, delete_seq FROM meta").fetch_one(conn).await
 }
