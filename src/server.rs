@@ -1,7 +1,7 @@
 //! HTTP/1.1 server: accept loop, connection limits, request and response bodies.
 //!
 //! `app` runs one server for the client port and one for the admin port. A server knows no routes:
-//! its [`Handler`] validates and answers requests.
+//! its [`Handler`] validates requests and responds to them.
 
 mod body;
 mod connection;

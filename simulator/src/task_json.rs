@@ -90,7 +90,7 @@ pub(super) fn record(fields: &TaskFields<'_>, phase: Phase) -> String {
             (Some(started_at), Some(finished_at))
         }
     };
-    let record = Record {
+    let record = RecordJson {
         _id: &record_id,
         id: fields.id,
         api_id: &api_id,
@@ -122,9 +122,14 @@ pub(super) fn accepted(id: &str, trace_id: &str) -> String {
     serde_json::json!({"success": true, "task_id": id, "trace_id": trace_id}).to_string()
 }
 
-fn response<'a>(fields: &'a TaskFields<'_>, phase: Phase) -> Option<Response<'a>> {
-    let mut response =
-        Response { success: true, task_id: fields.id, trace_id: fields.trace_id, data: None, error: None };
+fn response<'a>(fields: &'a TaskFields<'_>, phase: Phase) -> Option<ResponseJson<'a>> {
+    let mut response = ResponseJson {
+        success: true,
+        task_id: fields.id,
+        trace_id: fields.trace_id,
+        data: None,
+        error: None,
+    };
     match phase {
         Phase::Queued => return None,
         Phase::Processing { percent, .. } => response.data = Some(works(fields, "processing", percent)),
@@ -187,7 +192,7 @@ fn rfc3339(seconds: f64) -> String {
 }
 
 #[derive(Serialize)]
-struct Record<'a> {
+struct RecordJson<'a> {
     _id: &'a str,
     id: &'a str,
     api_id: &'a str,
@@ -201,7 +206,7 @@ struct Record<'a> {
     r#type: &'a str,
     user_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    response: Option<Response<'a>>,
+    response: Option<ResponseJson<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     elapsed: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -209,7 +214,7 @@ struct Record<'a> {
 }
 
 #[derive(Serialize)]
-struct Response<'a> {
+struct ResponseJson<'a> {
     success: bool,
     task_id: &'a str,
     trace_id: &'a str,
