@@ -7,7 +7,7 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
-use super::registration::Registered;
+use super::registration::registered_as_clone;
 
 /// Upper bounds of the buckets of one kind of histogram.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -113,13 +113,7 @@ impl TypedMetric for Histogram {
     const TYPE: MetricType = MetricType::Histogram;
 }
 
-impl Registered for Histogram {
-    type Metric = Self;
-
-    fn metric(&self) -> Self {
-        self.clone()
-    }
-}
+registered_as_clone!(Histogram);
 
 /// The counts of a [`Histogram`] at one moment, or the difference of two moments.
 #[derive(Clone, Debug, PartialEq)]

@@ -17,7 +17,7 @@ use super::labels::{
     CallStatus, EvictionReason, IdOutcome, Label, PassthroughStatus, RateLimitSource, RequestAction,
     RequestOutcome, StoreErrorKind, StoreLookupResult,
 };
-use super::registration::{Registered, metrics};
+use super::registration::{metrics, registered_as_clone};
 
 /// Polling interval of a client without `prefer: wait`: that of the vendor's SDK.
 const POLL_INTERVAL: Duration = Duration::from_secs(3);
@@ -319,13 +319,7 @@ impl EncodeMetric for CallsSaved {
     }
 }
 
-impl Registered for CallsSaved {
-    type Metric = Self;
-
-    fn metric(&self) -> Self {
-        self.clone()
-    }
-}
+registered_as_clone!(CallsSaved);
 
 #[cfg(test)]
 mod tests {

@@ -17,52 +17,40 @@ pub(super) trait Registered {
     fn metric(&self) -> Self::Metric;
 }
 
-impl Registered for Counter {
-    type Metric = Self;
+/// Implements [`Registered`] for a type whose clones share their counts.
+macro_rules! registered_as_clone {
+    ($type:ty) => {
+        impl $crate::telemetry::registration::Registered for $type {
+            type Metric = Self;
 
-    fn metric(&self) -> Self {
-        self.clone()
-    }
+            fn metric(&self) -> Self {
+                self.clone()
+            }
+        }
+    };
 }
 
-impl Registered for usize {
-    type Metric = ConstGauge<usize>;
+/// Implements [`Registered`] for plain values, as a gauge.
+macro_rules! registered_as_gauge {
+    ($($type:ty => $gauge:ty, $convert:expr;)+) => {
+        $(impl Registered for $type {
+            type Metric = ConstGauge<$gauge>;
 
-    fn metric(&self) -> Self::Metric {
-        ConstGauge::new(*self)
-    }
+            fn metric(&self) -> Self::Metric {
+                ConstGauge::new($convert(*self))
+            }
+        })+
+    };
 }
 
-impl Registered for u64 {
-    type Metric = ConstGauge<u64>;
+registered_as_clone!(Counter);
 
-    fn metric(&self) -> Self::Metric {
-        ConstGauge::new(*self)
-    }
-}
-
-impl Registered for i64 {
-    type Metric = ConstGauge<i64>;
-
-    fn metric(&self) -> Self::Metric {
-        ConstGauge::new(*self)
-    }
-}
-
-impl Registered for bool {
-    type Metric = ConstGauge<u64>;
-
-    fn metric(&self) -> Self::Metric {
-        ConstGauge::new(u64::from(*self))
-    }
-}
-
-impl Registered for Duration {
-    type Metric = ConstGauge<f64>;
-
-    fn metric(&self) -> Self::Metric {
-        ConstGauge::new(self.as_secs_f64())
-    }
+registered_as_gauge! {
+    usize => usize, usize::from;
+    u64 => u64, u64::from;
+    i64 => i64, i64::from;
+    bool => u64, u64::from;
+    Duration => f64, |value: Duration| value.as_secs_f64();
 }
 
 /// Registers one field. `doc` is its doc comment.
@@ -117,7 +105,7 @@ macro_rules! metrics {
     };
 }
 
-pub(super) use metrics;
+pub(super) use {metrics, registered_as_clone};
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use http::Uri;
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::parameters::Parameters;
 use crate::admin::state::{AdminPort, run_blocking};
@@ -16,109 +16,56 @@ use crate::task::TaskSummary;
 /// Maximum number of queues, and of tasks, in a response.
 const MAX_LISTED: usize = 200;
 
-#[derive(Serialize)]
-pub(super) struct QueuesBody {
-    queues: Vec<QueueBody>,
-    queues_omitted: usize,
+/// Returns one queue.
+fn queue(queue: &QueueView) -> Value {
+    json!({
+        "service": queue.service.to_string(),
+        "token": queue.token.to_string(),
+        "queued": queue.queued,
+        "in_flight": queue.in_flight,
+        "waiters": queue.waiters,
+        "snapshots": queue.snapshots,
+        "oldest_wait_seconds": queue.longest_queued.map(|age| age.as_secs_f64()),
+        "requests_per_second": queue.requests_per_second,
+        "paused_seconds": queue.paused_for.as_secs_f64(),
+        "idle_seconds": queue.idle.as_secs_f64(),
+    })
 }
 
-#[derive(Serialize)]
-struct QueueBody {
-    service: String,
-    token: String,
-    queued: usize,
-    in_flight: usize,
-    waiters: usize,
-    snapshots: usize,
-    oldest_wait_seconds: Option<f64>,
-    requests_per_second: f64,
-    paused_seconds: f64,
-    idle_seconds: f64,
+/// Returns one pending task.
+fn pending_task(task: &PendingView) -> Value {
+    let summary = TaskSummary::parse(&task.record);
+    json!({
+        "service": task.service.to_string(),
+        "id": task.id.as_str(),
+        "token": task.token.to_string(),
+        "type": summary.kind,
+        "title": summary.title,
+        "state": summary.state,
+        "progress": summary.progress,
+        "created_at": summary.created_at,
+        "snapshot_age_seconds": task.age.as_secs_f64(),
+        "waiters": task.waiters,
+        "is_queued": task.is_queued,
+    })
 }
 
-impl From<QueueView> for QueueBody {
-    fn from(queue: QueueView) -> Self {
-        Self {
-            service: queue.service.to_string(),
-            token: queue.token.to_string(),
-            queued: queue.queued,
-            in_flight: queue.in_flight,
-            waiters: queue.waiters,
-            snapshots: queue.snapshots,
-            oldest_wait_seconds: queue.longest_queued.map(|age| age.as_secs_f64()),
-            requests_per_second: queue.requests_per_second,
-            paused_seconds: queue.paused_for.as_secs_f64(),
-            idle_seconds: queue.idle.as_secs_f64(),
-        }
-    }
-}
-
-#[derive(Serialize)]
-pub(super) struct PendingListBody {
-    pending: Vec<PendingBody>,
-    pending_omitted: usize,
-}
-
-#[derive(Serialize)]
-struct PendingBody {
-    service: String,
-    id: String,
-    token: String,
-    r#type: Option<String>,
-    title: Option<String>,
-    state: Option<String>,
-    progress: Option<f64>,
-    created_at: Option<f64>,
-    snapshot_age_seconds: f64,
-    waiters: usize,
-    is_queued: bool,
-}
-
-impl From<PendingView> for PendingBody {
-    fn from(task: PendingView) -> Self {
-        let summary = TaskSummary::parse(&task.record);
-        Self {
-            service: task.service.to_string(),
-            id: task.id.as_str().to_owned(),
-            token: task.token.to_string(),
-            r#type: summary.kind,
-            title: summary.title,
-            state: summary.state,
-            progress: summary.progress,
-            created_at: summary.created_at,
-            snapshot_age_seconds: task.age.as_secs_f64(),
-            waiters: task.waiters,
-            is_queued: task.is_queued,
-        }
-    }
-}
-
-pub(super) async fn queues(
-    State(port): State<Arc<AdminPort>>,
-    uri: Uri,
-) -> Result<Json<QueuesBody>, ApiError> {
+pub(super) async fn queues(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Value>, ApiError> {
     Parameters::none(&uri)?;
-    let queues = run_blocking(&port, |port| {
+    let body = run_blocking(&port, |port| {
         let queues = port.lookups.batcher().queues(MAX_LISTED);
-        QueuesBody {
-            queues: queues.items.into_iter().map(QueueBody::from).collect(),
-            queues_omitted: queues.omitted,
-        }
+        let items: Vec<Value> = queues.items.iter().map(queue).collect();
+        json!({"queues": items, "queues_omitted": queues.omitted})
     });
-    Ok(Json(queues.await?))
+    Ok(Json(body.await?))
 }
 
-pub(super) async fn pending(
-    State(port): State<Arc<AdminPort>>,
-    uri: Uri,
-) -> Result<Json<PendingListBody>, ApiError> {
+pub(super) async fn pending(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Value>, ApiError> {
     Parameters::none(&uri)?;
-    let pending = run_blocking(&port, |port| {
-        let pending = port.lookups.batcher().pending_tasks(MAX_LISTED);
-        PendingListBody {
-            pending: pending.items.into_iter().map(PendingBody::from).collect(),
-            pending_omitted: pending.omitted,
-        }
+    let body = run_blocking(&port, |port| {
+        let tasks = port.lookups.batcher().pending_tasks(MAX_LISTED);
+        let items: Vec<Value> = tasks.items.iter().map(pending_task).collect();
+        json!({"pending": items, "pending_omitted": tasks.omitted})
     });
-    Ok(Json(pending.await?))
+    Ok(Json(body.await?))
 }

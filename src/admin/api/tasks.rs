@@ -6,14 +6,14 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use http::{StatusCode, Uri};
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::parameters::{Parameters, invalid};
 use crate::admin::state::AdminPort;
 use crate::api_error::ApiError;
 use crate::config;
 use crate::store::{DeleteScope, ListCursor, ListedTask, RecordDetails, TaskFilter};
-use crate::task::{Link, Service, TaskId, TaskSummary};
+use crate::task::{Service, TaskId, TaskSummary};
 
 /// Maximum number of tasks on a page.
 const MAX_LIMIT: usize = 200;
@@ -25,108 +25,52 @@ const DEFAULT_LIMIT: usize = 50;
 const SERVICE: &str = "1 to 64 letters, digits, - or _";
 const ID: &str = "1 to 1024 bytes of UTF-8";
 
-#[derive(Serialize)]
-pub(super) struct ListBody {
-    tasks: Vec<ListedTaskBody>,
-    next: Option<String>,
+/// Returns a task of the list.
+fn listed_task(task: &ListedTask) -> Value {
+    with_summary(
+        task.record.as_deref(),
+        json!({
+            "service": task.service.to_string(),
+            "id": task.id.as_str(),
+            "stored_at": task.stored_at,
+            "record_bytes": task.size,
+            "readers": task.readers,
+        }),
+    )
 }
 
-#[derive(Serialize)]
-struct ListedTaskBody {
-    service: String,
-    id: String,
-    stored_at: i64,
-    record_bytes: u64,
-    readers: u64,
-    #[serde(flatten)]
-    summary: SummaryBody,
+/// Returns one of the records of a task.
+fn record(stored: RecordDetails) -> Value {
+    let readers: Vec<String> = stored.readers.iter().map(ToString::to_string).collect();
+    let mut body = with_summary(
+        stored.record.as_deref(),
+        json!({
+            "stored_at": stored.stored_at,
+            "record_bytes": stored.size,
+            "readers": readers,
+            "is_corrupt": stored.is_damaged,
+        }),
+    );
+    // Only UTF-8 is ever stored.
+    body["record"] = stored.record.and_then(|record| String::from_utf8(record.into()).ok()).into();
+    body
 }
 
-/// Summary of a task record.
-#[derive(Serialize)]
-struct SummaryBody {
-    r#type: Option<String>,
-    title: Option<String>,
-    succeeded: Option<bool>,
-    error: Option<String>,
-    created_at: Option<f64>,
-    finished_at: Option<f64>,
-    links: Vec<LinkBody>,
+/// Adds the summary of a record to a body.
+fn with_summary(record: Option<&[u8]>, mut body: Value) -> Value {
+    let summary = record.map(TaskSummary::parse).unwrap_or_default();
+    let links = summary.links.iter().map(|link| json!({"kind": link.kind.as_str(), "url": link.url}));
+    body["type"] = summary.kind.into();
+    body["title"] = summary.title.into();
+    body["succeeded"] = summary.succeeded.into();
+    body["error"] = summary.error.into();
+    body["created_at"] = summary.created_at.into();
+    body["finished_at"] = summary.finished_at.into();
+    body["links"] = links.collect();
+    body
 }
 
-#[derive(Serialize)]
-struct LinkBody {
-    kind: &'static str,
-    url: String,
-}
-
-#[derive(Serialize)]
-pub(super) struct TaskBody {
-    service: String,
-    id: String,
-    records: Vec<RecordBody>,
-}
-
-#[derive(Serialize)]
-struct RecordBody {
-    stored_at: i64,
-    record_bytes: u64,
-    readers: Vec<String>,
-    is_corrupt: bool,
-    #[serde(flatten)]
-    summary: SummaryBody,
-    record: Option<String>,
-}
-
-#[derive(Serialize)]
-pub(super) struct DeletedBody {
-    deleted: u64,
-}
-
-impl From<ListedTask> for ListedTaskBody {
-    fn from(task: ListedTask) -> Self {
-        Self {
-            service: task.service.to_string(),
-            id: task.id.as_str().to_owned(),
-            stored_at: task.stored_at,
-            record_bytes: task.size,
-            readers: task.readers,
-            summary: SummaryBody::of(task.record.as_deref()),
-        }
-    }
-}
-
-impl From<RecordDetails> for RecordBody {
-    fn from(stored: RecordDetails) -> Self {
-        Self {
-            stored_at: stored.stored_at,
-            record_bytes: stored.size,
-            readers: stored.readers.iter().map(ToString::to_string).collect(),
-            is_corrupt: stored.is_damaged,
-            summary: SummaryBody::of(stored.record.as_deref()),
-            // Only UTF-8 is ever stored.
-            record: stored.record.and_then(|text| String::from_utf8(text.into()).ok()),
-        }
-    }
-}
-
-impl SummaryBody {
-    fn of(text: Option<&[u8]>) -> Self {
-        let summary = text.map(TaskSummary::parse).unwrap_or_default();
-        let link = |Link { kind, url }| LinkBody { kind: kind.as_str(), url };
-        Self {
-            r#type: summary.kind,
-            title: summary.title,
-            succeeded: summary.succeeded,
-            error: summary.error,
-            created_at: summary.created_at,
-            finished_at: summary.finished_at,
-            links: summary.links.into_iter().map(link).collect(),
-        }
-    }
-}
-
-pub(super) async fn list(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<ListBody>, ApiError> {
+pub(super) async fn list(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result<Json<Value>, ApiError> {
     let known = ["service", "id", "title", "stored_after", "stored_before", "limit", "cursor"];
     let parameters = Parameters::read(&uri, &known)?;
     let time = |name| parameters.parsed(name, |text| text.parse().ok(), "whole Unix seconds");
@@ -143,35 +87,30 @@ pub(super) async fn list(State(port): State<Arc<AdminPort>>, uri: Uri) -> Result
     let cursor = |text: &str| ListCursor::parse(text).filter(|cursor| filter.accepts(cursor));
     let cursor = parameters.parsed("cursor", cursor, "next of the previous page, with the same filters")?;
     let page = port.store.list(&filter, cursor, limit).await.map_err(|_| unreadable())?;
-    Ok(Json(ListBody {
-        tasks: page.tasks.into_iter().map(ListedTaskBody::from).collect(),
-        next: page.next.map(|next| next.to_string()),
-    }))
+    let tasks: Vec<Value> = page.tasks.iter().map(listed_task).collect();
+    Ok(Json(json!({"tasks": tasks, "next": page.next.map(|next| next.to_string())})))
 }
 
 pub(super) async fn show(
     State(port): State<Arc<AdminPort>>,
     path: Result<Path<(String, String)>, PathRejection>,
     uri: Uri,
-) -> Result<Json<TaskBody>, ApiError> {
+) -> Result<Json<Value>, ApiError> {
     Parameters::none(&uri)?;
     let (service, id) = task_in(path)?;
     let records = port.store.records(&service, &id).await.map_err(|_| unreadable())?;
     if records.is_empty() {
         return Err(ApiError::refused(StatusCode::NOT_FOUND, "This task is not stored."));
     }
-    Ok(Json(TaskBody {
-        service: service.to_string(),
-        id: id.as_str().to_owned(),
-        records: records.into_iter().map(RecordBody::from).collect(),
-    }))
+    let records: Vec<Value> = records.into_iter().map(record).collect();
+    Ok(Json(json!({"service": service.to_string(), "id": id.as_str(), "records": records})))
 }
 
 pub(super) async fn delete_one(
     State(port): State<Arc<AdminPort>>,
     path: Result<Path<(String, String)>, PathRejection>,
     uri: Uri,
-) -> Result<Json<DeletedBody>, ApiError> {
+) -> Result<Json<Value>, ApiError> {
     Parameters::none(&uri)?;
     let (service, id) = task_in(path)?;
     delete(port, DeleteScope::Task { service, id }).await
@@ -180,7 +119,7 @@ pub(super) async fn delete_one(
 pub(super) async fn delete_many(
     State(port): State<Arc<AdminPort>>,
     uri: Uri,
-) -> Result<Json<DeletedBody>, ApiError> {
+) -> Result<Json<Value>, ApiError> {
     let parameters = Parameters::read(&uri, &["service", "older_than"])?;
     let service = parameters.parsed("service", Service::parse, SERVICE)?;
     let age =
@@ -194,10 +133,10 @@ pub(super) async fn delete_many(
 }
 
 /// Deletes in a task of its own, so that a client that disconnects does not stop it.
-async fn delete(port: Arc<AdminPort>, scope: DeleteScope) -> Result<Json<DeletedBody>, ApiError> {
+async fn delete(port: Arc<AdminPort>, scope: DeleteScope) -> Result<Json<Value>, ApiError> {
     let deletion = tokio::spawn(async move { port.lookups.delete_by_operator(scope).await });
     match deletion.await.map_err(|_| ApiError::internal())? {
-        Ok(deleted) => Ok(Json(DeletedBody { deleted })),
+        Ok(deleted) => Ok(Json(json!({"deleted": deleted}))),
         Err(error) => {
             tracing::warn!(%error, "deleting tasks failed");
             Err(ApiError::unavailable(
