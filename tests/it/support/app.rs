@@ -3,8 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use refrain::app::App;
 use refrain::config::Config;
 use refrain_simulator::raw_http::{RawPeer, RawResponse};
@@ -14,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::TIMEOUT;
+use super::client::{Client, Reply, http_client};
 
 /// Starts a simulator without a rate limit.
 pub async fn simulator() -> Simulator {
@@ -45,34 +45,6 @@ pub struct TestApp {
     running: JoinHandle<anyhow::Result<()>>,
 }
 
-/// A complete response.
-#[derive(Clone, Debug)]
-pub struct Reply {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-}
-
-impl Reply {
-    /// Value of a header, empty if it is absent.
-    pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().expect("visible ASCII"))
-    }
-
-    pub fn x_cache(&self) -> &str {
-        self.header("x-cache")
-    }
-
-    pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {:?}", self.body))
-    }
-
-    /// `error.code` of the body.
-    pub fn code(&self) -> String {
-        self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
-    }
-}
-
 impl TestApp {
     /// Starts the app with the default configuration.
     pub async fn spawn() -> Self {
@@ -92,15 +64,7 @@ impl TestApp {
         let (address, admin) = (app.client_address(), app.admin_address().expect("the admin port is on"));
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(app.run(shutdown.clone()));
-        // For the test client. An error means that a provider is installed already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(Duration::from_secs(60))
-            .build()
-            .expect("a client");
+        let http = http_client();
         Self { address, admin, upstream, http, folder, shutdown, running }
     }
 
@@ -121,22 +85,13 @@ impl TestApp {
 
     /// Sends a lookup with more headers.
     pub async fn look_up(&self, token: &str, body: &serde_json::Value, headers: &[(&str, &str)]) -> Reply {
-        let mut request = self
-            .http
-            .post(self.url("/producer/tasks"))
-            .bearer_auth(token)
-            .header("content-type", "application/json")
-            .body(body.to_string());
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        self.send(request).await
+        let client = Client { address: self.address, http: self.http.clone() };
+        client.look_up(token, body.to_string(), headers).await.expect("a response")
     }
 
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Reply {
         let response = request.send().await.expect("a response");
-        let (status, headers) = (response.status(), response.headers().clone());
-        Reply { status, headers, body: response.bytes().await.expect("a complete body") }
+        Reply::read(response).await.expect("a complete body")
     }
 
     /// Sends a `GET` to the admin port.
