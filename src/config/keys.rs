@@ -5,14 +5,14 @@ use toml::{Table, Value};
 use super::Config;
 
 /// One key and its value.
-pub(super) struct Key {
+pub(super) struct ConfigKey {
     /// Section and field: `upstream.max_batch`.
     pub(super) name: String,
     /// The value as it is written in the file. Secrets are `***`.
     pub(super) value: Value,
 }
 
-impl Key {
+impl ConfigKey {
     /// Returns section and field.
     pub(super) fn parts(&self) -> (&str, &str) {
         self.name.split_once('.').expect("every key is in a section")
@@ -37,32 +37,34 @@ impl Key {
 }
 
 /// Returns all keys of the configuration, in the order of their definition.
-pub(super) fn of(config: &Config) -> Vec<Key> {
+pub(super) fn of(config: &Config) -> Vec<ConfigKey> {
     let sections = Table::try_from(config).expect("every value has a TOML notation");
     sections
         .into_iter()
         .filter_map(|(section, fields)| Some((section, fields.as_table()?.clone())))
         .flat_map(|(section, fields)| {
-            fields.into_iter().map(move |(field, value)| Key { name: format!("{section}.{field}"), value })
+            fields
+                .into_iter()
+                .map(move |(field, value)| ConfigKey { name: format!("{section}.{field}"), value })
         })
         .collect()
 }
 
 /// Returns the key that was probably meant: a similar name, the same field in another section, or a
 /// less similar name.
-pub(super) fn nearest<'a>(keys: &'a [Key], name: &str) -> Option<&'a Key> {
+pub(super) fn nearest<'a>(keys: &'a [ConfigKey], name: &str) -> Option<&'a ConfigKey> {
     let name = name.to_ascii_lowercase();
     let field = name.rsplit('.').next().unwrap_or_default();
-    let closest = |limit: usize, distance: &dyn Fn(&Key) -> usize| {
+    let closest = |limit: usize, distance: &dyn Fn(&ConfigKey) -> usize| {
         keys.iter().min_by_key(|key| distance(key)).filter(|key| distance(key) <= limit)
     };
-    let by_name = |key: &Key| strsim::damerau_levenshtein(&name, &key.name);
-    let by_field = |key: &Key| strsim::damerau_levenshtein(field, key.parts().1);
+    let by_name = |key: &ConfigKey| strsim::damerau_levenshtein(&name, &key.name);
+    let by_field = |key: &ConfigKey| strsim::damerau_levenshtein(field, key.parts().1);
     closest(2, &by_name).or_else(|| closest(1, &by_field)).or_else(|| closest(4, &by_name))
 }
 
 /// Returns the section that was probably meant.
-pub(super) fn nearest_section<'a>(keys: &'a [Key], name: &str) -> Option<&'a str> {
+pub(super) fn nearest_section<'a>(keys: &'a [ConfigKey], name: &str) -> Option<&'a str> {
     let name = name.to_ascii_lowercase();
     let distance = |section: &&str| strsim::damerau_levenshtein(&name, section);
     keys.iter().map(|key| key.parts().0).min_by_key(distance).filter(|section| distance(section) <= 3)

@@ -13,7 +13,7 @@ use serde::de::IntoDeserializer;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use super::keys::{self, Key};
+use super::keys::{self, ConfigKey};
 use super::loaded::{LoadedConfig, Origin, Origins};
 use super::{Config, notation, rules};
 use crate::escape::printable;
@@ -87,7 +87,7 @@ impl Config {
 
 struct Loader {
     /// All keys with their defaults.
-    keys: Vec<Key>,
+    keys: Vec<ConfigKey>,
     /// The valid values so far, by section.
     values: Table,
     /// The origins of `values`.
@@ -150,7 +150,7 @@ impl Loader {
             return self.set_text(&key.name.clone(), text, origin);
         }
         let name = rest.trim_start_matches('_').replacen("__", ".", 1).to_ascii_lowercase();
-        let hint = did_you_mean(keys::nearest(&self.keys, &name).map(Key::variable));
+        let hint = did_you_mean(keys::nearest(&self.keys, &name).map(ConfigKey::variable));
         self.mistakes.push(format!("{origin}: unknown key {}{hint}", printable(&name)));
     }
 
@@ -234,7 +234,7 @@ impl Loader {
 
 /// Deserializes a configuration in which only this key is set. Returns the value, or what it should
 /// be.
-fn parse_alone(key: &Key, value: Spanned<DeValue<'_>>) -> Result<Value, String> {
+fn parse_alone(key: &ConfigKey, value: Spanned<DeValue<'_>>) -> Result<Value, String> {
     // Only a number beyond 64 bits has no `Value`.
     let value = Value::deserialize(value.into_deserializer())
         .map_err(|_| format!("must be a value such as {}", key.value))?;
@@ -255,7 +255,7 @@ fn read_token(path: &Path, read: &dyn Fn(&Path) -> io::Result<String>) -> Result
 
 /// Returns `upstream.burst = "x"`, shortened if it is long, or only the key if the value may
 /// contain a secret.
-fn assignment(key: &Key, shown: &str) -> String {
+fn assignment(key: &ConfigKey, shown: &str) -> String {
     const MAX_CHARACTERS: usize = 100;
     // A URL may contain a password or a key.
     let may_contain_secret =

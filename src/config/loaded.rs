@@ -118,7 +118,7 @@ impl LoadedConfig {
     }
 
     /// A `…_file` key is not shown: its effect is the value of the secret.
-    fn keys(&self) -> Vec<keys::Key> {
+    fn keys(&self) -> Vec<keys::ConfigKey> {
         let mut keys = keys::of(&self.config);
         keys.retain(|key| !key.name.ends_with("_file"));
         keys

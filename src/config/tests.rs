@@ -20,7 +20,7 @@ fn environment(variables: &[(&str, &str)]) -> ConfigSources {
     ConfigSources { environment, ..ConfigSources::default() }
 }
 
-fn default_keys() -> Vec<keys::Key> {
+fn default_keys() -> Vec<keys::ConfigKey> {
     keys::of(&Config::default())
 }
 

@@ -28,20 +28,20 @@ const ENTRY_OVERHEAD: u64 = 512;
 const SHARD_BYTES: u64 = 8 << 20;
 
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Key {
+struct CacheKey {
     service: Service,
     id: TaskId,
 }
 
-/// A borrowed [`Key`] with the same hash.
+/// A borrowed [`CacheKey`] with the same hash.
 #[derive(Hash)]
-struct KeyRef<'a> {
+struct CacheKeyRef<'a> {
     service: &'a Service,
     id: &'a TaskId,
 }
 
-impl Equivalent<Key> for KeyRef<'_> {
-    fn equivalent(&self, key: &Key) -> bool {
+impl Equivalent<CacheKey> for CacheKeyRef<'_> {
+    fn equivalent(&self, key: &CacheKey) -> bool {
         *self.service == key.service && *self.id == key.id
     }
 }
@@ -57,8 +57,8 @@ struct CachedTask {
 #[derive(Clone)]
 struct ByBytes;
 
-impl Weighter<Key, Arc<CachedTask>> for ByBytes {
-    fn weight(&self, key: &Key, task: &Arc<CachedTask>) -> u64 {
+impl Weighter<CacheKey, Arc<CachedTask>> for ByBytes {
+    fn weight(&self, key: &CacheKey, task: &Arc<CachedTask>) -> u64 {
         let bytes = key.id.as_str().len() + task.record.len() + task.readers.len() * size_of::<Digest>();
         bytes as u64 + ENTRY_OVERHEAD
     }
@@ -85,7 +85,7 @@ pub(super) struct CacheHit {
 
 /// See the module documentation.
 pub(super) struct MemoryCache {
-    cache: Option<Cache<Key, Arc<CachedTask>, ByBytes>>,
+    cache: Option<Cache<CacheKey, Arc<CachedTask>, ByBytes>>,
     /// Number of removals. An insert compares it under the read lock, a removal increments it under
     /// the write lock: a task that was read before a removal cannot be inserted after it.
     generation: RwLock<u64>,
@@ -124,7 +124,7 @@ impl MemoryCache {
 
     /// Returns the task if it is cached and `reader` is known to have a grant.
     pub(super) fn get(&self, reader: &Digest, service: &Service, id: &TaskId, hour: i64) -> Option<CacheHit> {
-        let task = self.cache.as_ref()?.get(&KeyRef { service, id })?;
+        let task = self.cache.as_ref()?.get(&CacheKeyRef { service, id })?;
         if !task.readers.contains(reader) {
             return None;
         }
@@ -149,7 +149,7 @@ impl MemoryCache {
         if *current != generation {
             return;
         }
-        let readers: Box<[Digest]> = match cache.peek(&KeyRef { service: entry.service, id: entry.id }) {
+        let readers: Box<[Digest]> = match cache.peek(&CacheKeyRef { service: entry.service, id: entry.id }) {
             // Another record of the same id, which belongs to other readers. The first one stays.
             Some(cached) if cached.row_id != entry.row_id => return,
             Some(cached) if cached.readers.contains(entry.reader) => return,
@@ -166,14 +166,14 @@ impl MemoryCache {
             used_hour: AtomicI64::new(entry.used_hour),
             readers,
         };
-        cache.insert(Key { service: entry.service.clone(), id: entry.id.clone() }, Arc::new(task));
+        cache.insert(CacheKey { service: entry.service.clone(), id: entry.id.clone() }, Arc::new(task));
     }
 
     /// Removes one task. Reads that began earlier cannot insert it again.
     pub(super) fn remove(&self, service: &Service, id: &TaskId) {
         *self.generation.write().unwrap_or_else(PoisonError::into_inner) += 1;
         if let Some(cache) = &self.cache {
-            cache.remove(&KeyRef { service, id });
+            cache.remove(&CacheKeyRef { service, id });
         }
     }
 

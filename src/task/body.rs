@@ -93,7 +93,7 @@ impl Action {
 
 #[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "snake_case")]
-enum Key {
+enum MemberKey {
     Action,
     Id,
     Ids,
@@ -115,17 +115,19 @@ impl<'de> Visitor<'de> for BodyVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<BodyFields, A::Error> {
         let mut fields = BodyFields::default();
         let mut seen = 0_u8;
-        while let Some(key) = map.next_key::<Key>()? {
+        while let Some(key) = map.next_key::<MemberKey>()? {
             let bit = 1 << key as u8;
             if seen & bit != 0 {
                 return Err(A::Error::custom("a key is repeated"));
             }
             seen |= bit;
             match key {
-                Key::Action => fields.action = Action::parse(&map.next_value::<String>()?),
-                Key::Id => fields.id = Some(map.next_value::<RequestedId>()?.0),
-                Key::Ids => fields.ids = Some(map.next_value_seed(IdListSeed { max_ids: self.max_ids })?),
-                Key::UserId | Key::ApplicationId => {
+                MemberKey::Action => fields.action = Action::parse(&map.next_value::<String>()?),
+                MemberKey::Id => fields.id = Some(map.next_value::<RequestedId>()?.0),
+                MemberKey::Ids => {
+                    fields.ids = Some(map.next_value_seed(IdListSeed { max_ids: self.max_ids })?);
+                }
+                MemberKey::UserId | MemberKey::ApplicationId => {
                     map.next_value::<String>()?;
                     fields.has_owner = true;
                 }

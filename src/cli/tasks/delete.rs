@@ -1,4 +1,4 @@
-//! `refrain tasks delete`, also under its earlier name `forget`.
+//! `refrain tasks delete`.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
