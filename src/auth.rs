@@ -73,7 +73,7 @@ pub enum AccessDecision {
     Recheck(Recheck),
     /// Another caller makes the recheck. The receiver resolves when it has ended.
     Wait(watch::Receiver<()>),
-    /// The upstream refused the token. It has no hits until a lookup of it succeeds.
+    /// The upstream refused the token. It has no hits until a lookup with it succeeds.
     Refused,
 }
 
@@ -119,7 +119,7 @@ struct Team {
     clients: Vec<(Arc<str>, Token)>,
 }
 
-/// Knowledge about one token, from the upstream's responses to it.
+/// Status of one token, from the upstream's responses to it.
 #[derive(Debug)]
 struct TokenStatus {
     accepted_at: Option<Instant>,
@@ -224,8 +224,8 @@ impl Auth {
         if self.is_shared() { self.key.team() } else { *digest }
     }
 
-    /// Whether the token's hits may be served now, as far as memory can tell. After `false`,
-    /// [`Auth::decide`] has the answer.
+    /// Whether the token's hits may be served now, judged by the statuses in memory only. After
+    /// `false`, call [`Auth::decide`].
     pub fn is_allowed(&self, digest: &Digest, now: Instant) -> bool {
         let mut tokens = self.lock();
         let Some(status) = tokens.get_mut(digest) else { return false };
@@ -297,8 +297,9 @@ impl Auth {
         let mut tokens = self.lock();
         make_room(&mut tokens);
         let status = tokens.entry(*digest).or_insert_with(|| TokenStatus::unknown(now));
-        let changed = status.is_refused == accepted;
-        status.is_refused = !accepted;
+        let is_refused = !accepted;
+        let changed = status.is_refused != is_refused;
+        status.is_refused = is_refused;
         status.used_at = now;
         if accepted {
             status.accepted_at = Some(now);

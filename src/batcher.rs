@@ -2,11 +2,11 @@
 //!
 //! There is one queue per [`QueueKey`] (service, token, forwarded headers) and one rate limiter per token. A lookup that
 //! needs the upstream adds its ids to the queue. The queue's worker waits for the rate limiter, takes up to a batch of
-//! ids and starts one call. Workers and calls belong to the program: a client that hangs up does not end them.
+//! ids and starts one call. Workers and calls are background tasks. They continue when a client hangs up.
 //!
 //! | file | responsibility |
 //! |---|---|
-//! | `backend` | what the batcher needs of upstream, store and token status |
+//! | `backend` | what the batcher needs from upstream, store and token status |
 //! | `outcome` | options and outcomes of a lookup |
 //! | `queue` | ids, waiters and cached results of one queue; order of the ids |
 //! | `waiter` | outcomes of one lookup while calls resolve its ids |

@@ -196,7 +196,7 @@ impl LookupService {
         outcomes: Vec<Option<TaskOutcome>>,
         summary: &mut CacheSummary,
     ) -> Vec<Option<TaskOutcome>> {
-        let (key, credentials) = self.queue(request);
+        let (key, credentials) = self.queue_key_and_credentials(request);
         let (ids, options) = (request.ids.distinct(), &request.options);
         let LookupResult { outcomes, enqueued, cycle } =
             self.batcher.look_up(key, &credentials, ids, options, outcomes).await;
@@ -208,7 +208,7 @@ impl LookupService {
     }
 
     /// Returns the queue of a request and the credentials for its upstream calls.
-    fn queue(&self, request: &LookupRequest<'_>) -> (QueueKey, Credentials) {
+    fn queue_key_and_credentials(&self, request: &LookupRequest<'_>) -> (QueueKey, Credentials) {
         let LookupRequest { service, caller, headers, .. } = *request;
         let forwarded = forwarded_headers(headers, &self.forward_headers);
         let credentials = Credentials { token: caller.token.clone(), forwarded: forwarded.clone() };

@@ -2,7 +2,7 @@
 //!
 //! [`Store`] is the interface that the rest of the program uses; [`StoreMaintenance`] is the one of
 //! the commands that work on a database file. The modules below `sqlite` are the only ones with
-//! SQL. The store knows nothing of HTTP, of the upstream or of which records are final.
+//! SQL. The store does not depend on HTTP or the upstream, and does not decide which records are final.
 //!
 //! A failing database never fails a lookup: reads become misses, inserts return `false`, and
 //! [`Store::readiness`] returns the reason.
@@ -103,7 +103,7 @@ impl DeleteScope {
     }
 }
 
-/// What the upstream's last response showed about a token.
+/// Last known acceptance or refusal of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenAcceptance {
     /// When the upstream accepted the token, in seconds since the Unix epoch.

@@ -16,11 +16,11 @@ use crate::task::{FinalRecord, TaskId};
 use crate::telemetry::CallStatus;
 use crate::upstream::{UpstreamError, UpstreamResponse};
 
-/// Time after its ids were first taken within which a call may be repeated. The documented backoff of 1, 2, 4 and 8 s
-/// with its jitter fits. An upstream that is slow to fail is retried less often.
+/// Latest start of a retry, counted from when the ids were first taken. It leaves time for four retries with the
+/// vendor's documented backoff, but not for four calls that are slow to fail.
 const MAX_RETRY_TIME: Duration = Duration::from_secs(30);
 
-/// Longest pause of the documented backoff (1, 2, 4, 8, 16 s and up to 1 s of jitter).
+/// Longest pause of the documented backoff (1, 2, 4, 8, 16 s), without jitter.
 const MAX_BACKOFF: Duration = Duration::from_secs(16);
 
 /// Call in flight. On every exit path each of its ids is completed or prepared for another call.
@@ -28,7 +28,7 @@ pub(super) struct CallInFlight<B: Backend> {
     handle: Arc<QueueHandle<B>>,
     call: Call,
     /// Ids that are neither completed nor prepared for another call.
-    open: Vec<TaskId>,
+    remaining: Vec<TaskId>,
     /// Present if the call probes the upstream.
     probe: Option<HalfOpenPermit>,
     _call_permit: OwnedSemaphorePermit,
@@ -44,7 +44,7 @@ enum Retry {
 impl<B: Backend> Drop for CallInFlight<B> {
     fn drop(&mut self) {
         // Ids are left only after a panic.
-        self.fail_open(&LookupFailure::Internal);
+        self.fail_remaining(&LookupFailure::Internal);
         self.handle.lock().end_call();
         self.handle.wake.notify_one();
     }
@@ -57,8 +57,8 @@ impl<B: Backend> CallInFlight<B> {
         probe: Option<HalfOpenPermit>,
         call_permit: OwnedSemaphorePermit,
     ) -> Self {
-        let open = call.ids.clone();
-        Self { handle: Arc::clone(handle), call, open, probe, _call_permit: call_permit }
+        let remaining = call.ids.clone();
+        Self { handle: Arc::clone(handle), call, remaining, probe, _call_permit: call_permit }
     }
 
     /// Sends the call and handles its result.
@@ -71,7 +71,7 @@ impl<B: Backend> CallInFlight<B> {
         let lookup = registry.backend.look_up(&key.service, &handle.credentials, ids);
         // No client waits after the deadline, and a lookup can be repeated.
         let Some(result) = registry.shutdown.until_deadline(lookup).await else {
-            return self.fail_open(&LookupFailure::ShuttingDown);
+            return self.fail_remaining(&LookupFailure::ShuttingDown);
         };
         let now = Instant::now();
         let status = match &result {
@@ -106,24 +106,24 @@ impl<B: Backend> CallInFlight<B> {
         match decoded {
             DecodedResponse::Records { found, missing } => self.distribute(epoch, found, missing).await,
             DecodedResponse::Empty => {
-                self.complete_open(|| FetchOutcome::Unknown(Some(Arc::clone(&response))));
+                self.complete_remaining(|| FetchOutcome::Unknown(Some(Arc::clone(&response))));
             }
             DecodedResponse::Malformed if is_batch => {
                 self.retry_or_fail(Duration::ZERO, &LookupFailure::InvalidResponse);
             }
-            DecodedResponse::Malformed => self.complete_open(|| {
+            DecodedResponse::Malformed => self.complete_remaining(|| {
                 FetchOutcome::Relayed(Arc::clone(&response), LookupFailure::InvalidResponse)
             }),
             DecodedResponse::Refused if is_batch => self.halve(),
             DecodedResponse::Refused | DecodedResponse::OtherError => {
-                self.fail_open(&LookupFailure::Upstream(response));
+                self.fail_remaining(&LookupFailure::Upstream(response));
             }
             DecodedResponse::InvalidToken => {
                 let failure = LookupFailure::Upstream(response);
-                self.fail_open(&failure);
+                self.fail_remaining(&failure);
                 self.handle.lock().fail_waiting(&failure);
             }
-            DecodedResponse::Redirect => self.fail_open(&LookupFailure::Redirect),
+            DecodedResponse::Redirect => self.fail_remaining(&LookupFailure::Redirect),
             DecodedResponse::TooManyRequests => {
                 self.handle.limiter.slow_down(Instant::now(), began, retry_after);
                 let is_awaited = self.handle.lock().is_awaited(&self.call.ids);
@@ -146,13 +146,13 @@ impl<B: Backend> CallInFlight<B> {
         let failure = LookupFailure::Transport(error);
         match error {
             UpstreamError::TooLarge if self.call.ids.len() > 1 => self.halve(),
-            UpstreamError::TooLarge => self.fail_open(&failure),
+            UpstreamError::TooLarge => self.fail_remaining(&failure),
             // An unreachable upstream is probed by later calls. A timeout is retried only where `request_timeout` is
             // well below `MAX_RETRY_TIME`.
             error if error.was_reached() => {
                 self.retry_or_fail(Duration::ZERO, &failure);
             }
-            _ => self.fail_open(&failure),
+            _ => self.fail_remaining(&failure),
         }
     }
 
@@ -192,9 +192,9 @@ impl<B: Backend> CallInFlight<B> {
         for id in missing {
             let mut queue = handle.lock();
             if queue.needs_own_call(&id) {
-                self.open.retain(|open| *open != id);
+                self.remaining.retain(|remaining| *remaining != id);
                 let now = Instant::now();
-                queue.leave_out(now, &id);
+                queue.mark_missing(now, &id);
                 let taken_at = self.call.taken_at;
                 queue.prepare_call(Call { ids: vec![id], attempts: 0, taken_at, not_before: now });
             } else {
@@ -205,9 +205,9 @@ impl<B: Backend> CallInFlight<B> {
         handle.registry.notify_long_polls(&handle.key, &fetched_finals);
     }
 
-    /// Sends a refused batch again in halves, until the refused id stands alone.
+    /// Sends a refused batch again in halves, until the refused id is the only one in its call.
     fn halve(&mut self) {
-        let mut ids = std::mem::take(&mut self.open);
+        let mut ids = std::mem::take(&mut self.remaining);
         let second = ids.split_off(ids.len() / 2);
         let mut queue = self.handle.lock();
         for ids in [ids, second] {
@@ -222,27 +222,27 @@ impl<B: Backend> CallInFlight<B> {
         if self.call.attempts >= self.handle.registry.settings.max_retries
             || not_before > self.call.taken_at + MAX_RETRY_TIME
         {
-            self.fail_open(failure);
+            self.fail_remaining(failure);
             return Retry::Exhausted;
         }
-        let ids = std::mem::take(&mut self.open);
+        let ids = std::mem::take(&mut self.remaining);
         let call = Call { ids, attempts: self.call.attempts + 1, not_before, ..self.call };
         self.handle.lock().prepare_call(call);
         Retry::Scheduled
     }
 
-    fn fail_open(&mut self, failure: &LookupFailure) {
-        self.complete_open(|| FetchOutcome::Failed(failure.clone()));
+    fn fail_remaining(&mut self, failure: &LookupFailure) {
+        self.complete_remaining(|| FetchOutcome::Failed(failure.clone()));
     }
 
-    fn complete_open(&mut self, outcome: impl Fn() -> FetchOutcome) {
-        for id in std::mem::take(&mut self.open) {
+    fn complete_remaining(&mut self, outcome: impl Fn() -> FetchOutcome) {
+        for id in std::mem::take(&mut self.remaining) {
             self.complete(&id, outcome());
         }
     }
 
     fn complete(&mut self, id: &TaskId, outcome: FetchOutcome) {
-        self.open.retain(|open| open != id);
+        self.remaining.retain(|remaining| remaining != id);
         let context = self.handle.context();
         let bytes = self.handle.lock().complete(&context, id, outcome);
         self.handle.registry.count_snapshot(bytes);

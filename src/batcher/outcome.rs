@@ -169,7 +169,7 @@ pub enum LookupFailure {
 pub struct LookupResult {
     /// Outcomes by the index of the id; `None` where the failure of another id ended the lookup first.
     pub outcomes: Vec<Option<TaskOutcome>>,
-    /// What the lookup added to the queue.
+    /// Counts of the ids that waited for the upstream.
     pub enqueued: Enqueued,
     /// Time that the queue needs to fetch every queued id once.
     pub cycle: Duration,

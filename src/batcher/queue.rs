@@ -28,7 +28,7 @@ use crate::upstream::UpstreamResponse;
 const MIN_IDS: usize = 256;
 
 /// Most calls of one queue in flight at a time.
-const MAX_CALLS: usize = 16;
+const MAX_CALLS_PER_QUEUE: usize = 16;
 
 /// Bounds of the time between two fetches of an id for its long polls.
 const MIN_POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -267,7 +267,7 @@ impl Queue {
     pub(super) fn next_step(&mut self, now: Instant) -> WorkerStep {
         match self.schedule.next_due(&mut self.entries, now) {
             Some(at) if at > now => WorkerStep::SleepUntil(at),
-            Some(_) if self.calls_in_flight < MAX_CALLS => WorkerStep::TakeCall,
+            Some(_) if self.calls_in_flight < MAX_CALLS_PER_QUEUE => WorkerStep::TakeCall,
             None if self.calls_in_flight == 0 => {
                 self.is_worker_running = false;
                 WorkerStep::Stop
@@ -308,8 +308,9 @@ impl Queue {
         })
     }
 
-    /// Notes that a batch left the id out, before it gets a call of its own. Batches are resolved.
-    pub(super) fn leave_out(&mut self, now: Instant, id: &TaskId) {
+    /// Records that a batch response did not contain the id, before the id gets a call of its own. Batch lookups
+    /// are resolved.
+    pub(super) fn mark_missing(&mut self, now: Instant, id: &TaskId) {
         let Some(entry) = self.entries.map.get_mut(id) else { return };
         entry.snapshot = None;
         let ttl = entry.negative.as_ref().map_or(Duration::ZERO, |negative| negative.ttl);
@@ -331,8 +332,8 @@ impl Queue {
         let before = entry.snapshot_bytes();
         active.set_stage(entry, Stage::Idle);
         entry.grace_until = None;
-        entry.poll_at = Some(now + MIN_POLL_INTERVAL);
-        let poll_again = std::mem::take(&mut entry.poll_again);
+        entry.refetch_at = Some(now + MIN_POLL_INTERVAL);
+        let refetch_after_call = std::mem::take(&mut entry.refetch_after_call);
         match outcome {
             FetchOutcome::Final { record, source } => {
                 (entry.snapshot, entry.negative) = (None, None);
@@ -342,7 +343,7 @@ impl Queue {
                 let first_seen = entry.snapshot.as_ref().map_or(now, |snapshot| snapshot.first_seen);
                 let task_age = task_age.unwrap_or_else(|| now.saturating_duration_since(first_seen));
                 entry.negative = None;
-                entry.poll_at = Some(now + (task_age / 10).clamp(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL));
+                entry.refetch_at = Some(now + (task_age / 10).clamp(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL));
                 entry.snapshot = context.caches_snapshots.then(|| PendingSnapshot {
                     record: record.clone(),
                     fetched_at: now,
@@ -363,7 +364,7 @@ impl Queue {
                 });
                 // If a batch left the id out again, the response to its own call still holds.
                 let response = response.or_else(|| previous.and_then(|negative| negative.response));
-                entry.poll_at = Some(now + ttl.max(MIN_POLL_INTERVAL));
+                entry.refetch_at = Some(now + ttl.max(MIN_POLL_INTERVAL));
                 entry.negative = Some(NegativeEntry { response: response.clone(), fetched_at: now, ttl });
                 let outcome = TaskOutcome::Unknown { response, freshness: Freshness::Fetched };
                 entry.resolve_all_but_long_polls(&outcome);
@@ -375,8 +376,8 @@ impl Queue {
             }
             FetchOutcome::Failed(failure) => entry.resolve_all(&TaskOutcome::Failed(failure)),
         }
-        if poll_again {
-            entry.poll_at = None;
+        if refetch_after_call {
+            entry.refetch_at = None;
         }
         let after = entry.snapshot_bytes();
         self.entries.remove_if_empty(id);
@@ -418,10 +419,10 @@ impl Queue {
     }
 
     /// Makes an id due for its long polls because another token saw its final record.
-    pub(super) fn poll_now(&mut self, id: &TaskId) {
+    pub(super) fn refetch_now(&mut self, id: &TaskId) {
         if let Some(entry) = self.entries.map.get_mut(id) {
-            entry.poll_at = None;
-            entry.poll_again = entry.stage == Stage::InCall;
+            entry.refetch_at = None;
+            entry.refetch_after_call = entry.stage == Stage::InCall;
         }
     }
 }

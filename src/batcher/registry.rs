@@ -28,7 +28,7 @@ const MAX_QUEUES: usize = 10_000;
 const MIN_QUEUE_CAPACITY: usize = 20_000;
 
 /// Most lookup calls in flight over all queues.
-const MAX_CALLS: usize = 512;
+const MAX_CALLS_IN_FLIGHT: usize = 512;
 
 /// Most ids over all queues, those with cached results included.
 const MAX_IDS: usize = 250_000;
@@ -114,7 +114,7 @@ impl<B: Backend> Registry<B> {
             queues: Mutex::default(),
             limiters: TokenLimiters::new(upstream.requests_per_second, upstream.burst),
             breaker: Arc::default(),
-            call_permits: Arc::new(Semaphore::new(MAX_CALLS)),
+            call_permits: Arc::new(Semaphore::new(MAX_CALLS_IN_FLIGHT)),
             settings: BatcherSettings {
                 max_batch: upstream.max_batch,
                 max_queue_ids: tasks.max_ids.saturating_mul(2).max(MIN_QUEUE_CAPACITY),
@@ -234,7 +234,7 @@ impl<B: Backend> Registry<B> {
                 if handle.key.token == from.token {
                     handle.lock().resolve_final(id, record, *source);
                 } else {
-                    handle.lock().poll_now(id);
+                    handle.lock().refetch_now(id);
                 }
             }
             handle.wake.notify_one();

@@ -1,6 +1,6 @@
 //! Worker of a queue: takes the token's permits while ids are queued, and starts a task for each call.
 //!
-//! Workers and calls belong to the program, so that no lookup ends them when its client hangs up.
+//! Workers and calls are background tasks. They continue when a client hangs up.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ impl<B: Backend> QueueHandle<B> {
     }
 }
 
-/// Running worker. On every exit path the queue is marked as having none, so that no waiter hangs.
+/// Running worker. On every exit path its `Drop` marks the queue as having no worker, so that no waiter hangs.
 struct Worker<B: Backend> {
     handle: Arc<QueueHandle<B>>,
     /// Whether the queue is marked already. If not, the worker panicked.

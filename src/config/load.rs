@@ -220,7 +220,7 @@ impl Loader {
                 }
             }
         }
-        // A value that was refused could make a rule fail that holds.
+        // Rules are checked only if every value is valid: a refused value would cause misleading messages.
         if self.mistakes.is_empty() {
             self.mistakes = rules::violations(&config, &self.origins);
         }

@@ -88,7 +88,7 @@ impl LookupService {
     ) -> (RecheckResult, Option<LookupFailure>) {
         let options =
             LookupOptions { max_age: Some(Duration::ZERO), ..LookupOptions::new(LookupKind::Single) };
-        let (batcher, (key, credentials)) = (self.batcher.clone(), self.queue(request));
+        let (batcher, (key, credentials)) = (self.batcher.clone(), self.queue_key_and_credentials(request));
         // A separate task: other callers of the token need the result even if this one disconnects.
         let call = tokio::spawn(async move {
             let (since, ids) = (Instant::now(), [id]);

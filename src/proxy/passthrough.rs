@@ -1,7 +1,7 @@
 //! Forwarding of requests that are not lookups.
 //!
 //! A request is sent once, byte for byte, streaming in both directions. Only hop-by-hop headers are
-//! changed, and nothing is learnt from the response.
+//! changed, and the response is not interpreted, except the confirmation of a delete.
 
 mod body;
 mod headers;

@@ -1,4 +1,4 @@
-//! Client connection: serves its requests with hyper, and closes it in the right way.
+//! Client connection: serves its requests with hyper, and closes it without losing unread responses.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -78,7 +78,7 @@ impl<H> ServerContext<H> {
         Self { handler, http, limits, slots, panics, shutdown, is_draining: AtomicBool::new(false) }
     }
 
-    /// Lets every later response close its connection.
+    /// Makes every later response close its connection.
     pub(super) fn set_draining(&self) {
         self.is_draining.store(true, Ordering::Relaxed);
     }

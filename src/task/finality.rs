@@ -1,5 +1,4 @@
-//! Finality of a task record (invariant "Only final records are stored"). In doubt a record is not
-//! final.
+//! Finality of a task record (invariant "Only final records are stored"). When in doubt, a record is pending.
 //!
 //! [`inspect`] parses a record once and returns only the fields on which decisions depend.
 
@@ -23,7 +22,7 @@ const FAILURE_WORDS: [&str; 6] = ["failed", "failure", "error", "cancelled", "ca
 pub enum TaskState {
     /// Record of the requested task, which cannot change any more. It may be stored.
     Final,
-    /// Record of the requested task, which can still change or is in doubt.
+    /// Record of the requested task, which can still change, or whose state is in doubt.
     Pending,
     /// `{}`, the upstream's response for an unknown id.
     Unknown,
@@ -85,7 +84,7 @@ impl<'de> Visitor<'de> for TaskVisitor {
         let mut created_at: Option<Scalar<'de>> = None;
         let mut status_words: Option<StatusWords> = None;
         let mut is_empty = true;
-        // Parsers differ in which value of a repeated key they use, so a repeated key is doubt.
+        // Parsers differ in which value of a repeated key they use, so a repeated key makes the record pending.
         let mut has_repeated_key = false;
         while let Some(JsonString(key)) = map.next_key()? {
             is_empty = false;

@@ -114,7 +114,7 @@ metrics! {
         /// Tasks stored, once for each token that received them
         #[metric("store_tasks_stored")]
         pub store_tasks_stored: Counter,
-        /// Tasks deleted by clients and operators
+        /// Tasks deleted through the client port and the JSON API
         #[metric("store_tasks_deleted")]
         pub store_tasks_deleted: Counter,
         /// Tasks removed because of `store.max_bytes` or `store.max_age`
@@ -139,10 +139,10 @@ impl Metrics {
     /// Creates the metrics, all at zero. `services` are the names in `tasks.services`; none for
     /// `["*"]`.
     pub fn new<'a>(services: impl IntoIterator<Item = &'a str>) -> Self {
-        // A set, since no series may be listed twice.
+        // A set removes duplicate names.
         let named: BTreeSet<&str> = services.into_iter().filter(|name| *name != OTHER).collect();
         let services: Box<[String]> = named.into_iter().chain([OTHER]).map(String::from).collect();
-        // No lookups are made for a service that is not named, unless none is.
+        // Only services in `tasks.services` have lookups. With `["*"]` no service is named, and `other` has them.
         let has_lookups = |service: &str| service != OTHER || services.len() == 1;
         let mut request_labels = Vec::new();
         let mut call_labels = Vec::new();

@@ -36,9 +36,9 @@ pub(super) struct QueueEntry {
     pub(super) stage: Stage,
     pub(super) waiters: Vec<WaiterSlot>,
     /// When long polls fetch the id again; `None` means at once.
-    pub(super) poll_at: Option<Instant>,
+    pub(super) refetch_at: Option<Instant>,
     /// Whether another token saw the final record during a call for this id, whose response may be older.
-    pub(super) poll_again: bool,
+    pub(super) refetch_after_call: bool,
     /// Until then the id stays queued without a waiter, because a client was served without a fresh result.
     pub(super) grace_until: Option<Instant>,
     pub(super) snapshot: Option<PendingSnapshot>,
@@ -73,8 +73,7 @@ pub(super) struct PendingSnapshot {
     pub(super) record: Bytes,
     pub(super) fetched_at: Instant,
     pub(super) first_seen: Instant,
-    /// Twice the queue's cycle when the record was fetched. Many final records at once shorten the cycle, but not the
-    /// time that has passed since.
+    /// Twice the queue's cycle when the record was fetched. Saved at the fetch, because the cycle can become shorter later.
     pub(super) two_cycles: Duration,
 }
 
@@ -151,12 +150,12 @@ impl QueueEntry {
 
     /// Drops the cached results.
     pub(super) fn clear_cache(&mut self) {
-        (self.snapshot, self.negative, self.poll_at) = (None, None, None);
+        (self.snapshot, self.negative, self.refetch_at) = (None, None, None);
     }
 
     /// Returns when the id is due for its long polls; `None` without one.
     pub(super) fn next_poll(&self, now: Instant) -> Option<Instant> {
-        self.waiters.iter().any(|waiter| waiter.is_long_poll).then(|| self.poll_at.unwrap_or(now))
+        self.waiters.iter().any(|waiter| waiter.is_long_poll).then(|| self.refetch_at.unwrap_or(now))
     }
 
     pub(super) fn has_single_waiter(&self) -> bool {
@@ -181,8 +180,8 @@ impl QueueEntry {
     }
 
     pub(super) fn resolve_all(&mut self, outcome: &TaskOutcome) {
-        for waiter in self.waiters.drain(..) {
-            waiter.waiter.resolve(waiter.slot, outcome.clone());
+        for registered in self.waiters.drain(..) {
+            registered.waiter.resolve(registered.slot, outcome.clone());
         }
     }
 

@@ -33,7 +33,7 @@ pub(super) struct TokenBucket {
     /// Whether a lookup call waits.
     has_waiting_lookup: bool,
     /// Whether a request was passed through since `has_waiting_lookup` was set.
-    is_overdrawn: bool,
+    has_charged_passthrough: bool,
 }
 
 impl TokenBucket {
@@ -46,7 +46,7 @@ impl TokenBucket {
             slowed: None,
             not_before: None,
             has_waiting_lookup: false,
-            is_overdrawn: false,
+            has_charged_passthrough: false,
         }
     }
 
@@ -66,8 +66,8 @@ impl TokenBucket {
         let wait = Duration::from_secs_f64(for_level).max(self.paused_for(now));
         if !wait.is_zero() && !self.has_waiting_lookup {
             self.has_waiting_lookup = true;
-            // A request that was passed through before the lookup counts as the one of this turn.
-            self.is_overdrawn = self.level < 0.0;
+            // A request passed through before this lookup is already the one that may be charged while it waits.
+            self.has_charged_passthrough = self.level < 0.0;
         }
         wait
     }
@@ -77,7 +77,7 @@ impl TokenBucket {
         self.fill(now);
         self.level -= 1.0;
         self.has_waiting_lookup = false;
-        self.is_overdrawn = false;
+        self.has_charged_passthrough = false;
     }
 
     /// Delays the next call because the last one was sent `delay` (at most 2 s) later than it was taken.
@@ -90,11 +90,11 @@ impl TokenBucket {
     /// such request counts, so that lookups keep at least half the rate.
     pub(super) fn charge(&mut self, now: Instant) {
         self.fill(now);
-        if self.has_waiting_lookup && self.is_overdrawn {
+        if self.has_waiting_lookup && self.has_charged_passthrough {
             return;
         }
         self.level = (self.level - 1.0).max(-1.0);
-        self.is_overdrawn = true;
+        self.has_charged_passthrough = true;
     }
 
     /// Halves the rate after a 429 to a call that began at `began`, once for all calls that were in flight together,

@@ -58,7 +58,7 @@ enum JobResult {
     Deleted(u64),
 }
 
-/// What a commit writes besides jobs, pending deletes and deferred writes.
+/// Additional content of a commit, pending deletes and deferred writes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Extra {
     Nothing,
@@ -68,7 +68,7 @@ enum Extra {
     Probe,
 }
 
-/// See the module documentation.
+/// Owner of the write connection.
 pub(super) struct Writer {
     state: Arc<SqliteState>,
     jobs: mpsc::Receiver<Job>,
@@ -363,7 +363,7 @@ impl Writer {
         Ok(step.has_more)
     }
 
-    /// Has the sweep run if the records exceed `max_bytes`.
+    /// Schedules the sweep if the records exceed `max_bytes`.
     fn check_max_bytes(&mut self) {
         let max_bytes = self.state.local.limits.max_bytes;
         if max_bytes > 0 && self.state.counters.bytes.load(Ordering::Relaxed) > max_bytes {
