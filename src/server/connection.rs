@@ -170,7 +170,8 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, context: Arc<ServerContex
         };
         // `select!` polls all its branches whenever this task is woken, several times per request.
         // Each poll of `draining` takes a lock that all connections share. `FuturesUnordered` polls
-        // its future only after the future itself was woken, so requests do not take the lock.
+        // its future only after the future itself was woken, so requests do not take the lock. It
+        // saves 2 % of a hit's instructions (docs/decisions/006-hit-path.md).
         let mut stop_events: FuturesUnordered<_> = [stop_event].into_iter().collect();
         tokio::select! {
             biased;

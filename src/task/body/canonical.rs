@@ -1,8 +1,8 @@
 //! Fast path for bodies as nearly every client writes them.
 //!
 //! Such a body is an object of strings, or of a list of strings, in printable ASCII without
-//! escapes. Parsing it here takes a fraction of the time that serde needs. All other bodies are
-//! left to serde.
+//! escapes. All other bodies are left to serde, which takes 15 % more instructions for a stored
+//! batch of 50 (docs/decisions/006-hit-path.md).
 
 use memchr::memchr;
 
