@@ -2,12 +2,12 @@
 //!
 //! A request takes these steps:
 //!
-//! 1. [`validation`] refuses invalid HTTP.
-//! 2. [`cors`] answers preflights, if `server.cors_origins` is set.
+//! 1. `validation` refuses invalid HTTP.
+//! 2. `cors` answers preflights, if `server.cors_origins` is set.
 //! 3. In `shared` mode, an unknown key gets 401 on every path.
-//! 4. [`lookup_handler`] performs lookups of the configured services; [`delete`] forwards and
+//! 4. `lookup_handler` performs lookups of the configured services; `delete` forwards and
 //!    observes deletes.
-//! 5. [`passthrough`] forwards everything else.
+//! 5. `passthrough` forwards everything else.
 //!
 //! There is no router: it could decode a path, redirect, or answer 405, but a request that is not
 //! exactly a lookup must go upstream unchanged.

@@ -256,7 +256,7 @@ impl Metrics {
     /// response: from the store, from a call, or the upstream's own error.
     ///
     /// More ids than `max_batch` take several calls. If `prefer: wait` held the lookup for `held`,
-    /// the client would have polled at once and then every [`POLL_INTERVAL`].
+    /// the client would have polled at once and then every `POLL_INTERVAL`.
     pub fn count_lookup(&self, ids: usize, max_batch: usize, held: Option<Duration>) {
         let polls = held.map_or(1, |held| held.as_secs() / POLL_INTERVAL.as_secs() + 1);
         let calls = ids.div_ceil(max_batch.max(1)).max(1) as u64;
