@@ -14,6 +14,16 @@ fn assert_own_error(proxy: &Proxy, response: &RawResponse, status: u16) {
     }
 }
 
+/// The client's connection is used again, the upstream's is not.
+async fn assert_next_request_uses_a_new_upstream_connection(proxy: &Proxy, client: &mut RawPeer) {
+    client.write(get("/second")).await;
+    let mut other = RawPeer::accept(&proxy.upstream).await;
+    assert!(other.read_head().await.starts_with("GET /second "));
+    // Closed as well, so that the next round does not use it.
+    other.write("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok").await;
+    assert_eq!(client.read_response().await.body, "ok");
+}
+
 #[tokio::test]
 async fn broken_chunk_of_a_client_is_a_400() {
     let proxy = Proxy::spawn().await;
@@ -52,13 +62,7 @@ async fn ambiguous_response_is_a_502_and_its_connection_is_closed() {
         upstream.write(response).await;
         let refusal = client.read_response().await;
         assert_own_error(&proxy, &refusal, 502);
-        // The client's connection is used again, the upstream's is not.
-        client.write(get("/second")).await;
-        let mut other = RawPeer::accept(&proxy.upstream).await;
-        assert!(other.read_head().await.starts_with("GET /second "));
-        // Closed as well, so that the next round does not use it.
-        other.write("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok").await;
-        assert_eq!(client.read_response().await.body, "ok");
+        assert_next_request_uses_a_new_upstream_connection(&proxy, &mut client).await;
     }
 }
 
@@ -69,11 +73,7 @@ async fn bytes_after_a_complete_response_close_its_connection() {
         let (mut client, mut upstream, _) = proxy.exchange(&get("/first")).await;
         upstream.write(format!("{OK}{extra}")).await;
         assert_eq!(client.read_response().await.body, "ok");
-        client.write(get("/second")).await;
-        let mut other = RawPeer::accept(&proxy.upstream).await;
-        assert!(other.read_head().await.starts_with("GET /second "));
-        other.write("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok").await;
-        assert_eq!(client.read_response().await.body, "ok");
+        assert_next_request_uses_a_new_upstream_connection(&proxy, &mut client).await;
     }
 }
 
