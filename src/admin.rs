@@ -8,7 +8,8 @@
 //! - `/api/…`: JSON, see `docs/api.md`
 //! - `GET /` and `/assets/…`: the static files of the dashboard; without a token
 //!
-//! Where `admin.token` is set, `/metrics` and `/api/…` require it. The module `guard` checks access.
+//! Where `admin.token` is set, `/metrics` and `/api/…` require it. The module `guard` checks
+//! access.
 
 mod api;
 mod dashboard;

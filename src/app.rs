@@ -1,4 +1,5 @@
-//! Wiring and lifecycle: builds every part once from the configuration, runs them, and shuts them down in order.
+//! Wiring and lifecycle: builds every part once from the configuration, runs them, and shuts them
+//! down in order.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -21,8 +22,8 @@ use crate::store::Store;
 use crate::telemetry::{CounterSnapshot, Gauges, History, Metrics};
 use crate::upstream;
 
-/// Time between the deadline, when waiting lookups get an error, and the end of `server.shutdown_timeout`, when
-/// connections are cut. It lets those errors reach their clients.
+/// Time between the deadline, when waiting lookups get an error, and the end of
+/// `server.shutdown_timeout`, when connections are cut. It lets those errors reach their clients.
 const DRAIN_MARGIN: Duration = Duration::from_secs(1);
 
 /// The proxy, built but not yet running.
@@ -101,7 +102,8 @@ impl App {
         Some(listener.local_addr().expect("a bound listener has an address"))
     }
 
-    /// Serves until `stop` is cancelled, then drains within `server.shutdown_timeout` and closes the store.
+    /// Serves until `stop` is cancelled, then drains within `server.shutdown_timeout` and closes
+    /// the store.
     ///
     /// The admin port is the last to stop, so that probes can observe the drain.
     ///
@@ -154,7 +156,8 @@ impl App {
     }
 }
 
-/// Starts the drain when `stop` is cancelled, and the later phases as `timeout` runs out. Does not return.
+/// Starts the drain when `stop` is cancelled, and the later phases as `timeout` runs out. Does not
+/// return.
 async fn advance(shutdown: &Shutdown, stop: &CancellationToken, timeout: Duration) {
     stop.cancelled().await;
     tracing::info!("draining");

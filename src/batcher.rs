@@ -1,8 +1,9 @@
 //! Batcher: coalesces lookups into as few upstream calls as the rate limit allows.
 //!
-//! There is one queue per [`QueueKey`] (service, token, forwarded headers) and one rate limiter per token. A lookup that
-//! needs the upstream adds its ids to the queue. The queue's worker waits for the rate limiter, takes up to a batch of
-//! ids and starts one call. Workers and calls are background tasks. They continue when a client hangs up.
+//! There is one queue per [`QueueKey`] (service, token, forwarded headers) and one rate limiter per
+//! token. A lookup that needs the upstream adds its ids to the queue. The queue's worker waits for
+//! the rate limiter, takes up to a batch of ids and starts one call. Workers and calls are
+//! background tasks. They continue when a client hangs up.
 //!
 //! | file | responsibility |
 //! |---|---|
@@ -67,8 +68,8 @@ impl<B> Clone for Batcher<B> {
 }
 
 impl<B: Backend> Batcher<B> {
-    /// Creates a batcher without queues. When `shutdown` starts to drain, waiting lookups receive cached results. At its
-    /// deadline the others fail.
+    /// Creates a batcher without queues. When `shutdown` starts to drain, waiting lookups receive
+    /// cached results. At its deadline the others fail.
     pub fn new(
         backend: B,
         upstream: &UpstreamConfig,
@@ -81,8 +82,8 @@ impl<B: Backend> Batcher<B> {
 
     /// Looks up the ids whose outcome is `None`; `outcomes` has one place for each of `ids`.
     ///
-    /// Ids that are queued or in flight already are joined. Cancel safe: dropping the future withdraws the lookup, and
-    /// calls in flight go on.
+    /// Ids that are queued or in flight already are joined. Cancel safe: dropping the future
+    /// withdraws the lookup, and calls in flight go on.
     pub async fn look_up(
         &self,
         key: QueueKey,

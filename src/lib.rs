@@ -1,10 +1,11 @@
 //! refrain: a caching reverse proxy for Ace Data Cloud's task API.
 //!
-//! Applications poll `POST /{service}/tasks`. Finished tasks are served from a local store. Lookups of unfinished
-//! tasks are coalesced into as few upstream calls as the token's rate limit allows. Every other request is forwarded
-//! untouched.
+//! Applications poll `POST /{service}/tasks`. Finished tasks are served from a local store. Lookups
+//! of unfinished tasks are coalesced into as few upstream calls as the token's rate limit allows.
+//! Every other request is forwarded untouched.
 //!
-//! `docs/architecture.md` has the module map; `tests/it/architecture.rs` compares it with the imports.
+//! `docs/architecture.md` has the module map; `tests/it/architecture.rs` compares it with the
+//! imports.
 
 pub mod admin;
 pub mod api_error;

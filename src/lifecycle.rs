@@ -1,7 +1,8 @@
 //! Shutdown phases and supervision of background tasks.
 //!
-//! [`Shutdown`] is the one type that every long-running part observes. [`Supervisor`] is the one way to start a
-//! background task: it names the task, counts and logs its panic, and waits for it at the end.
+//! [`Shutdown`] is the one type that every long-running part observes. [`Supervisor`] is the one
+//! way to start a background task: it names the task, counts and logs its panic, and waits for it
+//! at the end.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-/// Phases of a shutdown, in this order: drain, deadline, abort. A later phase implies the earlier ones.
+/// Phases of a shutdown, in this order: drain, deadline, abort. A later phase implies the earlier
+/// ones.
 ///
 /// Clones observe the same shutdown.
 #[derive(Clone, Debug, Default)]
@@ -134,8 +136,8 @@ impl Supervisor {
         self.tasks.spawn(catch_panic(name, self.panics.clone(), task).in_current_span());
     }
 
-    /// Starts a task that the program cannot run without: if it ends before `shutdown` reaches its deadline,
-    /// [`Supervisor::essential_task_ended`] resolves.
+    /// Starts a task that the program cannot run without: if it ends before `shutdown` reaches its
+    /// deadline, [`Supervisor::essential_task_ended`] resolves.
     pub fn spawn_essential(
         &self,
         name: &'static str,

@@ -2,7 +2,8 @@
 //!
 //! [`Store`] is the interface that the rest of the program uses; [`StoreMaintenance`] is the one of
 //! the commands that work on a database file. The modules below `sqlite` are the only ones with
-//! SQL. The store does not depend on HTTP or the upstream, and does not decide which records are final.
+//! SQL. The store does not depend on HTTP or the upstream, and does not decide which records are
+//! final.
 //!
 //! A failing database never fails a lookup: reads become misses, inserts return `false`, and
 //! [`Store::readiness`] returns the reason.

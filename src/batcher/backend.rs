@@ -22,7 +22,8 @@ pub trait Backend: Send + Sync + 'static {
         ids: &[TaskId],
     ) -> impl Future<Output = Result<UpstreamResponse, UpstreamError>> + Send;
 
-    /// Stores final records before a client sees them. Returns for each record whether it is committed.
+    /// Stores final records before a client sees them. Returns for each record whether it is
+    /// committed.
     fn insert(
         &self,
         key: &QueueKey,
@@ -30,7 +31,8 @@ pub trait Backend: Send + Sync + 'static {
         records: Vec<FinalRecord>,
     ) -> impl Future<Output = Vec<bool>> + Send;
 
-    /// Reports the response to a lookup of a token, so that the token's access can be renewed or revoked.
+    /// Reports the response to a lookup of a token, so that the token's access can be renewed or
+    /// revoked.
     fn report_response(&self, key: &QueueKey, response: &UpstreamResponse);
 }
 

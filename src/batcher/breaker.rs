@@ -1,5 +1,6 @@
-//! Circuit breaker for the upstream, shared by all queues. While it is open, one call at a time probes the upstream,
-//! and every other lookup fails at once instead of running into a timeout of its own.
+//! Circuit breaker for the upstream, shared by all queues. While it is open, one call at a time
+//! probes the upstream, and every other lookup fails at once instead of running into a timeout of
+//! its own.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -41,7 +42,8 @@ struct OpenCircuit {
 pub(super) enum BreakerDecision {
     /// The circuit is closed.
     Send,
-    /// The circuit is open and this call probes the upstream. The permit is held until the call has ended.
+    /// The circuit is open and this call probes the upstream. The permit is held until the call has
+    /// ended.
     Probe(HalfOpenPermit),
     /// The circuit is open.
     Reject(Rejection),
@@ -97,8 +99,9 @@ impl CircuitBreaker {
 
     /// Records a call without a response that began at `began`.
     ///
-    /// A failed connection opens the circuit. A timeout opens it only if no call got a response since `began`. While
-    /// the circuit is open, only the failure of the probe (`permit`) changes it.
+    /// A failed connection opens the circuit. A timeout opens it only if no call got a response
+    /// since `began`. While the circuit is open, only the failure of the probe (`permit`) changes
+    /// it.
     pub(super) fn record_failure(
         &self,
         now: Instant,

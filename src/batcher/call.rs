@@ -16,8 +16,8 @@ use crate::task::{FinalRecord, TaskId};
 use crate::telemetry::CallStatus;
 use crate::upstream::{UpstreamError, UpstreamResponse};
 
-/// Latest start of a retry, counted from when the ids were first taken. It leaves time for four retries with the
-/// vendor's documented backoff, but not for four calls that are slow to fail.
+/// Latest start of a retry, counted from when the ids were first taken. It leaves time for four
+/// retries with the vendor's documented backoff, but not for four calls that are slow to fail.
 const MAX_RETRY_TIME: Duration = Duration::from_secs(30);
 
 /// Longest pause of the documented backoff (1, 2, 4, 8, 16 s), without jitter.
@@ -147,8 +147,8 @@ impl<B: Backend> CallInFlight<B> {
         match error {
             UpstreamError::TooLarge if self.call.ids.len() > 1 => self.halve(),
             UpstreamError::TooLarge => self.fail_remaining(&failure),
-            // An unreachable upstream is probed by later calls. A timeout is retried only where `request_timeout` is
-            // well below `MAX_RETRY_TIME`.
+            // An unreachable upstream is probed by later calls. A timeout is retried only where
+            // `request_timeout` is well below `MAX_RETRY_TIME`.
             error if error.was_reached() => {
                 self.retry_or_fail(Duration::ZERO, &failure);
             }
@@ -215,7 +215,8 @@ impl<B: Backend> CallInFlight<B> {
         }
     }
 
-    /// Schedules the call again after the documented backoff, at least after `min_pause`, or fails its ids.
+    /// Schedules the call again after the documented backoff, at least after `min_pause`, or fails
+    /// its ids.
     fn retry_or_fail(&mut self, min_pause: Duration, failure: &LookupFailure) -> Retry {
         let now = Instant::now();
         let not_before = now + backoff(self.call.attempts).max(min_pause);
@@ -249,7 +250,8 @@ impl<B: Backend> CallInFlight<B> {
     }
 }
 
-/// Returns the documented pause after the given number of earlier attempts: 1, 2, 4, 8, 16 s plus up to 1 s of jitter.
+/// Returns the documented pause after the given number of earlier attempts: 1, 2, 4, 8, 16 s plus
+/// up to 1 s of jitter.
 fn backoff(attempts: u32) -> Duration {
     let seconds = 1_u64.checked_shl(attempts).unwrap_or(u64::MAX);
     Duration::from_secs(seconds).min(MAX_BACKOFF) + Duration::from_millis(fastrand::u64(0..1000))

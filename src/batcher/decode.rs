@@ -139,16 +139,16 @@ impl DecodedRecord {
     }
 }
 
-/// Returns the age of a task by its `created_at` and the local wall clock, never negative. It only sets the interval of
-/// long polls, within fixed bounds.
+/// Returns the age of a task by its `created_at` and the local wall clock, never negative. It only
+/// sets the interval of long polls, within fixed bounds.
 #[expect(clippy::cast_precision_loss, reason = "Unix seconds are far below 2^52")]
 fn task_age(created_at: Option<f64>) -> Option<Duration> {
     let age = clock::unix_now() as f64 - created_at?;
     Some(Duration::try_from_secs_f64(age.max(0.0)).unwrap_or(Duration::ZERO))
 }
 
-/// Parses `retry-after` (RFC 9110 section 10.2.3: seconds or a date) and cuts it to a minute; `None` if it is neither,
-/// or negative.
+/// Parses `retry-after` (RFC 9110 section 10.2.3: seconds or a date) and cuts it to a minute;
+/// `None` if it is neither, or negative.
 pub(super) fn retry_after(value: Option<&HeaderValue>) -> Option<Duration> {
     let text = value?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {

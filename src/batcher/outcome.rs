@@ -12,12 +12,13 @@ use crate::upstream::{UpstreamError, UpstreamResponse};
 pub struct LookupOptions {
     /// `retrieve` or `retrieve_batch`.
     pub kind: LookupKind,
-    /// Time to wait for every record to become final (`prefer: wait=N`); `None` returns pending records at once.
+    /// Time to wait for every record to become final (`prefer: wait=N`); `None` returns pending
+    /// records at once.
     pub wait: Option<Duration>,
     /// Treatment of a partial failure.
     pub handling: Handling,
-    /// Longest age of cached pending records and unknown ids (`cache-control: max-age`); zero accepts none
-    /// (`no-cache`). Final records are always accepted.
+    /// Longest age of cached pending records and unknown ids (`cache-control: max-age`); zero
+    /// accepts none (`no-cache`). Final records are always accepted.
     pub max_age: Option<Duration>,
     /// Whether the upstream must not be called (`cache-control: only-if-cached`).
     pub only_if_cached: bool,
@@ -67,7 +68,8 @@ pub enum TaskOutcome {
     },
     /// The upstream does not know the id.
     Unknown {
-        /// The upstream's response to a `retrieve` of the id; `None` if only a `retrieve_batch` left it out.
+        /// The upstream's response to a `retrieve` of the id; `None` if only a `retrieve_batch`
+        /// left it out.
         response: Option<Arc<UpstreamResponse>>,
         /// Whether it was fetched for this lookup.
         freshness: Freshness,
@@ -167,7 +169,8 @@ pub enum LookupFailure {
 /// Result of a lookup.
 #[derive(Debug)]
 pub struct LookupResult {
-    /// Outcomes by the index of the id; `None` where the failure of another id ended the lookup first.
+    /// Outcomes by the index of the id; `None` where the failure of another id ended the lookup
+    /// first.
     pub outcomes: Vec<Option<TaskOutcome>>,
     /// Counts of the ids that waited for the upstream.
     pub enqueued: Enqueued,

@@ -1,6 +1,7 @@
 //! Ids of one queue, their waiters and their cached results.
 //!
-//! A state machine without clock and I/O: every operation receives the current time in its [`QueueContext`].
+//! A state machine without clock and I/O: every operation receives the current time in its
+//! [`QueueContext`].
 
 mod entries;
 mod entry;
@@ -24,7 +25,8 @@ use super::waiter::Waiter;
 use crate::task::TaskId;
 use crate::upstream::UpstreamResponse;
 
-/// Ids that every queue may hold, however full the others are, so that one busy token does not shut out the others.
+/// Ids that every queue may hold, however full the others are, so that one busy token does not shut
+/// out the others.
 const MIN_IDS: usize = 256;
 
 /// Most calls of one queue in flight at a time.
@@ -121,7 +123,8 @@ pub(super) enum Departure {
 
 /// Lookups.
 impl Queue {
-    /// Registers a waiter for its unresolved ids. Resolves those with a fresh cached result and queues the others.
+    /// Registers a waiter for its unresolved ids. Resolves those with a fresh cached result and
+    /// queues the others.
     pub(super) fn enqueue(
         &mut self,
         context: &QueueContext,
@@ -170,8 +173,8 @@ impl Queue {
         enqueued
     }
 
-    /// Ends a lookup's time in the queue. Ids that are not in a call are resolved with a snapshot that is young enough,
-    /// else with a failure. They stay queued either way.
+    /// Ends a lookup's time in the queue. Ids that are not in a call are resolved with a snapshot
+    /// that is young enough, else with a failure. They stay queued either way.
     pub(super) fn end_queueing(&mut self, context: &QueueContext, ids: &[TaskId], waiter: &Arc<Waiter>) {
         let (max_age, retry_after) = (self.max_stale(context), self.estimate(context));
         let Entries { map, active } = &mut self.entries;
@@ -189,8 +192,8 @@ impl Queue {
         }
     }
 
-    /// Ends a long poll. Ids with a cached result that is not older than the interval of long polls are resolved with
-    /// it, the others are queued as for any lookup.
+    /// Ends a long poll. Ids with a cached result that is not older than the interval of long polls
+    /// are resolved with it, the others are queued as for any lookup.
     pub(super) fn end_long_poll(&mut self, context: &QueueContext, ids: &[TaskId], waiter: &Arc<Waiter>) {
         let max_age = self.max_stale(context).max(MAX_POLL_INTERVAL + self.cycle(context));
         let Entries { map, active } = &mut self.entries;
@@ -262,8 +265,8 @@ impl Queue {
         self.is_worker_running = false;
     }
 
-    /// Returns the next step of the worker. [`WorkerStep::Stop`] marks it as stopped in the same critical section, so
-    /// that a lookup that arrives afterwards starts a new one.
+    /// Returns the next step of the worker. [`WorkerStep::Stop`] marks it as stopped in the same
+    /// critical section, so that a lookup that arrives afterwards starts a new one.
     pub(super) fn next_step(&mut self, now: Instant) -> WorkerStep {
         match self.schedule.next_due(&mut self.entries, now) {
             Some(at) if at > now => WorkerStep::SleepUntil(at),
@@ -299,8 +302,8 @@ impl Queue {
         ids.iter().any(|id| self.entries.map.get(id).is_some_and(|entry| !entry.waiters.is_empty()))
     }
 
-    /// Whether an id that a batch left out needs a call of its own: a single lookup waits for the upstream's response,
-    /// and that response is not cached.
+    /// Whether an id that a batch left out needs a call of its own: a single lookup waits for the
+    /// upstream's response, and that response is not cached.
     pub(super) fn needs_own_call(&self, id: &TaskId) -> bool {
         self.entries.map.get(id).is_some_and(|entry| {
             entry.has_single_waiter()
@@ -308,8 +311,8 @@ impl Queue {
         })
     }
 
-    /// Records that a batch response did not contain the id, before the id gets a call of its own. Batch lookups
-    /// are resolved.
+    /// Records that a batch response did not contain the id, before the id gets a call of its own.
+    /// Batch lookups are resolved.
     pub(super) fn mark_missing(&mut self, now: Instant, id: &TaskId) {
         let Some(entry) = self.entries.map.get_mut(id) else { return };
         entry.snapshot = None;
@@ -319,7 +322,8 @@ impl Queue {
         entry.resolve_if(&outcome, |waiter| waiter.kind == LookupKind::Batch && !waiter.is_long_poll);
     }
 
-    /// Caches the result of a fetch and resolves the waiters. Long polls go on unless it is final or a failure.
+    /// Caches the result of a fetch and resolves the waiters. Long polls go on unless it is final
+    /// or a failure.
     pub(super) fn complete(
         &mut self,
         context: &QueueContext,
@@ -439,7 +443,8 @@ impl Queue {
         self.entries.discard_all();
     }
 
-    /// Drops cached results and ids that are no longer needed. Returns the bytes of the remaining snapshots.
+    /// Drops cached results and ids that are no longer needed. Returns the bytes of the remaining
+    /// snapshots.
     pub(super) fn sweep(&mut self, context: &QueueContext, scope: SweepScope) -> usize {
         self.entries.sweep(context.now, self.max_stale(context), scope)
     }

@@ -18,8 +18,9 @@ use crate::token::Digest;
 /// Most tokens at a time. The longest unused ones are evicted.
 const MAX_TOKENS: usize = 100_000;
 
-/// Share of the configured rate that is used. Calls that are sent exactly one interval apart sometimes arrive a little
-/// closer, and an upstream that counts strictly responds to those with 429, which halves the rate.
+/// Share of the configured rate that is used. Calls that are sent exactly one interval apart
+/// sometimes arrive a little closer, and an upstream that counts strictly responds to those with
+/// 429, which halves the rate.
 pub(super) const USED_SHARE: f64 = 0.98;
 
 /// Rate limiters by token.
@@ -99,7 +100,8 @@ impl TokenLimiters {
 }
 
 impl TokenLimiter {
-    /// Waits until a call may be sent. Cancel safe: dropping the future gives up the place among the token's queues.
+    /// Waits until a call may be sent. Cancel safe: dropping the future gives up the place among
+    /// the token's queues.
     pub(super) async fn acquire(&self) -> Permit<'_> {
         let turn = self.turn.lock().await;
         loop {
@@ -123,7 +125,8 @@ impl TokenLimiter {
         self.bucket().slow_down(now.into_std(), began.into_std(), retry_after);
     }
 
-    /// Records that the last call was sent `delay` later than it was taken, because it had to connect first.
+    /// Records that the last call was sent `delay` later than it was taken, because it had to
+    /// connect first.
     pub(super) fn add_connect_delay(&self, now: Instant, delay: Duration) {
         self.bucket().add_connect_delay(now.into_std(), delay);
     }
@@ -166,7 +169,8 @@ impl TokenLimiter {
 }
 
 impl LimiterLease {
-    /// Leases are created under the lock of the map, so that a limiter without one can be removed safely.
+    /// Leases are created under the lock of the map, so that a limiter without one can be removed
+    /// safely.
     fn new(limiter: &Arc<TokenLimiter>) -> Self {
         limiter.leases.fetch_add(1, Ordering::Relaxed);
         Self { limiter: Arc::clone(limiter) }

@@ -24,7 +24,8 @@ use crate::upstream::Credentials;
 /// Most queues at a time. The longest unused ones are evicted.
 const MAX_QUEUES: usize = 10_000;
 
-/// Smallest bound of the ids in one queue. The bound is larger where `tasks.max_ids` permits larger lookups.
+/// Smallest bound of the ids in one queue. The bound is larger where `tasks.max_ids` permits larger
+/// lookups.
 const MIN_QUEUE_CAPACITY: usize = 20_000;
 
 /// Most lookup calls in flight over all queues.
@@ -132,7 +133,8 @@ impl<B: Backend> Registry<B> {
         }
     }
 
-    /// Returns the queue of a key, a new one if there is none; `None` if there are too many busy queues.
+    /// Returns the queue of a key, a new one if there is none; `None` if there are too many busy
+    /// queues.
     pub(super) fn lease(self: &Arc<Self>, key: QueueKey, credentials: &Credentials) -> Option<QueueLease<B>> {
         let now = Instant::now();
         let mut queues = lock(&self.queues);
@@ -162,7 +164,8 @@ impl<B: Backend> Registry<B> {
         Some(lease)
     }
 
-    /// Returns all queues. Each is locked on its own afterwards, so that lookups wait for one of them at most.
+    /// Returns all queues. Each is locked on its own afterwards, so that lookups wait for one of
+    /// them at most.
     pub(super) fn queues(&self) -> Vec<Arc<QueueHandle<B>>> {
         lock(&self.queues).values().cloned().collect()
     }
@@ -176,8 +179,8 @@ impl<B: Backend> Registry<B> {
         }
     }
 
-    /// Drops cached results that are too old to be served, and idle queues and limiters. Beyond the memory bound, it
-    /// drops the cached results of the longest unused queues.
+    /// Drops cached results that are too old to be served, and idle queues and limiters. Beyond the
+    /// memory bound, it drops the cached results of the longest unused queues.
     pub(super) fn sweep(&self, now: Instant) {
         let mut handles = self.queues();
         let (mut bytes, mut ids) = (0, 0);
@@ -217,8 +220,8 @@ impl<B: Backend> Registry<B> {
         let _ = self.snapshot_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
     }
 
-    /// Passes final records on to the long polls of other queues: as they are to queues of the same token, else as the
-    /// reason to fetch at once.
+    /// Passes final records on to the long polls of other queues: as they are to queues of the same
+    /// token, else as the reason to fetch at once.
     pub(super) fn notify_long_polls(&self, from: &QueueKey, finals: &[FetchedFinal]) {
         if finals.is_empty() || self.long_polls.load(Ordering::Relaxed) == 0 {
             return;
@@ -300,7 +303,8 @@ impl<B> QueueHandle<B> {
 }
 
 impl<B> QueueLease<B> {
-    /// Leases are created under the lock of the map, so that a queue without one can be removed safely.
+    /// Leases are created under the lock of the map, so that a queue without one can be removed
+    /// safely.
     fn new(handle: &Arc<QueueHandle<B>>) -> Self {
         handle.leases.fetch_add(1, Ordering::Relaxed);
         Self { handle: Arc::clone(handle) }

@@ -1,6 +1,7 @@
 //! Tests of the batcher under paused time with a simulated backend.
 //!
-//! `harness` has the batcher under test and its assertions, `backend` the simulated upstream and store.
+//! `harness` has the batcher under test and its assertions, `backend` the simulated upstream and
+//! store.
 
 mod backend;
 mod batching;

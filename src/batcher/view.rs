@@ -1,6 +1,7 @@
 //! Views of the queues for metrics and the admin API.
 //!
-//! Each queue is locked on its own, only while its ids are counted, and only what is shown is copied.
+//! Each queue is locked on its own, only while its ids are counted, and only what is shown is
+//! copied.
 
 use std::cmp::{Ordering, Reverse};
 use std::time::Duration;
@@ -143,7 +144,8 @@ impl<B> QueueHandle<B> {
         })
     }
 
-    /// Adds the queue's longest pending tasks, at most `limit`, and returns the number of the others.
+    /// Adds the queue's longest pending tasks, at most `limit`, and returns the number of the
+    /// others.
     fn add_pending_tasks(&self, now: Instant, limit: usize, views: &mut Vec<PendingView>) -> usize {
         let queue = self.lock();
         let mut tasks: Vec<_> = queue.pending_tasks().collect();
@@ -171,7 +173,8 @@ fn truncate_to_longest_pending(views: &mut Vec<PendingView>, limit: usize) -> us
     })
 }
 
-/// Truncates a list to its first `limit` items in sorted order. Returns the number of the others, which are not sorted.
+/// Truncates a list to its first `limit` items in sorted order. Returns the number of the others,
+/// which are not sorted.
 fn truncate_sorted<T>(list: &mut Vec<T>, limit: usize, compare: impl Fn(&T, &T) -> Ordering + Copy) -> usize {
     let omitted = list.len().saturating_sub(limit);
     if omitted > 0 && limit > 0 {

@@ -45,7 +45,8 @@ impl<B> Drop for Registration<'_, B> {
 }
 
 impl<B: Backend> QueueHandle<B> {
-    /// Looks up the ids whose outcome is `None`. Cancel safe: dropping the future withdraws the lookup.
+    /// Looks up the ids whose outcome is `None`. Cancel safe: dropping the future withdraws the
+    /// lookup.
     pub(super) async fn look_up(
         self: &Arc<Self>,
         ids: &[TaskId],

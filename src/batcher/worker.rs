@@ -1,4 +1,5 @@
-//! Worker of a queue: takes the token's permits while ids are queued, and starts a task for each call.
+//! Worker of a queue: takes the token's permits while ids are queued, and starts a task for each
+//! call.
 //!
 //! Workers and calls are background tasks. They continue when a client hangs up.
 
@@ -24,7 +25,8 @@ impl<B: Backend> QueueHandle<B> {
     }
 }
 
-/// Running worker. On every exit path its `Drop` marks the queue as having no worker, so that no waiter hangs.
+/// Running worker. On every exit path its `Drop` marks the queue as having no worker, so that no
+/// waiter hangs.
 struct Worker<B: Backend> {
     handle: Arc<QueueHandle<B>>,
     /// Whether the queue is marked already. If not, the worker panicked.

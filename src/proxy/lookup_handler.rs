@@ -1,6 +1,7 @@
 //! Handling of lookups: reads the body, performs the lookup and builds the response.
 //!
-//! A request that turns out not to be a lookup is forwarded, with the bytes already read in front of the body.
+//! A request that turns out not to be a lookup is forwarded, with the bytes already read in front
+//! of the body.
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};

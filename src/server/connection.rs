@@ -1,4 +1,5 @@
-//! Client connection: serves its requests with hyper, and closes it without losing unread responses.
+//! Client connection: serves its requests with hyper, and closes it without losing unread
+//! responses.
 
 use std::convert::Infallible;
 use std::future::poll_fn;

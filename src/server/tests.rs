@@ -138,7 +138,8 @@ async fn slow_reader_can_send_another_request() {
     // The response is larger than the socket buffers, and the delay longer than the limit.
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(slow.read_response().await.body.len(), 32 << 20);
-    // The limit counts from the end of the response. A limit that counted from its start would be over.
+    // The limit counts from the end of the response. A limit that counted from its start would be
+    // over.
     tokio::time::sleep(Duration::from_secs(1)).await;
     slow.write(GET).await;
     assert_eq!(slow.read_response().await.body.len(), 32 << 20);

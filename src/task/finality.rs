@@ -1,4 +1,5 @@
-//! Finality of a task record (invariant "Only final records are stored"). When in doubt, a record is pending.
+//! Finality of a task record (invariant "Only final records are stored"). When in doubt, a record
+//! is pending.
 //!
 //! [`inspect`] parses a record once and returns only the fields on which decisions depend.
 
@@ -84,7 +85,8 @@ impl<'de> Visitor<'de> for TaskVisitor {
         let mut created_at: Option<Scalar<'de>> = None;
         let mut status_words: Option<StatusWords> = None;
         let mut is_empty = true;
-        // Parsers differ in which value of a repeated key they use, so a repeated key makes the record pending.
+        // Parsers differ in which value of a repeated key they use, so a repeated key makes the
+        // record pending.
         let mut has_repeated_key = false;
         while let Some(JsonString(key)) = map.next_key()? {
             is_empty = false;

@@ -84,8 +84,8 @@ impl Entries {
         self.map.retain(|_, entry| !is_cache_only(entry) || entry.fetched_at() > until);
     }
 
-    /// Drops cached results and ids that are no longer needed. Snapshots expire after `max_stale`. Returns the bytes of
-    /// the remaining snapshots.
+    /// Drops cached results and ids that are no longer needed. Snapshots expire after `max_stale`.
+    /// Returns the bytes of the remaining snapshots.
     pub(super) fn sweep(&mut self, now: Instant, max_stale: Duration, scope: SweepScope) -> usize {
         let is_expired = |fetched_at: Instant, max_age: Duration| {
             scope == SweepScope::Unawaited || now.saturating_duration_since(fetched_at) >= max_age

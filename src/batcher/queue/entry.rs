@@ -37,9 +37,11 @@ pub(super) struct QueueEntry {
     pub(super) waiters: Vec<WaiterSlot>,
     /// When long polls fetch the id again; `None` means at once.
     pub(super) refetch_at: Option<Instant>,
-    /// Whether another token saw the final record during a call for this id, whose response may be older.
+    /// Whether another token saw the final record during a call for this id, whose response may be
+    /// older.
     pub(super) refetch_after_call: bool,
-    /// Until then the id stays queued without a waiter, because a client was served without a fresh result.
+    /// Until then the id stays queued without a waiter, because a client was served without a fresh
+    /// result.
     pub(super) grace_until: Option<Instant>,
     pub(super) snapshot: Option<PendingSnapshot>,
     pub(super) negative: Option<NegativeEntry>,
@@ -73,7 +75,8 @@ pub(super) struct PendingSnapshot {
     pub(super) record: Bytes,
     pub(super) fetched_at: Instant,
     pub(super) first_seen: Instant,
-    /// Twice the queue's cycle when the record was fetched. Saved at the fetch, because the cycle can become shorter later.
+    /// Twice the queue's cycle when the record was fetched. Saved at the fetch, because the cycle
+    /// can become shorter later.
     pub(super) two_cycles: Duration,
 }
 
@@ -102,7 +105,8 @@ impl QueueEntry {
             return Some(TaskOutcome::Pending { record: snapshot.record.clone(), freshness });
         }
         let negative = self.negative.as_ref()?;
-        // While the id waits for its own call on behalf of a single lookup, batches need not wait for that call.
+        // While the id waits for its own call on behalf of a single lookup, batches need not wait
+        // for that call.
         let awaits_own_call =
             self.stage == Stage::InCall && negative.response.is_none() && self.has_single_waiter();
         let freshness =

@@ -24,7 +24,8 @@ pub(in crate::batcher) struct Call {
 /// Order in which ids become calls.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
-    /// Calls whose ids are chosen already: halves of a refused batch, ids that a batch left out, retries.
+    /// Calls whose ids are chosen already: halves of a refused batch, ids that a batch left out,
+    /// retries.
     prepared: VecDeque<Call>,
     prepared_went_last: bool,
 }
@@ -66,7 +67,8 @@ impl Schedule {
         queued.chain(self.prepared.iter().map(|call| call.not_before)).min()
     }
 
-    /// Takes the next call. Prepared calls and new batches take turns, so that neither starves the other.
+    /// Takes the next call. Prepared calls and new batches take turns, so that neither starves the
+    /// other.
     pub(super) fn take(&mut self, entries: &mut Entries, context: &QueueContext) -> Option<Call> {
         let prepared = self.prepared.iter().position(|call| call.not_before <= context.now);
         let batch =
@@ -92,8 +94,8 @@ impl Schedule {
     }
 }
 
-/// Takes at most `max_batch` queued ids: first those without a cached result in the order in which they were queued,
-/// then those with the oldest result.
+/// Takes at most `max_batch` queued ids: first those without a cached result in the order in which
+/// they were queued, then those with the oldest result.
 fn take_batch(entries: &mut Entries, context: &QueueContext) -> Option<Call> {
     let now = context.now;
     let Entries { map, active } = entries;

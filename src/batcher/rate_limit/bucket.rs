@@ -50,7 +50,8 @@ impl TokenBucket {
         }
     }
 
-    /// Returns the present rate in calls per second: half of the full rate after a 429, then slowly recovering.
+    /// Returns the present rate in calls per second: half of the full rate after a 429, then slowly
+    /// recovering.
     pub(super) fn rate(&self, now: Instant) -> f64 {
         self.slowed.map_or(self.full_rate, |(rate, at)| {
             let recovered =
@@ -66,7 +67,8 @@ impl TokenBucket {
         let wait = Duration::from_secs_f64(for_level).max(self.paused_for(now));
         if !wait.is_zero() && !self.has_waiting_lookup {
             self.has_waiting_lookup = true;
-            // A request passed through before this lookup is already the one that may be charged while it waits.
+            // A request passed through before this lookup is already the one that may be charged
+            // while it waits.
             self.has_charged_passthrough = self.level < 0.0;
         }
         wait
@@ -80,14 +82,15 @@ impl TokenBucket {
         self.has_charged_passthrough = false;
     }
 
-    /// Delays the next call because the last one was sent `delay` (at most 2 s) later than it was taken.
+    /// Delays the next call because the last one was sent `delay` (at most 2 s) later than it was
+    /// taken.
     pub(super) fn add_connect_delay(&mut self, now: Instant, delay: Duration) {
         self.fill(now);
         self.level -= self.rate(now) * delay.min(MAX_CONNECT_DELAY).as_secs_f64();
     }
 
-    /// Takes a request that was passed through. The debt is at most one call, and while a lookup call waits only one
-    /// such request counts, so that lookups keep at least half the rate.
+    /// Takes a request that was passed through. The debt is at most one call, and while a lookup
+    /// call waits only one such request counts, so that lookups keep at least half the rate.
     pub(super) fn charge(&mut self, now: Instant) {
         self.fill(now);
         if self.has_waiting_lookup && self.has_charged_passthrough {
@@ -97,8 +100,8 @@ impl TokenBucket {
         self.has_charged_passthrough = true;
     }
 
-    /// Halves the rate after a 429 to a call that began at `began`, once for all calls that were in flight together,
-    /// and pauses for `retry_after`.
+    /// Halves the rate after a 429 to a call that began at `began`, once for all calls that were in
+    /// flight together, and pauses for `retry_after`.
     pub(super) fn slow_down(&mut self, now: Instant, began: Instant, retry_after: Option<Duration>) {
         self.fill(now);
         if self.slowed.is_none_or(|(_, at)| began >= at) {
@@ -146,8 +149,8 @@ mod tests {
         Duration::from_secs_f64(number)
     }
 
-    /// Counts the lookup calls of a client that always sends as soon as it may, during `length`, while a request is
-    /// passed through every `every`.
+    /// Counts the lookup calls of a client that always sends as soon as it may, during `length`,
+    /// while a request is passed through every `every`.
     fn lookup_calls(
         bucket: &mut TokenBucket,
         start: Instant,

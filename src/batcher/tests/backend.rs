@@ -1,4 +1,5 @@
-//! Simulated backend: replies as scripted, else like an upstream with tasks, and records every call.
+//! Simulated backend: replies as scripted, else like an upstream with tasks, and records every
+//! call.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};

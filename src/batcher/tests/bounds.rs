@@ -5,7 +5,8 @@ use super::harness::*;
 use crate::batcher::{LookupFailure, LookupResult, TaskOutcome};
 use crate::token::Digest;
 
-/// Returns the number of ids that a full queue refused. All ids must have failed if they have an outcome.
+/// Returns the number of ids that a full queue refused. All ids must have failed if they have an
+/// outcome.
 fn count_refused(result: &LookupResult) -> usize {
     let is_full = |outcome: &&TaskOutcome| matches!(failure(outcome), LookupFailure::QueueFull { .. });
     result.outcomes.iter().flatten().filter(is_full).count()

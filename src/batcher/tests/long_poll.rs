@@ -83,7 +83,8 @@ async fn final_record_during_a_fetch_makes_other_tokens_fetch_again() {
     sleep(0.005).await;
     let waiter = harness.start_as(&client("u"), long_poll(single("a"), 60.0));
     assert!(is_final(&only_outcome(first.await.unwrap())));
-    // The first fetch for the long poll returns an older record, so the second follows after one interval.
+    // The first fetch for the long poll returns an older record, so the second follows after one
+    // interval.
     assert_eq!(harness.call_count(), 2);
     assert_eq!(final_record(&only_outcome(waiter.await.unwrap())), final_json("a", "u"));
     assert!(harness.elapsed() < seconds(2.0), "{:?}", harness.elapsed());
@@ -229,7 +230,8 @@ async fn many_long_polls_keep_the_rate() {
     for (number, caller) in callers.into_iter().enumerate() {
         assert!(is_final(&only_outcome(caller.await.unwrap())));
         let late = harness.elapsed().as_secs_f64() - 0.3 * number as f64;
-        // The queue's cycle is at most four calls, the interval of long polls at most six seconds by then.
+        // The queue's cycle is at most four calls, the interval of long polls at most six seconds
+        // by then.
         assert!(late < 12.0, "{number}: {late}");
     }
     assert_rate(&harness.calls(), 1.0, 1);

@@ -95,8 +95,8 @@ async fn timeout_is_retried_within_the_retry_time() {
         harness.hold_calls();
         let caller = harness.start(single("a"));
         sleep(0.1).await;
-        // Another token gets a response meanwhile, so that the circuit stays closed. Held calls end in the order in
-        // which they began.
+        // Another token gets a response meanwhile, so that the circuit stays closed. Held calls end
+        // in the order in which they began.
         harness.reply_normally();
         let other = harness.start_as(&client("u"), single("b"));
         sleep(length).await;

@@ -43,7 +43,8 @@ async fn drain_still_fetches_ids_without_a_snapshot() {
 async fn deadline_fails_every_lookup_and_stops_calls() {
     let harness = Harness::new();
     harness.hold_calls();
-    // One call in flight, ids queued behind it, and a call of another token that waits for its retry.
+    // One call in flight, ids queued behind it, and a call of another token that waits for its
+    // retry.
     let first = harness.start(single("a"));
     sleep(0.1).await;
     let queued = harness.start(batch(&numbered("b", 120)));

@@ -22,7 +22,8 @@ async fn id_left_out_is_fetched_alone_for_a_single_lookup() {
     assert_eq!(harness.called_ids()[1], ["gone"]);
     assert_eq!(harness.call_count(), 2);
 
-    // A second batch leaves the id out again. The response to its own call is cached, so there is no other one.
+    // A second batch leaves the id out again. The response to its own call is cached, so there is
+    // no other one.
     harness.add_pending("b");
     sleep(2.0).await;
     harness.start(single("c"));
@@ -61,7 +62,8 @@ async fn batch_does_not_wait_for_the_own_call_of_an_id_left_out() {
     let singles: Vec<_> = gone.iter().map(|name| harness.start(single(name))).collect();
     let mut ids = vec!["a"];
     ids.extend(gone.iter().map(String::as_str));
-    // The single lookups get their responses two seconds apart, since their calls and batches take turns.
+    // The single lookups get their responses two seconds apart, since their calls and batches take
+    // turns.
     while harness.elapsed() < seconds(15.0) {
         let began = harness.elapsed();
         let result = harness.look_up(batch(&ids)).await;
