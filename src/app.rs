@@ -53,7 +53,7 @@ impl App {
             Some(address) => Some(listen(address, "admin.listen").await?),
             None => None,
         };
-        let metrics = Arc::new(Metrics::new(config.tasks.services.names()));
+        let metrics = Arc::new(Metrics::new(config.tasks.interpreted_services().names()));
         let (upstream, passthrough) =
             upstream::build_clients(&config.upstream).context("set up the upstream client")?;
         let store = Store::open(&config.store, Arc::clone(&metrics)).await?;

@@ -15,6 +15,7 @@
 //! | `worker`, `call` | permits, upstream calls, retries |
 //! | `decode` | meaning of an upstream response |
 //! | `rate_limit`, `breaker` | when a call may be sent |
+//! | `services` | rules of the services, and the learnt size of their batches |
 //! | `registry` | all queues, their shared state and bounds |
 //! | `view` | state for metrics and the admin API |
 
@@ -26,6 +27,7 @@ mod outcome;
 mod queue;
 mod rate_limit;
 mod registry;
+mod services;
 #[cfg(test)]
 mod tests;
 mod view;

@@ -16,14 +16,13 @@ pub use load::{ConfigError, ConfigSources, FlagValue};
 pub use loaded::{EffectiveValue, LoadedConfig, Origin};
 pub use notation::parse_duration;
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::task::Service;
+use crate::task::{CATALOGUE, InterpretedServices, Service, ServiceClass, ServiceRules};
 use crate::token::Token;
 
 /// The whole configuration.
@@ -126,9 +125,12 @@ pub struct UpstreamConfig {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TasksConfig {
-    /// Services whose `/{service}/tasks` is interpreted.
+    /// Services of the catalogue whose `/{service}/tasks` is interpreted.
     #[serde(deserialize_with = "notation::services", serialize_with = "notation::show_services")]
     pub services: Services,
+    /// Services that the catalogue lacks.
+    #[serde(deserialize_with = "notation::custom_services")]
+    pub custom_services: Vec<CustomService>,
     /// Client headers that are sent upstream with a lookup.
     #[serde(deserialize_with = "notation::header_names", serialize_with = "notation::show_header_names")]
     pub forward_headers: Vec<http::HeaderName>,
@@ -149,33 +151,46 @@ pub struct TasksConfig {
     pub max_ids: usize,
 }
 
-/// The services of `tasks.services`.
+/// Value of `tasks.services`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Services {
-    /// `["*"]`: every valid service name.
+    /// `["*"]`: every service of the catalogue that can be interpreted.
     All,
     /// The listed services.
     Named(Vec<Service>),
 }
 
-impl Services {
-    /// Returns the service if `/{name}/tasks` is interpreted.
-    pub fn find(&self, name: &str) -> Option<Cow<'_, Service>> {
-        match self {
-            Self::All => Service::parse(name).map(Cow::Owned),
-            Self::Named(services) => {
-                services.iter().find(|service| service.as_str() == name).map(Cow::Borrowed)
-            }
-        }
-    }
+/// Service that the catalogue lacks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CustomService {
+    /// First segment of its path.
+    pub name: Service,
+    /// Treatment of its lookups.
+    pub class: ServiceClass,
+    /// Most ids in one upstream call. Only services of the class `batch` have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_batch: Option<usize>,
+}
 
-    /// Returns the listed names, for metric labels. Empty for [`Services::All`].
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        let named: &[Service] = match self {
-            Self::All => &[],
-            Self::Named(services) => services,
+impl CustomService {
+    /// Returns the rules for its lookups.
+    pub fn rules(&self) -> ServiceRules {
+        ServiceRules::new(self.class, self.max_batch)
+    }
+}
+
+impl TasksConfig {
+    /// Returns the services whose lookups are interpreted.
+    pub fn interpreted_services(&self) -> InterpretedServices {
+        let is_selected = |name: &str| match &self.services {
+            Services::All => true,
+            Services::Named(named) => named.iter().any(|service| service.as_str() == name),
         };
-        named.iter().map(Service::as_str)
+        let known = CATALOGUE.iter().filter(|entry| is_selected(entry.name)).map(|entry| {
+            (Service::parse(entry.name).expect("names of the catalogue are valid"), entry.rules)
+        });
+        let custom = self.custom_services.iter().map(|service| (service.name.clone(), service.rules()));
+        InterpretedServices::new(known.chain(custom))
     }
 }
 
@@ -300,7 +315,8 @@ impl Default for UpstreamConfig {
 impl Default for TasksConfig {
     fn default() -> Self {
         Self {
-            services: Services::Named(vec![Service::parse("producer").expect("a valid service name")]),
+            services: Services::All,
+            custom_services: Vec::new(),
             forward_headers: vec![http::HeaderName::from_static("x-record-exempt")],
             pending_max_age: Duration::from_secs(1),
             pending_max_stale: Duration::from_secs(15),

@@ -26,7 +26,7 @@ use crate::batcher::{
 use crate::config::Config;
 use crate::lifecycle::Shutdown;
 use crate::store::{DeleteScope, Store, StoreError};
-use crate::task::{LookupIds, Service, TaskId};
+use crate::task::{InterpretedService, LookupIds, Service, TaskId};
 use crate::telemetry::{IdOutcome, Label, Metrics};
 use crate::upstream::{Credentials, UpstreamResponse};
 
@@ -37,7 +37,7 @@ const MAX_UNSENT_BATCH_BYTES: u64 = 512 << 20;
 /// Lookup of one request.
 pub struct LookupRequest<'a> {
     /// Service of the path.
-    pub service: &'a Service,
+    pub service: &'a InterpretedService,
     /// Sender of the request.
     pub caller: &'a Caller,
     /// Requested ids.
@@ -212,7 +212,7 @@ impl LookupService {
         let LookupRequest { service, caller, headers, .. } = *request;
         let forwarded = forwarded_headers(headers, &self.forward_headers);
         let credentials = Credentials { token: caller.token.clone(), forwarded: forwarded.clone() };
-        (QueueKey { service: service.clone(), token: caller.digest, forwarded }, credentials)
+        (QueueKey { service: service.name.clone(), token: caller.digest, forwarded }, credentials)
     }
 
     fn batch(

@@ -43,6 +43,7 @@ use crate::config::{Config, TasksConfig};
 use crate::headers::{HeaderValues, RequestHeaders};
 use crate::lookup::LookupService;
 use crate::server::{Handler, RequestBody};
+use crate::task::InterpretedServices;
 use crate::telemetry::Metrics;
 use crate::token::Token;
 use crate::upstream::Passthrough;
@@ -56,6 +57,7 @@ pub struct ClientPort {
     passthrough: Passthrough,
     metrics: Arc<Metrics>,
     tasks: TasksConfig,
+    services: InterpretedServices,
     /// Longest body of a lookup, in bytes.
     max_request_bytes: usize,
     cors: Option<CorsLayer>,
@@ -76,6 +78,7 @@ impl ClientPort {
             passthrough,
             metrics,
             tasks: config.tasks.clone(),
+            services: config.tasks.interpreted_services(),
             max_request_bytes: usize::try_from(config.server.max_request_bytes).unwrap_or(usize::MAX),
             cors: cors::layer(&config.server.cors_origins),
         }
@@ -100,7 +103,7 @@ impl ClientPort {
             }
         };
         log.caller(caller.as_deref());
-        let candidate = Candidate::of(&parts, &headers, &self.tasks.services);
+        let candidate = Candidate::of(&parts, &headers, &self.services);
         drop(headers);
         let decision = match (&caller, candidate) {
             (Some(caller), Some(candidate)) => {

@@ -1,13 +1,18 @@
-//! Tasks: ids, request bodies, finality and summaries of task records. Pure functions and data
-//! without I/O.
+//! Tasks: ids, services, request bodies, finality and summaries of task records. Pure functions and
+//! data without I/O.
 
 mod body;
+mod catalogue;
 mod finality;
 mod id;
 mod lookup_ids;
 mod summary;
 
 pub use body::TaskRequest;
+pub use catalogue::{
+    CATALOGUE, CatalogueEntry, InterpretedService, InterpretedServices, MIN_BATCH_LIMIT, ServiceClass,
+    ServiceRules, find_in_catalogue,
+};
 pub use finality::{Inspection, TaskState, inspect};
 pub use id::{Service, TaskId};
 pub use lookup_ids::LookupIds;

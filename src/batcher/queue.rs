@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use self::entries::Entries;
 pub(super) use self::entries::{PendingTask, QueueCounts, SweepScope};
-use self::entry::{MAX_NEGATIVE_AGE, NegativeEntry, PendingSnapshot, Stage, WaiterSlot};
+use self::entry::{NegativeEntry, PendingSnapshot, QueueEntry, Stage, WaiterSlot};
 pub(super) use self::schedule::Call;
 use self::schedule::Schedule;
 use super::outcome::{
@@ -53,6 +53,8 @@ pub(super) struct QueueContext {
     pub(super) paused_for: Duration,
     /// Whether there is memory for another snapshot.
     pub(super) caches_snapshots: bool,
+    /// Whether `{}` can mean that a task has no result yet.
+    pub(super) is_empty_while_pending: bool,
 }
 
 /// Ids of one queue.
@@ -150,7 +152,7 @@ impl Queue {
                 }
             }
             let Entries { map, active } = &mut self.entries;
-            let entry = map.entry(id.clone()).or_default();
+            let entry = map.entry(id.clone()).or_insert_with(|| QueueEntry::new(context.now));
             let fresh = entry.fresh_outcome(context, options);
             let is_fresh = fresh.is_some();
             if let Some(outcome) = fresh.filter(|_| !is_long_poll) {
@@ -362,10 +364,8 @@ impl Queue {
             }
             FetchOutcome::Unknown(response) => {
                 entry.snapshot = None;
+                let ttl = entry.next_negative_ttl(context);
                 let previous = entry.negative.take();
-                let ttl = previous.as_ref().map_or(context.pending_max_age, |negative| {
-                    (negative.ttl * 2).max(context.pending_max_age).min(MAX_NEGATIVE_AGE)
-                });
                 // If a batch left the id out again, the response to its own call still holds.
                 let response = response.or_else(|| previous.and_then(|negative| negative.response));
                 entry.refetch_at = Some(now + ttl.max(MIN_POLL_INTERVAL));

@@ -14,6 +14,7 @@ use super::breaker::CircuitBreaker;
 use super::outcome::RecordSource;
 use super::queue::{Queue, QueueContext, SnapshotBytes, SweepScope};
 use super::rate_limit::{LimiterLease, TokenLimiters};
+use super::services::{ServiceState, ServiceStates};
 use crate::config::{TasksConfig, UpstreamConfig};
 use crate::lifecycle::{Shutdown, Supervisor};
 use crate::lru::{evict_least_recently_used, shrink_if_sparse};
@@ -47,6 +48,7 @@ pub(super) struct Registry<B> {
     /// One permit for each lookup call in flight.
     pub(super) call_permits: Arc<Semaphore>,
     pub(super) settings: BatcherSettings,
+    services: ServiceStates,
     /// Bytes of snapshots: those counted by the last sweep and the changes since.
     snapshot_bytes: AtomicUsize,
     /// Number of ids: those counted by the last sweep and those added since.
@@ -62,7 +64,6 @@ pub(super) struct Registry<B> {
 /// Settings from the configuration.
 #[derive(Clone, Debug)]
 pub(super) struct BatcherSettings {
-    max_batch: usize,
     /// Most ids in one queue.
     max_queue_ids: usize,
     pub(super) max_retries: u32,
@@ -75,6 +76,7 @@ pub(super) struct BatcherSettings {
 #[derive(Debug)]
 pub(super) struct QueueHandle<B> {
     pub(super) key: QueueKey,
+    pub(super) service: Arc<ServiceState>,
     pub(super) credentials: Credentials,
     pub(super) registry: Arc<Registry<B>>,
     pub(super) limiter: LimiterLease,
@@ -117,13 +119,13 @@ impl<B: Backend> Registry<B> {
             breaker: Arc::default(),
             call_permits: Arc::new(Semaphore::new(MAX_CALLS_IN_FLIGHT)),
             settings: BatcherSettings {
-                max_batch: upstream.max_batch,
                 max_queue_ids: tasks.max_ids.saturating_mul(2).max(MIN_QUEUE_CAPACITY),
                 max_retries: upstream.max_retries,
                 pending_max_age: tasks.pending_max_age,
                 pending_max_stale: tasks.pending_max_stale,
                 queue_timeout: tasks.queue_timeout,
             },
+            services: ServiceStates::new(&tasks.interpreted_services(), upstream.max_batch),
             snapshot_bytes: AtomicUsize::new(0),
             ids: AtomicUsize::new(0),
             long_polls: AtomicUsize::new(0),
@@ -148,7 +150,9 @@ impl<B: Backend> Registry<B> {
                 return None;
             }
         }
+        let service = self.services.get(&key.service).expect("only interpreted services have lookups");
         let handle = Arc::new(QueueHandle {
+            service: Arc::clone(service),
             limiter: self.limiters.lease(&key.token, now),
             key: key.clone(),
             credentials: credentials.clone(),
@@ -257,13 +261,14 @@ impl<B> QueueHandle<B> {
         let now = Instant::now();
         QueueContext {
             now,
-            max_batch: settings.max_batch,
+            max_batch: self.service.max_batch(),
             max_ids: settings.max_queue_ids,
             free_ids: MAX_IDS.saturating_sub(ids.load(Ordering::Relaxed)),
             pending_max_age: settings.pending_max_age,
             pending_max_stale: settings.pending_max_stale,
             rate: self.limiter.rate_per_queue(now),
             paused_for: self.limiter.paused_for(now),
+            is_empty_while_pending: self.service.rules.is_empty_while_pending,
             caches_snapshots: snapshot_bytes.load(Ordering::Relaxed) < MAX_SNAPSHOT_BYTES,
         }
     }

@@ -15,8 +15,8 @@ use serde::{Deserialize, Deserializer, Serializer};
 use toml::Value;
 use tracing_subscriber::EnvFilter;
 
-use super::{AccessMode, LogFormat, Services, SharedClient};
-use crate::task::Service;
+use super::{AccessMode, CustomService, LogFormat, Services, SharedClient};
+use crate::task::{Service, ServiceClass};
 use crate::token::Token;
 
 /// Deserializes any TOML value and parses it.
@@ -266,6 +266,50 @@ pub(super) fn show_services<S: Serializer>(services: &Services, serializer: S) -
         Services::All => serializer.collect_seq(["*"]),
         Services::Named(services) => serializer.collect_seq(services.iter().map(Service::as_str)),
     }
+}
+
+/// Services that the catalogue lacks, each with another name.
+pub(super) fn custom_services<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<CustomService>, D::Error> {
+    const EXAMPLE: &str = "{ name = \"newservice\", class = \"batch\", max_batch = 50 }";
+    parse(deserializer, |value| {
+        let items = value.as_array().ok_or_else(|| format!("must be a list such as [{EXAMPLE}]"))?;
+        let mut services: Vec<CustomService> = Vec::new();
+        for (number, item) in (1..).zip(items) {
+            let service = custom_service(item)
+                .map_err(|rule| format!("service {number} must {rule}, for example {EXAMPLE}"))?;
+            if services.iter().any(|other| other.name == service.name) {
+                return Err(format!("service {number} has the name of an earlier one"));
+            }
+            services.push(service);
+        }
+        Ok(services)
+    })
+}
+
+fn custom_service(item: &Value) -> Result<CustomService, &'static str> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Fields {
+        name: String,
+        class: String,
+        max_batch: Option<i64>,
+    }
+    let fields = Fields::deserialize(item.clone()).map_err(|_| "have name, class and perhaps max_batch")?;
+    let name = Service::parse(&fields.name).ok_or("have a name of 1 to 64 letters, digits, - or _")?;
+    let class = match fields.class.as_str() {
+        "batch" => ServiceClass::Batch,
+        "single" => ServiceClass::Single,
+        "pass" => ServiceClass::Pass,
+        _ => return Err("have the class \"batch\", \"single\" or \"pass\""),
+    };
+    let max_batch = match fields.max_batch.map(usize::try_from) {
+        None => None,
+        Some(Ok(max_batch @ 1..=1000)) if class == ServiceClass::Batch => Some(max_batch),
+        Some(_) => return Err("have a max_batch from 1 to 1000 only with the class \"batch\""),
+    };
+    Ok(CustomService { name, class, max_batch })
 }
 
 /// Headers that refrain sets itself, that change the meaning of a response, or that carry

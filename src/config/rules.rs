@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::loaded::{Origin, Origins};
-use super::{AccessMode, Config};
+use super::{AccessMode, Config, CustomService, Services};
+use crate::task::{CATALOGUE, ServiceClass, find_in_catalogue};
 
 /// Returns the rules that `config` violates, each with the origin of a value.
 pub(super) fn violations(config: &Config, origins: &Origins) -> Vec<String> {
@@ -67,7 +68,47 @@ pub(super) fn violations(config: &Config, origins: &Origins) -> Vec<String> {
             config.server.listen
         ));
     }
+    for mistake in service_names(&config.tasks.services, &config.tasks.custom_services) {
+        mistakes.push(format!("{}tasks.services: {mistake}", at("tasks.services")));
+    }
+    for CustomService { name, .. } in &config.tasks.custom_services {
+        if find_in_catalogue(name.as_str()).is_some() {
+            mistakes.push(format!(
+                "{}tasks.custom_services: refrain knows \"{name}\" already (docs/services.md); remove it from the list",
+                at("tasks.custom_services")
+            ));
+        }
+    }
     mistakes
+}
+
+/// Returns a mistake for each name that is no service, or one that refrain cannot interpret.
+fn service_names(services: &Services, custom: &[CustomService]) -> Vec<String> {
+    let Services::Named(named) = services else { return Vec::new() };
+    let known = || {
+        let of_catalogue = CATALOGUE.iter().map(|entry| (entry.name, entry.rules.class));
+        of_catalogue.chain(custom.iter().map(|service| (service.name.as_str(), service.class)))
+    };
+    let mistake_in = |name: &str| match known().find(|(known, _)| *known == name) {
+        Some((_, ServiceClass::Pass)) => Some(format!(
+            "refrain always passes \"{name}\" through (docs/services.md); remove it from the list"
+        )),
+        Some(_) => None,
+        None => {
+            let distance = |known: &str| strsim::damerau_levenshtein(&name.to_ascii_lowercase(), known);
+            let nearest = known().map(|(known, _)| (distance(known), known)).min();
+            let meant = nearest.filter(|(distance, _)| *distance <= 2);
+            let remedy = meant.map_or_else(
+                || {
+                    "the services are listed in docs/services.md, and tasks.custom_services adds others"
+                        .to_owned()
+                },
+                |(_, known)| format!("did you mean \"{known}\"?"),
+            );
+            Some(format!("refrain does not know the service \"{name}\"; {remedy}"))
+        }
+    };
+    named.iter().filter_map(|service| mistake_in(service.as_str())).collect()
 }
 
 /// Whether two listeners would use the same port. Port 0 means any free port, so it never

@@ -93,7 +93,8 @@ fn every_key_can_be_set_by_environment() {
         ("upstream.requests_per_second", "2"),
         ("upstream.burst", "3"),
         ("upstream.max_response_bytes", "64KiB"),
-        ("tasks.services", r#"["*"]"#),
+        ("tasks.services", r#"["producer", "mine"]"#),
+        ("tasks.custom_services", r#"[{ name = "mine", class = "batch", max_batch = 20 }]"#),
         ("tasks.forward_headers", "[]"),
         ("tasks.pending_max_age", "0s"),
         ("tasks.pending_max_stale", "20s"),
@@ -302,6 +303,20 @@ fn invalid_values_are_refused() {
             "tasks.services",
             &["[]", "[\"*\", \"producer\"]", "[\"a/b\"]", "[\"\"]", "\"producer\"", "[3]", "[\"a\\nb\"]"],
         ),
+        (
+            "tasks.custom_services",
+            &[
+                "\"x\"",
+                "[\"x\"]",
+                "[{ name = \"x\" }]",
+                "[{ name = \"a b\", class = \"batch\" }]",
+                "[{ name = \"x\", class = \"Batch\" }]",
+                "[{ name = \"x\", class = \"single\", max_batch = 2 }]",
+                "[{ name = \"x\", class = \"batch\", max_batch = 0 }]",
+                "[{ name = \"x\", class = \"batch\", more = 1 }]",
+                "[{ name = \"x\", class = \"batch\" }, { name = \"x\", class = \"pass\" }]",
+            ],
+        ),
         ("tasks.forward_headers", &["\"x\"", "[\"a b\"]", "[\"\"]", "[3]"]),
         ("tasks.pending_max_stale", &["\"0s\""]),
         ("tasks.queue_timeout", &["\"0s\""]),
@@ -343,7 +358,8 @@ fn invalid_values_are_refused() {
         for value in values {
             let text = mistakes(&file(&format!("[{section}]\n{field} = {value}")));
             assert!(text.starts_with(&format!("refrain.toml line 2: {key} ")), "{key} = {value}: {text}");
-            assert!(text.contains(": must ") || text.contains(": client "), "{key} = {value}: {text}");
+            let rules = [": must ", ": client ", ": service "];
+            assert!(rules.iter().any(|rule| text.contains(rule)), "{key} = {value}: {text}");
             assert_eq!(text.lines().count(), 1, "{text}");
         }
     }
@@ -497,4 +513,34 @@ fn size_is_shown_in_the_largest_exact_unit() {
     for (bytes, shown) in [(0, "0"), (1, "1B"), (1000, "1000B"), (1536, "1536B"), (64 << 20, "64MiB")] {
         assert_eq!(notation::exact_size(bytes), shown);
     }
+}
+
+#[test]
+fn unknown_and_uninterpreted_services_are_refused() {
+    assert_eq!(
+        mistakes(&file("[tasks]\nservices = [\"sunoo\", \"captcha\", \"zzz\", \"flux\"]")),
+        "refrain.toml line 2: tasks.services: refrain does not know the service \"sunoo\"; did you mean \"suno\"?\n\
+         refrain.toml line 2: tasks.services: refrain always passes \"captcha\" through (docs/services.md); remove it \
+         from the list\n\
+         refrain.toml line 2: tasks.services: refrain does not know the service \"zzz\"; the services are listed in \
+         docs/services.md, and tasks.custom_services adds others"
+    );
+    assert_eq!(
+        mistakes(&file("[tasks]\ncustom_services = [{ name = \"suno\", class = \"pass\" }]")),
+        "refrain.toml line 2: tasks.custom_services: refrain knows \"suno\" already (docs/services.md); remove it from \
+         the list"
+    );
+}
+
+#[test]
+fn services_are_those_of_the_catalogue_and_the_custom_ones() {
+    let names = |text: &str| -> Vec<String> {
+        load(&file(text)).config.tasks.interpreted_services().names().map(str::to_owned).collect()
+    };
+    assert_eq!(names("[tasks]\nservices = [\"suno\", \"flux\"]"), ["flux", "suno"]);
+    let custom =
+        "custom_services = [{ name = \"mine\", class = \"single\" }, { name = \"not\", class = \"pass\" }]";
+    assert_eq!(names(&format!("[tasks]\nservices = [\"suno\"]\n{custom}")), ["mine", "suno"]);
+    let all = names("");
+    assert!(all.contains(&"producer".to_owned()) && !all.contains(&"captcha".to_owned()));
 }

@@ -34,7 +34,7 @@ impl LookupService {
         if self.auth.is_allowed(&caller.digest, *received_at)
             && let Some(outcomes) = self.store.get_cached(
                 &caller.reader,
-                service,
+                &service.name,
                 ids.distinct(),
                 self.max_response_bytes,
                 |task| Some(task.into()),
@@ -111,7 +111,8 @@ impl LookupService {
         request: &LookupRequest<'_>,
     ) -> Result<Vec<Option<TaskOutcome>>, LookupError> {
         let LookupRequest { caller, service, ids, .. } = request;
-        let tasks = self.store.get(&caller.reader, service, ids.distinct(), self.max_response_bytes).await;
+        let tasks =
+            self.store.get(&caller.reader, &service.name, ids.distinct(), self.max_response_bytes).await;
         let tasks = tasks.map_err(|ResultTooLarge| LookupError::TooLarge)?;
         Ok(tasks.into_iter().map(|task| task.map(TaskOutcome::from)).collect())
     }

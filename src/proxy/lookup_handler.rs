@@ -64,7 +64,7 @@ pub(super) async fn handle<'a>(
             Decision::Respond(response)
         }
         TaskRequest::Delete(id) => {
-            Decision::Delete(DeleteRequest { caller, service: candidate.service.into_owned(), id, body })
+            Decision::Delete(DeleteRequest { caller, service: candidate.service.name.clone(), id, body })
         }
         TaskRequest::Other => Decision::Forward(Body::from(body)),
     }
@@ -80,7 +80,7 @@ async fn look_up(
 ) -> Response<ResponseBody> {
     let options = candidate.options(&ids, port.tasks.max_wait);
     let request = LookupRequest {
-        service: &candidate.service,
+        service: candidate.service,
         caller,
         ids,
         options,

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Serialize, Serializer};
+
 /// Longest id of a lookup, in bytes. A request with a longer id is passed through.
 const MAX_ID_BYTES: usize = 1024;
 
@@ -52,6 +54,12 @@ impl Service {
     /// Returns the name as in the path.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl Serialize for Service {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 

@@ -134,7 +134,10 @@ fn as_prometheus_text(page: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::telemetry::{RequestAction, RequestOutcome};
 
     #[test]
     fn accept_header_selects_the_format() {
@@ -185,17 +188,18 @@ mod tests {
     }
 
     #[test]
-    fn unlisted_services_have_no_lookup_series_at_start() {
-        let page = |metrics| expose(ExpositionFormat::Prometheus, &metrics, &Gauges::default()).unwrap();
-        let named = page(Metrics::new(["producer"]));
-        assert!(named.contains("{service=\"producer\",action=\"retrieve\",outcome=\"hit\"} 0"));
-        assert!(named.contains("{service=\"other\",action=\"other\",outcome=\"bypass\"} 0"));
-        assert!(!named.contains("{service=\"other\",action=\"retrieve\""));
-        assert!(named.contains("refrain_upstream_calls_total{service=\"producer\",status=\"200\"} 0"));
-        assert!(!named.contains("refrain_upstream_calls_total{service=\"other\""));
-        assert!(!named.contains("refrain_upstream_call_duration_seconds_count{service=\"other\""));
-        let all = page(Metrics::default());
-        assert!(all.contains("{service=\"other\",action=\"retrieve\",outcome=\"hit\"} 0"));
-        assert!(all.contains("refrain_upstream_calls_total{service=\"other\",status=\"200\"} 0"));
+    fn series_of_a_service_are_listed_once_it_is_used() {
+        let metrics = Metrics::new(["producer"]);
+        let page = || expose(ExpositionFormat::Prometheus, &metrics, &Gauges::default()).unwrap();
+        let at_start = page();
+        assert!(at_start.contains("{service=\"other\",action=\"other\",outcome=\"bypass\"} 0"));
+        assert!(!at_start.contains("service=\"producer\""));
+        let producer = metrics.service("producer");
+        metrics.count_request(producer, RequestAction::Retrieve, RequestOutcome::Hit, Duration::ZERO);
+        let used = page();
+        assert!(used.contains("{service=\"producer\",action=\"retrieve\",outcome=\"hit\"} 1"));
+        assert!(used.contains("{service=\"producer\",action=\"retrieve\",outcome=\"miss\"} 0"));
+        assert!(used.contains("refrain_upstream_calls_total{service=\"producer\",status=\"200\"} 0"));
+        assert!(!used.contains("refrain_upstream_calls_total{service=\"other\""));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -27,8 +28,18 @@ pub struct FixedFamily<S, M> {
 struct Member<S, M> {
     labels: S,
     metric: M,
-    /// Whether the series is left out while nothing was counted.
-    is_optional: bool,
+    listed: Listed,
+}
+
+/// When a series is listed.
+#[derive(Debug)]
+pub(super) enum Listed {
+    /// From the start.
+    Always,
+    /// Once it has counted something.
+    Counted,
+    /// Once the flag is set, or as `Counted`.
+    WithFlag(Arc<AtomicBool>),
 }
 
 /// A counter for each value of a label.
@@ -41,14 +52,13 @@ impl<S, M> Clone for FixedFamily<S, M> {
 }
 
 impl<S, M> FixedFamily<S, M> {
-    /// Creates a metric for each label set. Optional series are listed once they have counted
-    /// something, the others from the start.
+    /// Creates a metric for each label set.
     pub(super) fn new(
         label_sets: impl IntoIterator<Item = S>,
-        is_optional: impl Fn(&S) -> bool,
+        listed: impl Fn(&S) -> Listed,
         metric: impl Fn() -> M,
     ) -> Self {
-        let member = |labels| Member { is_optional: is_optional(&labels), labels, metric: metric() };
+        let member = |labels| Member { listed: listed(&labels), labels, metric: metric() };
         Self { members: label_sets.into_iter().map(member).collect() }
     }
 
@@ -65,14 +75,14 @@ impl<S, M> FixedFamily<S, M> {
 
 impl<S, M> FromIterator<(S, M)> for FixedFamily<S, M> {
     fn from_iter<T: IntoIterator<Item = (S, M)>>(members: T) -> Self {
-        let member = |(labels, metric)| Member { labels, metric, is_optional: false };
+        let member = |(labels, metric)| Member { labels, metric, listed: Listed::Always };
         Self { members: members.into_iter().map(member).collect() }
     }
 }
 
 impl<L: Label> Default for CounterVec<L> {
     fn default() -> Self {
-        Self::new(L::ALL.iter().copied(), |_| false, Counter::default)
+        Self::new(L::ALL.iter().copied(), |_| Listed::Always, Counter::default)
     }
 }
 
@@ -131,10 +141,14 @@ impl FamilyMember for ConstGauge<u64> {
 
 impl<S: EncodeLabelSet, M: FamilyMember> EncodeMetric for FixedFamily<S, M> {
     fn encode(&self, mut encoder: MetricEncoder) -> std::fmt::Result {
-        let shown = |member: &&Member<S, M>| !(member.is_optional && member.metric.is_zero());
+        let is_listed = |member: &&Member<S, M>| match &member.listed {
+            Listed::Always => true,
+            Listed::WithFlag(flag) if flag.load(Ordering::Relaxed) => true,
+            Listed::Counted | Listed::WithFlag(_) => !member.metric.is_zero(),
+        };
         self.members
             .iter()
-            .filter(shown)
+            .filter(is_listed)
             .try_for_each(|member| member.metric.encode(encoder.encode_family(&member.labels)?))
     }
 

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 
-use super::family::{CounterVec, FixedFamily};
+use super::family::{CounterVec, FixedFamily, Listed};
 use super::histogram::{
     CALL_DURATION, CALL_IDS, COMMIT_DURATION, Histogram, HistogramCounts, REQUEST_DURATION,
 };
@@ -22,10 +22,10 @@ use super::registration::{metrics, registered_as_clone};
 /// Polling interval of a client without `prefer: wait`: that of the vendor's SDK.
 const POLL_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Label of every service that `tasks.services` does not name.
+/// Label of every service whose lookups are not interpreted.
 const OTHER: &str = "other";
 
-/// A service as a label: one of `tasks.services`, or `other`. See [`Metrics::service`].
+/// A service as a label: one whose lookups are interpreted, or `other`. See [`Metrics::service`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceLabel(usize);
 
@@ -63,6 +63,8 @@ metrics! {
         /// Names of the services, in the order of the indexes in [`ServiceLabel`]; `other` is the
         /// last.
         services: Box<[String]>,
+        /// Whether there was a request for each of `services`.
+        in_use: Box<[Arc<AtomicBool>]>,
         /// Requests on the client port that have ended
         #[metric("requests")]
         pub requests: FixedFamily<RequestLabels, Counter>,
@@ -136,14 +138,11 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Creates the metrics, all at zero. `services` are the names in `tasks.services`; none for
-    /// `["*"]`.
+    /// Creates the metrics, all at zero. `services` are those whose lookups are interpreted.
     pub fn new<'a>(services: impl IntoIterator<Item = &'a str>) -> Self {
         // A set removes duplicate names.
         let named: BTreeSet<&str> = services.into_iter().filter(|name| *name != OTHER).collect();
         let services: Box<[String]> = named.into_iter().chain([OTHER]).map(String::from).collect();
-        // Only services in `tasks.services` have lookups. With `["*"]` no service is named, and `other` has them.
-        let has_lookups = |service: &str| service != OTHER || services.len() == 1;
         let mut request_labels = Vec::new();
         let mut call_labels = Vec::new();
         for service in &services {
@@ -159,24 +158,40 @@ impl Metrics {
         }
         let call_duration_labels =
             services.iter().map(|service| CallDurationLabels { service: service.clone() });
-        let calls = FixedFamily::new(call_labels, |labels| !has_lookups(&labels.service), Counter::default);
+        // Most installations use a few of the many services. The series of a service are listed, with
+        // 0 at first, once there was a request for it.
+        let in_use: Box<[Arc<AtomicBool>]> = services.iter().map(|_| Arc::default()).collect();
+        in_use[services.len() - 1].store(true, Ordering::Relaxed);
+        let with_service = |service: &str| {
+            let index = services.iter().position(|known| known == service).expect("one of the services");
+            Listed::WithFlag(Arc::clone(&in_use[index]))
+        };
+        let with_lookups =
+            |service: &str| if service == OTHER { Listed::Counted } else { with_service(service) };
+        let calls = FixedFamily::new(call_labels, |labels| with_lookups(&labels.service), Counter::default);
         let baseline = Counter::default();
         Self {
             requests: FixedFamily::new(
                 request_labels,
-                |labels| !is_possible(labels.action, labels.outcome, has_lookups(&labels.service)),
+                |labels| match is_possible(labels.action, labels.outcome, labels.service != OTHER) {
+                    true => with_service(&labels.service),
+                    false => Listed::Counted,
+                },
                 Counter::default,
             ),
             request_duration: FixedFamily::new(
                 RequestOutcome::ALL.iter().copied(),
-                |outcome| *outcome == RequestOutcome::Aborted,
+                |outcome| match outcome {
+                    RequestOutcome::Aborted => Listed::Counted,
+                    _ => Listed::Always,
+                },
                 || Histogram::new(REQUEST_DURATION),
             ),
             ids: CounterVec::default(),
             passed_through: CounterVec::default(),
             upstream_call_duration: FixedFamily::new(
                 call_duration_labels,
-                |labels| !has_lookups(&labels.service),
+                |labels| with_lookups(&labels.service),
                 || Histogram::new(CALL_DURATION),
             ),
             upstream_call_ids: Histogram::new(CALL_IDS),
@@ -199,10 +214,11 @@ impl Metrics {
             store_errors: CounterVec::default(),
             panics: Counter::default(),
             services,
+            in_use,
         }
     }
 
-    /// Returns the label of a service, which is `other` unless `tasks.services` names it.
+    /// Returns the label of a service, which is `other` unless its lookups are interpreted.
     pub fn service(&self, name: &str) -> ServiceLabel {
         let other = self.services.len() - 1;
         let index = self.services[..other].iter().position(|service| service == name);
@@ -222,6 +238,11 @@ impl Metrics {
         outcome: RequestOutcome,
         took: Duration,
     ) {
+        let in_use = &self.in_use[service.0];
+        // Reads first: a store would take the cache line from the other threads.
+        if !in_use.load(Ordering::Relaxed) {
+            in_use.store(true, Ordering::Relaxed);
+        }
         let row = service.0 * RequestAction::ALL.len() + action.index();
         self.requests.at(row * RequestOutcome::ALL.len() + outcome.index()).inc();
         // The time until a client disconnects is not a latency of the proxy.
@@ -271,8 +292,8 @@ impl Metrics {
     }
 }
 
-/// Whether requests of this action can end with this outcome, so that the series is listed from the
-/// start. `has_lookups` is whether lookups of the service are interpreted.
+/// Whether requests of this action can end with this outcome, so that the series is listed before.
+/// `has_lookups` is whether lookups of the service are interpreted.
 fn is_possible(action: RequestAction, outcome: RequestOutcome, has_lookups: bool) -> bool {
     use RequestOutcome::{Aborted, Bypass, Failed, Hit, Miss, Partial, Pending, Refused};
     match (action, outcome) {

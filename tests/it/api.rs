@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use http::Method;
-use refrain::config::{Config, Services};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -36,10 +35,6 @@ fn encoded(text: &str) -> String {
         write!(encoded, "%{byte:02X}").expect("a String takes all");
         encoded
     })
-}
-
-fn all_services(config: &mut Config) {
-    config.tasks.services = Services::All;
 }
 
 /// Sends a request to the admin port.
@@ -160,7 +155,7 @@ async fn documented_endpoint_returns_the_fields_of_its_example() {
 
 #[tokio::test]
 async fn stored_tasks_are_filtered_by_service_id_title_and_time() {
-    let app = TestApp::spawn_with(all_services).await;
+    let app = TestApp::spawn().await;
     for (service, id, title) in [
         ("producer", "one", "Morning <b>Sun</b>"),
         ("producer", "two", "evening rain"),
@@ -243,7 +238,7 @@ async fn task_is_shown_with_all_its_stored_records() {
 
 #[tokio::test]
 async fn ids_with_special_characters_are_listed_shown_and_deleted() {
-    let app = TestApp::spawn_with(all_services).await;
+    let app = TestApp::spawn().await;
     for id in ODD {
         store(&app, "producer", "t", id, &text(id, id)).await;
     }
@@ -266,7 +261,6 @@ async fn ids_with_special_characters_are_listed_shown_and_deleted() {
 #[tokio::test]
 async fn deleted_task_is_requested_upstream_again() {
     let app = TestApp::spawn_with(|config| {
-        all_services(config);
         config.tasks.pending_max_age = std::time::Duration::from_secs(60);
     })
     .await;
@@ -403,7 +397,7 @@ async fn config_page_has_the_values_of_refrain_config() {
     assert_eq!(shown("admin.token"), (json!("***"), "REFRAIN_ADMIN__TOKEN".to_owned()));
     assert_eq!(shown("store.max_bytes"), (json!("1GiB"), "REFRAIN_STORE__MAX_BYTES".to_owned()));
     assert_eq!(shown("tasks.max_ids"), (json!(77), "refrain.toml line 2".to_owned()));
-    assert_eq!(shown("tasks.services"), (json!(["producer"]), "default".to_owned()));
+    assert_eq!(shown("tasks.services"), (json!(["*"]), "default".to_owned()));
     assert_eq!(shown("upstream.token"), (json!(""), "default".to_owned()));
     assert_eq!(shown("upstream.requests_per_second").0, json!(1000.0));
 

@@ -5,6 +5,8 @@ use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
+use refrain::config::Config;
+use refrain::task::{CATALOGUE, CatalogueEntry, ServiceClass};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -317,4 +319,22 @@ fn every_variable_named_in_documentation_is_a_key() {
         }
     }
     assert!(checked > 10, "{checked}");
+}
+
+#[test]
+fn table_of_services_is_the_catalogue() {
+    let rows: Vec<String> = read("docs/services.md")
+        .lines()
+        .filter(|line| line.starts_with("| `") && line.matches('|').count() == 5)
+        .map(|line| line.splitn(5, '|').take(4).collect::<Vec<_>>().join("|"))
+        .collect();
+    let expected = CATALOGUE.iter().map(|CatalogueEntry { name, rules }| {
+        let max_batch = match (rules.class, rules.max_batch) {
+            (ServiceClass::Pass, _) => "–".to_owned(),
+            (_, Some(max_batch)) => max_batch.to_string(),
+            (_, None) => Config::default().upstream.max_batch.to_string(),
+        };
+        format!("| `{name}` | `{}` | {max_batch} ", rules.class.as_str())
+    });
+    assert_eq!(rows, expected.collect::<Vec<_>>());
 }

@@ -3,6 +3,7 @@
 
 use http::StatusCode;
 use refrain::config::Services;
+use refrain::task::Service;
 use refrain_simulator::Rule;
 use serde_json::json;
 
@@ -128,7 +129,8 @@ async fn lookup_accepts_any_scheme_case_and_no_content_type() {
 
 #[tokio::test]
 async fn only_configured_services_are_stored_each_with_its_own_ids() {
-    let app = TestApp::spawn().await;
+    let named = Services::Named(vec![Service::parse("producer").expect("a name")]);
+    let app = TestApp::spawn_with(|config| config.tasks.services = named).await;
     app.upstream.put_record("suno", "t", "abc", final_record("abc", "suno"));
     let body = json!({"action": "retrieve", "id": "abc"}).to_string();
     let send = |app: &TestApp, service: &str| {
@@ -140,7 +142,7 @@ async fn only_configured_services_are_stored_each_with_its_own_ids() {
     }
     assert_eq!(app.upstream.call_count(), 2);
 
-    let app = app.restart_with(|config| config.tasks.services = Services::All).await;
+    let app = app.restart().await;
     app.upstream.put_record("producer", "t", "abc", final_record("abc", "producer"));
     for expected in ["MISS", "HIT"] {
         for service in ["suno", "producer"] {

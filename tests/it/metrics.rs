@@ -57,6 +57,14 @@ async fn start() -> (Simulator, tempfile::TempDir, Program, Client) {
     (upstream, folder, program, http)
 }
 
+/// Returns the metrics of a program that has served a lookup.
+async fn page_in_use() -> Page {
+    let (upstream, _folder, program, http) = start().await;
+    let id = upstream.create_finished("producer", "t");
+    http.retrieve("t", &id).await.expect("a response");
+    page(&program).await
+}
+
 /// Sends requests of each kind: a miss, hits, a pending record, a batch, an absorbed 429, a relayed
 /// 429, a refused lookup, bypassed requests, a lookup held for three seconds.
 async fn traffic(upstream: &Simulator, http: &Client) {
@@ -285,8 +293,7 @@ async fn accept_header_selects_the_metrics_format() {
 
 #[tokio::test]
 async fn documentation_lists_exactly_the_exposed_metrics() {
-    let (_upstream, _folder, program, _) = start().await;
-    let page = page(&program).await;
+    let page = page_in_use().await;
     let section = DOCUMENTATION.split("\n## ").find(|section| section.starts_with("All metrics"));
     let documented: BTreeMap<&str, (&str, BTreeSet<&str>)> = section
         .expect("the section of the table")
@@ -342,8 +349,7 @@ fn check_expression(page: &Page, expression: &str) {
 
 #[tokio::test]
 async fn grafana_dashboard_uses_existing_metrics() {
-    let (_upstream, _folder, program, _) = start().await;
-    let page = page(&program).await;
+    let page = page_in_use().await;
     let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
     let panels = dashboard["panels"].as_array().expect("panels");
     let mut expressions = 0;
@@ -367,8 +373,7 @@ async fn grafana_dashboard_uses_existing_metrics() {
 
 #[tokio::test]
 async fn alerts_use_existing_metrics_and_name_their_runbooks() {
-    let (_upstream, _folder, program, _) = start().await;
-    let page = page(&program).await;
+    let page = page_in_use().await;
     // One block per alert, one line per value. `tests/extended metrics` reads the file as YAML with
     // promtool.
     let blocks: Vec<&str> = ALERTS.split("- alert: ").skip(1).collect();

@@ -89,7 +89,9 @@ async fn anything_but_a_lookup_is_forwarded_byte_for_byte() {
         "POST /producer/Tasks",
         "POST /x/producer/tasks",
         "POST /producer/tasks/id",
-        "POST /suno/tasks",
+        "POST /captcha/tasks",
+        "POST /minimax/tasks",
+        "POST /unknown/tasks",
         "POST /producer/tasks;x",
         "POST /",
     ] {

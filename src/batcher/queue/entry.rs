@@ -14,6 +14,12 @@ use crate::upstream::UpstreamResponse;
 /// Longest time for which an unknown id is served from memory.
 pub(super) const MAX_NEGATIVE_AGE: Duration = Duration::from_secs(30);
 
+/// The same while the id is new: the upstream may show a task some time after it accepted it.
+const MAX_NEW_NEGATIVE_AGE: Duration = Duration::from_secs(5);
+
+/// Time after the first lookup of an id for which the id is new.
+const NEW_ID_PERIOD: Duration = Duration::from_secs(600);
+
 /// Number of ids that are queued or in a call. Every change of an entry's stage goes through it.
 #[derive(Debug, Default)]
 pub(super) struct ActiveCount(usize);
@@ -31,8 +37,10 @@ impl ActiveCount {
 }
 
 /// State of one id.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct QueueEntry {
+    /// When the id was first looked up.
+    first_asked_at: Instant,
     pub(super) stage: Stage,
     pub(super) waiters: Vec<WaiterSlot>,
     /// When long polls fetch the id again; `None` means at once.
@@ -90,6 +98,33 @@ pub(super) struct NegativeEntry {
 }
 
 impl QueueEntry {
+    /// Creates the entry of an id that is looked up for the first time.
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            first_asked_at: now,
+            stage: Stage::Idle,
+            waiters: Vec::new(),
+            refetch_at: None,
+            refetch_after_call: false,
+            grace_until: None,
+            snapshot: None,
+            negative: None,
+        }
+    }
+
+    /// Returns how long the id is served from memory as unknown: twice as long as the last time, up
+    /// to a limit. Where `{}` can mean that a task is pending, no longer than a pending record.
+    pub(super) fn next_negative_ttl(&self, context: &QueueContext) -> Duration {
+        let is_new = context.now.saturating_duration_since(self.first_asked_at) < NEW_ID_PERIOD;
+        let longest = match () {
+            () if context.is_empty_while_pending => context.pending_max_age,
+            () if is_new => MAX_NEW_NEGATIVE_AGE,
+            () => MAX_NEGATIVE_AGE,
+        };
+        let last = self.negative.as_ref().map_or(Duration::ZERO, |negative| negative.ttl);
+        (last * 2).max(context.pending_max_age).min(longest)
+    }
+
     /// Returns the cached result if it is fresh enough to be served without a call.
     pub(super) fn fresh_outcome(
         &self,

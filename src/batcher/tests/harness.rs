@@ -12,7 +12,7 @@ use crate::batcher::rate_limit::USED_SHARE;
 use crate::batcher::{
     Batcher, Handling, LookupFailure, LookupKind, LookupOptions, LookupResult, QueueKey, TaskOutcome,
 };
-use crate::config::{Services, TasksConfig, UpstreamConfig};
+use crate::config::{TasksConfig, UpstreamConfig};
 use crate::lifecycle::Shutdown;
 use crate::task::{Service, TaskId};
 use crate::telemetry::Metrics;
@@ -127,7 +127,7 @@ impl Harness {
 
     pub(super) fn with(configure: impl FnOnce(&mut UpstreamConfig, &mut TasksConfig)) -> Self {
         let mut upstream = UpstreamConfig::default();
-        let mut tasks = TasksConfig { services: Services::All, ..TasksConfig::default() };
+        let mut tasks = TasksConfig::default();
         configure(&mut upstream, &mut tasks);
         // So that the tests can count in whole seconds.
         upstream.requests_per_second /= USED_SHARE;

@@ -109,12 +109,12 @@ async fn error_for_an_id_fetched_alone_is_relayed() {
     assert_eq!(harness.call_count(), 2);
 }
 
-#[tokio::test(start_paused = true)]
-async fn unknown_id_is_fetched_less_often_up_to_every_30_s() {
-    let harness = Harness::new();
-    while harness.elapsed() < seconds(130.0) {
+/// Looks the id up four times a second and returns the whole seconds between the calls.
+async fn gaps_until(harness: &Harness, lookup: &TestLookup, end: f64) -> Vec<f64> {
+    let from = harness.call_count();
+    while harness.elapsed() < seconds(end) {
         let before = harness.call_count();
-        let outcome = harness.look_up_one("gone").await;
+        let outcome = only_outcome(harness.look_up(lookup.clone()).await);
         let TaskOutcome::Unknown { response: Some(response), freshness } = outcome else {
             panic!("{outcome:?}")
         };
@@ -122,12 +122,34 @@ async fn unknown_id_is_fetched_less_often_up_to_every_30_s() {
         assert_eq!(freshness.is_cached(), harness.call_count() == before);
         sleep(0.25).await;
     }
-    let gaps: Vec<f64> = gaps(&harness.calls()).into_iter().map(f64::floor).collect();
-    assert_eq!(gaps, [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]);
+    gaps(&harness.calls()[from.saturating_sub(1)..]).into_iter().map(f64::floor).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_id_is_fetched_every_5_s_until_it_is_10_minutes_old() {
+    let harness = Harness::new();
+    let new = gaps_until(&harness, &single("gone"), 600.0).await;
+    assert_eq!(new[..3], [1.0, 2.0, 4.0]);
+    assert!(new[3..].iter().all(|gap| *gap == 5.0), "{new:?}");
+    let old = gaps_until(&harness, &single("gone"), 800.0).await;
+    assert_eq!(old[old.len() - 3..], [30.0, 30.0, 30.0], "{old:?}");
     // Once the upstream knows the id, it counts as any pending one.
     harness.add_pending("gone");
     sleep(31.0).await;
     pending_record(&harness.look_up_one("gone").await);
     sleep(1.0).await;
     assert!(!pending_record(&harness.look_up_one("gone").await).is_cached);
+}
+
+#[tokio::test(start_paused = true)]
+async fn empty_response_counts_as_pending_where_the_service_says_so() {
+    let harness = Harness::new();
+    let dreamina = client("a").with_service("dreamina");
+    for _ in 0..5 {
+        let before = harness.call_count();
+        let result = harness.look_up_as(&dreamina, single("a")).await;
+        assert!(matches!(only_outcome(result), TaskOutcome::Unknown { response: Some(_), .. }));
+        assert_eq!(harness.call_count(), before + 1);
+        sleep(1.1).await;
+    }
 }

@@ -1,0 +1,45 @@
+//! Services of the queues: their rules, and what was learnt about their batches.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::task::{InterpretedServices, Service, ServiceRules};
+
+/// Service with interpreted lookups, shared by its queues.
+#[derive(Debug)]
+pub(super) struct ServiceState {
+    pub(super) rules: ServiceRules,
+    /// Most ids in one call. Only becomes smaller.
+    max_batch: AtomicUsize,
+}
+
+impl ServiceState {
+    /// Returns the most ids in one call.
+    pub(super) fn max_batch(&self) -> usize {
+        self.max_batch.load(Ordering::Relaxed)
+    }
+}
+
+/// All services with interpreted lookups.
+#[derive(Debug)]
+pub(super) struct ServiceStates {
+    services: HashMap<Service, Arc<ServiceState>>,
+}
+
+impl ServiceStates {
+    /// Creates the states. No call has more than `max_batch` ids.
+    pub(super) fn new(services: &InterpretedServices, max_batch: usize) -> Self {
+        let state = |rules: ServiceRules| ServiceState {
+            rules,
+            max_batch: AtomicUsize::new(rules.max_batch.unwrap_or(usize::MAX).min(max_batch)),
+        };
+        let services = services.iter().map(|service| (service.name.clone(), Arc::new(state(service.rules))));
+        Self { services: services.collect() }
+    }
+
+    /// Returns the state of a service; `None` if its lookups are not interpreted.
+    pub(super) fn get(&self, service: &Service) -> Option<&Arc<ServiceState>> {
+        self.services.get(service)
+    }
+}
