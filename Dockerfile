@@ -21,6 +21,7 @@ COPY build.rs ./
 COPY migrations ./migrations
 COPY dashboard ./dashboard
 COPY simulator/src ./simulator/src
+COPY tests/fixtures/services ./tests/fixtures/services
 COPY src ./src
 # Symbol names are a fifth of the program. The log line of a panic has file and line without them.
 RUN cargo build --release --locked \

@@ -10,25 +10,26 @@ use serde_json::{Map, Value};
 
 use super::calls::RecordedCall;
 use super::response::{BatchItem, Response};
+use super::services::{self, Form, Service};
 use super::state::SharedState;
 use super::tasks::{Filter, NewTask, Task, Tasks};
 use super::{locked, task_json};
 
 /// Kinds of paid work, started with `POST /{service}/{kind}`.
-const KINDS: [&str; 14] = [
+const KINDS: [&str; 17] = [
     "audios", "lyrics", "upload", "videos", "wav", "images", "imagine", "edit", "tts", "voices", "style",
-    "persona", "midi", "mp4",
+    "persona", "midi", "mp4", "generate", "render", "token",
 ];
 
 /// Tasks in a listing without `limit`.
-const DEFAULT_LIMIT: usize = 20;
+const DEFAULT_LIMIT: usize = 12;
 /// Largest number of tasks in a listing.
 const MAX_LIMIT: usize = 100;
 
 /// Operation that a call requests.
 pub(super) enum Route {
     Preflight,
-    Tasks,
+    Tasks(&'static Service),
     Start,
 }
 
@@ -56,8 +57,11 @@ pub(super) fn admit(state: &SharedState, call: &RecordedCall) -> Result<Route, R
         return Ok(Route::Preflight);
     }
     let route = match call.route() {
-        Some((_, "tasks")) if call.method == "POST" => Route::Tasks,
-        Some((_, kind)) if call.method == "POST" && KINDS.contains(&kind) => Route::Start,
+        Some((service, kind)) if call.method == "POST" => match (services::find(service), kind) {
+            (Some(service), "tasks") => Route::Tasks(service),
+            (Some(_), kind) if KINDS.contains(&kind) => Route::Start,
+            _ => return Err(state.error(404, "no_api")),
+        },
         _ => return Err(state.error(404, "no_api")),
     };
     let Some(token) = &call.token else {
@@ -93,7 +97,7 @@ pub(super) fn perform(state: &SharedState, call: &RecordedCall, route: &Route) -
     let token = call.token.as_deref().unwrap_or_default();
     match route {
         Route::Preflight => Outcome::Response(preflight(call)),
-        Route::Tasks => Outcome::Response(tasks(state, call, service, token)),
+        Route::Tasks(service) => Outcome::Response(tasks(state, call, service, token)),
         Route::Start => start(state, call, service, kind, token),
     }
 }
@@ -108,47 +112,22 @@ fn preflight(call: &RecordedCall) -> Response {
     Response { status: 204, headers, ..Response::json("") }
 }
 
-fn tasks(state: &SharedState, call: &RecordedCall, service: &str, token: &str) -> Response {
+fn tasks(state: &SharedState, call: &RecordedCall, service: &Service, token: &str) -> Response {
     let bad_request = || state.error(400, "bad_request");
     let Value::Object(body) = call.json() else { return bad_request() };
-    let now = Instant::now();
-    let mut tasks = locked(&state.tasks);
-    match call.action() {
-        Some("retrieve") => {
-            let by = |key: &str| body.get(key).and_then(Value::as_str);
-            let task = if let Some(id) = by("id").or_else(|| by("task_id")) {
-                tasks.find(service, token, id, now).map(Task::sequence)
-            } else if let Some(trace_id) = by("trace_id") {
-                tasks.find_trace(service, token, trace_id, now).map(Task::sequence)
-            } else {
-                return bad_request();
-            };
-            Response::json(task.map_or_else(|| "{}".into(), |task| tasks.record_of(task, now)))
-        }
-        Some("retrieve_batch") => {
-            let (ids, by_trace) = match (body.get("ids"), body.get("trace_ids")) {
-                (Some(ids), _) => (ids, false),
-                (None, Some(trace_ids)) => (trace_ids, true),
-                (None, None) => return listing(&mut tasks, service, token, body, now),
-            };
-            let Some(ids) = strings(ids) else { return bad_request() };
-            if state.config.max_batch.is_some_and(|most| ids.len() > most) {
-                return bad_request();
-            }
-            let found = ids.into_iter().filter_map(|id| {
-                let task = if by_trace {
-                    tasks.find_trace(service, token, id, now)
-                } else {
-                    tasks.find(service, token, id, now)
-                };
-                let task = task?.sequence();
-                Some(BatchItem { id: id.to_owned(), record: tasks.record_of(task, now) })
-            });
-            Response::items(found.collect(), None)
-        }
+    let action = match (service.form, body.get("action")) {
+        // It has no actions.
+        (Form::Charged, _) | (_, None) => Some("retrieve"),
+        (_, Some(action)) => action.as_str(),
+    };
+    match action {
+        Some("retrieve") => retrieve(state, service, token, body),
+        Some("retrieve_batch") => retrieve_batch(state, service, token, body),
         Some("delete") => {
-            let Some(id) = body.get("id").and_then(Value::as_str) else { return bad_request() };
-            let deleted = tasks.find(service, token, id, now).is_some() && tasks.remove(id);
+            let id = body.get("id").or_else(|| body.get("task_id"));
+            let Some(id) = id.and_then(Value::as_str) else { return bad_request() };
+            let mut tasks = locked(&state.tasks);
+            let deleted = tasks.find(service.name, token, id, Instant::now()).is_some() && tasks.remove(id);
             drop(tasks);
             state.task_changed();
             Response::json(serde_json::json!({"id": id, "deleted": deleted}).to_string())
@@ -157,27 +136,104 @@ fn tasks(state: &SharedState, call: &RecordedCall, service: &str, token: &str) -
     }
 }
 
+fn retrieve(state: &SharedState, service: &Service, token: &str, body: &Map<String, Value>) -> Response {
+    let by = |key: &str| body.get(key).and_then(Value::as_str);
+    let now = Instant::now();
+    let mut tasks = locked(&state.tasks);
+    let id = if service.form == Form::Charged { by("task_id") } else { by("id").or_else(|| by("task_id")) };
+    let task = match (id, by("trace_id")) {
+        (Some(id), _) => tasks.find(service.name, token, id, now),
+        (None, Some(trace_id)) if service.form == Form::Record => {
+            tasks.find_trace(service.name, token, trace_id, now)
+        }
+        _ if service.form == Form::Charged => return state.error(400, "invalid_request"),
+        _ => return state.error(400, "bad_request"),
+    };
+    let task = task.map(Task::sequence);
+    let answer = task.and_then(|task| tasks.answer_to(task, body.contains_key("action"), now));
+    match (answer, task, service.not_found) {
+        (Some(answer), Some(task), _) => {
+            if answer.is_charged {
+                tasks.set_charged(task);
+                state.count_charged_lookup();
+            }
+            Response::new(answer.status, "application/json", answer.body)
+        }
+        (_, _, Some(code)) => state.error(404, code),
+        (_, _, None) => Response::json("{}"),
+    }
+}
+
+fn retrieve_batch(
+    state: &SharedState,
+    service: &Service,
+    token: &str,
+    body: &Map<String, Value>,
+) -> Response {
+    let now = Instant::now();
+    let mut tasks = locked(&state.tasks);
+    let page = Page::of(body);
+    let count_key = if service.form == Form::Envelope { "total" } else { "count" };
+    let ids_key = if service.form == Form::Flat { "task_id" } else { "ids" };
+    let (ids, by_trace) = match (body.get(ids_key), body.get("trace_ids")) {
+        (Some(ids), _) => (ids, false),
+        (None, Some(trace_ids)) => (trace_ids, true),
+        (None, None) => {
+            let (items, count) = listing(&mut tasks, service.name, token, body, &page, now);
+            return Response::items(items, Some(count), count_key);
+        }
+    };
+    let too_many = |ids: &Vec<&str>| state.config.max_batch.is_some_and(|most| ids.len() > most);
+    let Some(ids) = strings(ids).filter(|ids| !too_many(ids)) else {
+        return state.error(400, "bad_request");
+    };
+    let found = ids.into_iter().filter_map(|id| {
+        let task = if by_trace {
+            tasks.find_trace(service.name, token, id, now)
+        } else {
+            tasks.find(service.name, token, id, now)
+        };
+        let task = task?.sequence();
+        Some(BatchItem { id: id.to_owned(), record: tasks.record_of(task, now)? })
+    });
+    let limit = page.limit.or(state.default_batch_limit()).unwrap_or(usize::MAX);
+    Response::items(found.skip(page.offset).take(limit).collect(), None, count_key)
+}
+
+/// Part of the matching tasks that a batch or listing requests.
+struct Page {
+    offset: usize,
+    limit: Option<usize>,
+}
+
+impl Page {
+    fn of(body: &Map<String, Value>) -> Self {
+        // Some clients send `12.0`.
+        let number = |key: &str| body.get(key).and_then(Value::as_f64).map(|number| number as usize);
+        Self { offset: number("offset").unwrap_or(0), limit: number("limit") }
+    }
+}
+
 fn listing(
     tasks: &mut Tasks,
     service: &str,
     token: &str,
     body: &Map<String, Value>,
+    page: &Page,
     now: Instant,
-) -> Response {
+) -> (Vec<BatchItem>, usize) {
     let text = |key: &str| body.get(key).and_then(Value::as_str);
     let number = |key: &str| body.get(key).and_then(Value::as_f64);
-    let count = |key: &str| body.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
     let filter = Filter {
         kind: text("type"),
         user_id: text("user_id"),
         application_id: text("application_id"),
         created_at_min: number("created_at_min"),
         created_at_max: number("created_at_max"),
-        offset: count("offset").unwrap_or(0),
-        limit: count("limit").unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT),
+        offset: page.offset,
+        limit: page.limit.unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT),
     };
-    let (found, count) = tasks.list(service, token, &filter, now);
-    Response::items(found, Some(count))
+    tasks.list(service, token, &filter, now)
 }
 
 fn start(state: &SharedState, call: &RecordedCall, service: &str, kind: &str, token: &str) -> Outcome {
@@ -196,7 +252,7 @@ fn start(state: &SharedState, call: &RecordedCall, service: &str, kind: &str, to
     };
     let now = Instant::now();
     let mut tasks = locked(&state.tasks);
-    let id = tasks.create(service, kind, token, NewTask::Timed(request), now);
+    let id = tasks.create(service, Some(kind), token, NewTask::Timed(request), now);
     if !is_async {
         return Outcome::Job { service: service.to_owned(), id, stream };
     }

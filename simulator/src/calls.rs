@@ -103,7 +103,7 @@ impl RecordedCall {
         self.content.action.as_deref()
     }
 
-    /// Returns the ids in the body's `id` and `ids`, in order.
+    /// Returns the ids in the body's `id`, `task_id` and `ids`, in order. An empty `id` is not an id.
     pub fn ids(&self) -> Vec<String> {
         self.content.ids.clone()
     }
@@ -113,11 +113,15 @@ impl RecordedCall {
         &self.content.json
     }
 
-    /// Returns whether this is a `retrieve` or `retrieve_batch` on `POST /{service}/tasks`.
+    /// Returns whether this is a `retrieve` or `retrieve_batch` on `POST /{service}/tasks`. A body
+    /// with an id and without `action` means `retrieve`.
     pub fn is_lookup(&self) -> bool {
         self.method == "POST"
             && self.route().is_some_and(|(_, kind)| kind == "tasks")
-            && matches!(self.action(), Some("retrieve" | "retrieve_batch"))
+            && match self.json().get("action") {
+                Some(action) => matches!(action.as_str(), Some("retrieve" | "retrieve_batch")),
+                None => !self.content.ids.is_empty(),
+            }
     }
 
     /// Returns the two segments of `/{service}/{kind}`.
@@ -133,9 +137,15 @@ impl RecordedCall {
         self.body = body.recorded.freeze();
         let json: Value = serde_json::from_slice(&self.body).unwrap_or_default();
         let action = json.get("action").and_then(Value::as_str).map(str::to_owned);
-        let many = json.get("ids").and_then(Value::as_array).into_iter().flatten();
-        let ids = json.get("id").into_iter().chain(many).filter_map(Value::as_str).map(str::to_owned);
-        self.content = Arc::new(ParsedBody { action, ids: ids.collect(), json });
+        let one_or_more = |key: &str| match json.get(key) {
+            Some(Value::Array(ids)) => ids.as_slice(),
+            Some(id) => std::slice::from_ref(id),
+            None => &[],
+        };
+        let one = one_or_more("id").iter().filter(|id| *id != "");
+        let more = one_or_more("task_id").iter().chain(one_or_more("ids"));
+        let ids = one.chain(more).filter_map(Value::as_str).map(str::to_owned).collect();
+        self.content = Arc::new(ParsedBody { action, ids, json });
     }
 
     fn cost(&self) -> usize {

@@ -14,6 +14,7 @@ mod api;
 mod calls;
 mod clock;
 mod connection;
+mod example_json;
 mod exchange;
 mod hold;
 mod matcher;
@@ -23,6 +24,7 @@ mod response;
 mod rule_set;
 mod rules;
 mod server;
+mod services;
 mod songs;
 mod state;
 mod task_json;
@@ -74,6 +76,9 @@ pub struct SimulatorConfig {
     pub accepted_tokens: Option<Vec<String>>,
     /// Largest number of ids in a batch; a larger batch is a bad request. `None` for no limit.
     pub max_batch: Option<usize>,
+    /// Largest number of items in a batch of ids without `limit`, as if the documented default of
+    /// listings applied to ids too. `None`: such a batch has all its items.
+    pub default_batch_limit: Option<usize>,
     /// Largest number of tasks. The oldest are deleted first.
     pub max_tasks: usize,
     /// Memory for recorded calls, in bytes. The oldest are dropped first.
@@ -95,6 +100,7 @@ impl Default for SimulatorConfig {
             failure_rate: 0.0,
             accepted_tokens: None,
             max_batch: None,
+            default_batch_limit: None,
             max_tasks: 100_000,
             max_recorded_bytes: 128 * 1024 * 1024,
             seed: 1,
@@ -155,7 +161,8 @@ impl Simulator {
     }
 }
 
-/// Tasks.
+/// Tasks of the services that the simulator knows: those of `simulator/src/services.rs`. Calls to
+/// others are 404.
 impl Simulator {
     /// Creates a task that ends after the configured duration, and returns its id.
     pub fn create_task(&self, service: &str, token: &str) -> String {
@@ -167,14 +174,14 @@ impl Simulator {
         self.create(service, token, NewTask::Finished)
     }
 
-    /// Creates a task that is processing, with previews, until [`Simulator::finish`] or
+    /// Creates a task that is processing until [`Simulator::finish`] or
     /// [`Simulator::fail`]. Returns its id.
     pub fn create_pending(&self, service: &str, token: &str) -> String {
         self.create(service, token, NewTask::Pending)
     }
 
     fn create(&self, service: &str, token: &str, task: NewTask) -> String {
-        locked(&self.inner.state.tasks).create(service, "audios", token, task, Instant::now())
+        locked(&self.inner.state.tasks).create(service, None, token, task, Instant::now())
     }
 
     /// Lets a task succeed now if it has not ended.
@@ -193,7 +200,7 @@ impl Simulator {
     }
 
     /// Sets the exact bytes that `retrieve` returns to this token for this id, also as an item of
-    /// its batches. Other tokens may have other bytes under the same id.
+    /// its batches. They have status 200 and no envelope around them. Other tokens may have other bytes under the same id.
     pub fn put_record(&self, service: &str, token: &str, id: &str, record: impl Into<Bytes>) {
         locked(&self.inner.state.tasks).put_record(service, token, id, record.into(), Instant::now());
         self.inner.state.task_changed();
@@ -210,12 +217,13 @@ impl Simulator {
         self.inner.state.task_changed();
     }
 
-    /// Returns the record that `retrieve` would return to the task's owner now.
+    /// Returns the record that `retrieve` would return to the task's owner now, without an envelope
+    /// around it.
     pub fn task_record(&self, id: &str) -> Option<Bytes> {
         let now = Instant::now();
         let mut tasks = locked(&self.inner.state.tasks);
         let task = tasks.find_any(id, now)?.sequence();
-        Some(tasks.record_of(task, now))
+        tasks.record_of(task, now)
     }
 }
 
@@ -234,6 +242,11 @@ impl Simulator {
     /// Sets the rate of each token, in calls per second. All buckets start full.
     pub fn set_rate(&self, requests_per_second: Option<f64>) {
         locked(&self.inner.state.tokens).set_rate(requests_per_second);
+    }
+
+    /// Sets [`SimulatorConfig::default_batch_limit`] for later calls.
+    pub fn set_default_batch_limit(&self, limit: Option<usize>) {
+        self.inner.state.set_default_batch_limit(limit);
     }
 
     /// Refuses a token on every path with this status and error code.
@@ -278,6 +291,11 @@ impl Simulator {
     /// Returns the number of admitted calls that start paid work, whatever the response was.
     pub fn paid_calls(&self) -> u64 {
         self.inner.state.paid_calls()
+    }
+
+    /// Returns the number of lookups that cost money: the first of each captcha result.
+    pub fn charged_lookups(&self) -> u64 {
+        self.inner.state.charged_lookups()
     }
 
     /// Returns the number of calls whose client closed the connection before the response was sent

@@ -29,10 +29,13 @@ pub(super) struct Response {
 /// Content of a response.
 pub(super) enum Content {
     Bytes(Bytes),
-    /// Batch before its items are joined. `count` is set if it is not the number of items.
+    /// Batch before its items are joined.
     Items {
         items: Vec<BatchItem>,
+        /// `None`: the number of items.
         count: Option<usize>,
+        /// Key of the count.
+        count_key: &'static str,
     },
 }
 
@@ -56,8 +59,8 @@ impl Response {
         Self::new(status, "application/json", body.to_string())
     }
 
-    pub(super) fn items(items: Vec<BatchItem>, count: Option<usize>) -> Self {
-        Self { content: Content::Items { items, count }, ..Self::json("") }
+    pub(super) fn items(items: Vec<BatchItem>, count: Option<usize>, count_key: &'static str) -> Self {
+        Self { content: Content::Items { items, count, count_key }, ..Self::json("") }
     }
 
     pub(super) fn header(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -94,7 +97,7 @@ impl Content {
     pub(super) fn into_bytes(self) -> Bytes {
         match self {
             Self::Bytes(bytes) => bytes,
-            Self::Items { items, count } => {
+            Self::Items { items, count, count_key } => {
                 let count = count.unwrap_or(items.len());
                 let mut body = br#"{"items":["#.to_vec();
                 for (index, item) in items.iter().enumerate() {
@@ -103,7 +106,7 @@ impl Content {
                     }
                     body.extend_from_slice(&item.record);
                 }
-                body.extend_from_slice(format!(r#"],"count":{count}}}"#).as_bytes());
+                body.extend_from_slice(format!(r#"],"{count_key}":{count}}}"#).as_bytes());
                 body.into()
             }
         }
@@ -138,6 +141,7 @@ fn message(code: &str) -> &'static str {
         "forbidden" => "The request is forbidden.",
         "no_api" => "There is no such API.",
         "too_many_requests" => "Too many requests, please slow down.",
+        "not_found" | "no_task" => "The task was not found.",
         "timeout" => "The request took too long.",
         _ => "The request failed.",
     }
@@ -204,7 +208,7 @@ mod tests {
     #[test]
     fn batch_items_are_joined_byte_for_byte() {
         let item = |text: &'static str| BatchItem { id: String::new(), record: text.into() };
-        let mut response = Response::items(vec![item("{ \"a\" : 1.0 }"), item("x")], None);
+        let mut response = Response::items(vec![item("{ \"a\" : 1.0 }"), item("x")], None, "count");
         assert_eq!(response.take_body(), r#"{"items":[{ "a" : 1.0 },x],"count":2}"#);
     }
 

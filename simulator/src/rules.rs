@@ -381,8 +381,8 @@ impl Rule {
         for edit in &self.edits {
             let content = std::mem::replace(&mut response.content, Content::Bytes(Bytes::new()));
             response.content = match (edit, content) {
-                (Edit::Items(edit), Content::Items { items, .. }) => {
-                    Content::Items { items: edit(items), count: None }
+                (Edit::Items(edit), Content::Items { items, count_key, .. }) => {
+                    Content::Items { items: edit(items), count: None, count_key }
                 }
                 (Edit::Items(_), unchanged) => unchanged,
                 (Edit::Body(edit), content) => Content::Bytes(edit(content.into_bytes())),

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::SimulatorConfig;
 use super::calls::CallLog;
 use super::clock;
+use super::locked;
 use super::response::Response;
 use super::rule_set::RuleSet;
 use super::task_json;
@@ -29,6 +30,9 @@ pub(super) struct SharedState {
     errors: AtomicU64,
     rate_limited_calls: AtomicU64,
     paid_calls: AtomicU64,
+    charged_lookups: AtomicU64,
+    /// Items in a batch of ids without `limit`. `None` for all.
+    default_batch_limit: Mutex<Option<usize>>,
     /// Number of connections so far.
     connections: AtomicU64,
     open_connections: AtomicUsize,
@@ -58,6 +62,8 @@ impl SharedState {
             errors: AtomicU64::new(0),
             rate_limited_calls: AtomicU64::new(0),
             paid_calls: AtomicU64::new(0),
+            charged_lookups: AtomicU64::new(0),
+            default_batch_limit: Mutex::new(config.default_batch_limit),
             connections: AtomicU64::new(0),
             open_connections: AtomicUsize::new(0),
             config,
@@ -89,6 +95,22 @@ impl SharedState {
 
     pub(super) fn paid_calls(&self) -> u64 {
         self.paid_calls.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_charged_lookup(&self) {
+        self.charged_lookups.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn charged_lookups(&self) -> u64 {
+        self.charged_lookups.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn default_batch_limit(&self) -> Option<usize> {
+        *locked(&self.default_batch_limit)
+    }
+
+    pub(super) fn set_default_batch_limit(&self, limit: Option<usize>) {
+        *locked(&self.default_batch_limit) = limit;
     }
 
     pub(super) fn open_connections(&self) -> usize {

@@ -1,4 +1,5 @@
-//! JSON of a simulated task, with all documented fields in the documented order.
+//! Phases of a simulated task, and the JSON of a song with all documented fields in the documented
+//! order.
 //!
 //! The same task in the same phase always has the same bytes.
 
@@ -29,6 +30,17 @@ impl Phase {
     pub(super) fn has_ended(self) -> bool {
         matches!(self, Phase::Succeeded { .. } | Phase::Failed { .. })
     }
+
+    /// Returns `started_at` and `finished_at`.
+    pub(super) fn times(self) -> (Option<f64>, Option<f64>) {
+        match self {
+            Phase::Queued => (None, None),
+            Phase::Processing { started_at, .. } => (Some(started_at), None),
+            Phase::Succeeded { started_at, finished_at } | Phase::Failed { started_at, finished_at } => {
+                (Some(started_at), Some(finished_at))
+            }
+        }
+    }
 }
 
 /// Fields of a task that never change. The others follow from the phase.
@@ -39,9 +51,17 @@ pub(super) struct TaskFields<'a> {
     pub(super) service: &'a str,
     pub(super) kind: &'a str,
     pub(super) trace_id: &'a str,
-    pub(super) request: &'a RawValue,
+    /// Body of the call that started the task. `None` if no call did and its service has an example.
+    pub(super) request: Option<&'a RawValue>,
     pub(super) created_at: f64,
     pub(super) account: Account,
+}
+
+impl TaskFields<'_> {
+    /// Returns `_id`, the id of the record itself.
+    pub(super) fn record_id(&self) -> String {
+        format!("{:08x}{:016x}", self.created_at as u32, Rng::with_seed(self.seed).u64(..))
+    }
 }
 
 /// Ids of a token's owner in its tasks.
@@ -78,18 +98,11 @@ pub(super) fn sample_request(seed: u64, kind: &str) -> Box<RawValue> {
     serde_json::value::to_raw_value(&request).expect("plain data can be serialized")
 }
 
-/// Returns the task record that `retrieve` returns.
-pub(super) fn record(fields: &TaskFields<'_>, phase: Phase) -> String {
-    let mut rng = Rng::with_seed(fields.seed);
-    let record_id = format!("{:08x}{:016x}", fields.created_at as u32, rng.u64(..));
+/// Returns the task record of a song.
+pub(super) fn song_record(fields: &TaskFields<'_>, phase: Phase) -> String {
+    let record_id = fields.record_id();
     let api_id = uuid(&mut Rng::with_seed(xxh3_64_with_seed(fields.service.as_bytes(), 0)));
-    let (started_at, finished_at) = match phase {
-        Phase::Queued => (None, None),
-        Phase::Processing { started_at, .. } => (Some(started_at), None),
-        Phase::Succeeded { started_at, finished_at } | Phase::Failed { started_at, finished_at } => {
-            (Some(started_at), Some(finished_at))
-        }
-    };
+    let (started_at, finished_at) = phase.times();
     let record = RecordJson {
         _id: &record_id,
         id: fields.id,
@@ -109,8 +122,8 @@ pub(super) fn record(fields: &TaskFields<'_>, phase: Phase) -> String {
     serde_json::to_string(&record).expect("plain data can be serialized")
 }
 
-/// Returns the current `response` of a task, for the call that started it.
-pub(super) fn result(fields: &TaskFields<'_>, phase: Phase) -> String {
+/// Returns the current `response` of a song, for the call that started it.
+pub(super) fn song_result(fields: &TaskFields<'_>, phase: Phase) -> String {
     response(fields, phase).map_or_else(
         || accepted(fields.id, fields.trace_id),
         |response| serde_json::to_string(&response).expect("plain data can be serialized"),
@@ -182,7 +195,8 @@ fn works(fields: &TaskFields<'_>, state: &'static str, percent: u8) -> Vec<Work>
 
 const MODEL: &str = "FUZZ-2.0 Pro";
 
-fn millis(seconds: f64) -> f64 {
+/// Rounds a time to milliseconds.
+pub(super) fn millis(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
 }
 
@@ -201,7 +215,7 @@ struct RecordJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     started_at: Option<f64>,
     credential_id: &'a str,
-    request: &'a RawValue,
+    request: Option<&'a RawValue>,
     trace_id: &'a str,
     r#type: &'a str,
     user_id: &'a str,

@@ -10,7 +10,9 @@ use fastrand::Rng;
 use serde_json::value::RawValue;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::example_json;
 use super::response::BatchItem;
+use super::services::{self, Examples, Form, Service};
 use super::task_json::{self, Account, Phase, TaskFields};
 
 /// Share of a task's duration that it spends queued.
@@ -37,13 +39,15 @@ pub(super) struct Task {
     kind: String,
     owners: Vec<String>,
     trace_id: String,
-    request: Box<RawValue>,
+    request: Option<Box<RawValue>>,
     /// Creation in seconds since the start of the simulator. Negative for some tasks that were
     /// created finished.
     created: f64,
     /// Insertion in seconds since the start of the simulator. The retention counts from it.
     inserted: f64,
     progress: Progress,
+    /// Whether a lookup of the result was charged.
+    is_charged: bool,
 }
 
 /// Settings that all tasks share.
@@ -96,15 +100,16 @@ impl Tasks {
         Self { defaults, start: now, epoch, next_sequence: 0, tasks: BTreeMap::new(), by_id: HashMap::new() }
     }
 
-    /// Creates a task and returns its new id.
+    /// Creates a task and returns its new id. Without a kind it has that of the service.
     pub(super) fn create(
         &mut self,
         service: &str,
-        kind: &str,
+        kind: Option<&str>,
         token: &str,
         task: NewTask,
         now: Instant,
     ) -> String {
+        let kind = kind.unwrap_or_else(|| natural_kind(service));
         let mut rng = Rng::with_seed(self.seed_of(self.next_sequence));
         let (id, trace_id, fails) = (task_json::uuid(&mut rng), task_json::uuid(&mut rng), rng.f64());
         let now = self.seconds(now);
@@ -116,8 +121,9 @@ impl Tasks {
             NewTask::Pending => (now, None, Progress::Pending),
             NewTask::Finished => (now - duration, None, Progress::Ended { at: now, failed: false }),
         };
-        let request =
-            request.unwrap_or_else(|| task_json::sample_request(self.seed_of(self.next_sequence), kind));
+        let has_songs = services::find(service).is_none_or(|service| service.examples.is_none());
+        let sample = || has_songs.then(|| task_json::sample_request(self.seed_of(self.next_sequence), kind));
+        let request = request.or_else(sample);
         self.insert(Task {
             sequence: self.next_sequence,
             id: id.clone(),
@@ -129,6 +135,7 @@ impl Tasks {
             created,
             inserted: now,
             progress,
+            is_charged: false,
         });
         id
     }
@@ -151,13 +158,14 @@ impl Tasks {
             sequence: self.next_sequence,
             id: id.to_owned(),
             service: service.to_owned(),
-            kind: "audios".to_owned(),
+            kind: natural_kind(service).to_owned(),
             owners: vec![token.to_owned()],
             trace_id: String::new(),
-            request: task_json::sample_request(self.next_sequence, "audios"),
+            request: None,
             created: now,
             inserted: now,
             progress: Progress::Raw(record),
+            is_charged: false,
         });
     }
 
@@ -248,19 +256,58 @@ impl Tasks {
         let matching: Vec<&Task> = self.tasks.values().rev().filter(passes).collect();
         let count = matching.len();
         let page = matching.into_iter().skip(filter.offset).take(filter.limit);
-        (page.map(|task| BatchItem { id: task.id.clone(), record: self.record(task, now) }).collect(), count)
+        let item = |task: &Task| Some(BatchItem { id: task.id.clone(), record: self.record(task, now)? });
+        (page.filter_map(item).collect(), count)
     }
 
-    /// Returns the record of the task with this sequence number. Empty if the task was deleted.
-    pub(super) fn record_of(&self, sequence: u64, now: Instant) -> Bytes {
-        self.tasks.get(&sequence).map(|task| self.record(task, now)).unwrap_or_default()
+    /// Returns the record of the task with this sequence number. `None` if the task was deleted or
+    /// is not visible yet.
+    pub(super) fn record_of(&self, sequence: u64, now: Instant) -> Option<Bytes> {
+        self.record(self.tasks.get(&sequence)?, now)
     }
 
-    fn record(&self, task: &Task, now: Instant) -> Bytes {
+    fn record(&self, task: &Task, now: Instant) -> Option<Bytes> {
         if let Progress::Raw(record) = &task.progress {
-            return record.clone();
+            return Some(record.clone());
         }
-        task_json::record(&self.fields(task), self.phase(task, now)).into()
+        let (fields, phase) = (self.fields(task), self.phase(task, now));
+        let record = match task.examples() {
+            Some((service, examples)) => example_json::record(service, examples, &fields, phase)?,
+            None => task_json::song_record(&fields, phase),
+        };
+        Some(record.into())
+    }
+
+    /// Returns the response to a lookup of this task alone. `with_action` is whether the lookup has
+    /// an `action`.
+    pub(super) fn answer_to(&self, sequence: u64, with_action: bool, now: Instant) -> Option<Answer> {
+        let task = self.tasks.get(&sequence)?;
+        let record = self.record(task, now)?;
+        let (mut status, mut is_charged, mut body) = (200, false, record);
+        if let Some((service, _)) = task.examples()
+            && !matches!(task.progress, Progress::Raw(_))
+        {
+            let phase = self.phase(task, now);
+            match service.form {
+                Form::Record => {}
+                Form::Envelope => body = [b"{\"task\":", &body[..], b"}"].concat().into(),
+                Form::Flat if with_action => {
+                    let result = String::from_utf8_lossy(&body);
+                    body = example_json::around(&result, &self.fields(task), phase).into();
+                }
+                Form::Flat => {}
+                Form::Charged if matches!(phase, Phase::Failed { .. }) => status = 504,
+                Form::Charged => is_charged = phase.has_ended() && !task.is_charged,
+            }
+        }
+        Some(Answer { status, body, is_charged })
+    }
+
+    /// Records that the lookup of a task's result was charged.
+    pub(super) fn set_charged(&mut self, sequence: u64) {
+        if let Some(task) = self.tasks.get_mut(&sequence) {
+            task.is_charged = true;
+        }
     }
 
     /// Returns the state of a task for the call that started it. `None` if the task was deleted.
@@ -274,7 +321,12 @@ impl Tasks {
             }
             _ => None,
         };
-        Some(JobStatus { json: task_json::result(&self.fields(task), phase), phase, ends_in })
+        let fields = self.fields(task);
+        let json = match task.examples() {
+            Some((service, examples)) => example_json::result(service, examples, &fields, phase),
+            None => task_json::song_result(&fields, phase),
+        };
+        Some(JobStatus { json, phase, ends_in })
     }
 
     fn phase(&self, task: &Task, now: Instant) -> Phase {
@@ -312,7 +364,7 @@ impl Tasks {
             service: &task.service,
             kind: &task.kind,
             trace_id: &task.trace_id,
-            request: &task.request,
+            request: task.request.as_deref(),
             created_at: self.epoch + task.created,
             account: Account::of(owner, self.defaults.seed),
         }
@@ -353,6 +405,14 @@ impl Tasks {
     }
 }
 
+/// Response to a lookup of one task.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: Bytes,
+    /// Whether this lookup costs money.
+    pub(super) is_charged: bool,
+}
+
 /// State of a task for the call that started it.
 pub(super) struct JobStatus {
     /// Current content of the response.
@@ -373,9 +433,20 @@ impl Task {
         &self.trace_id
     }
 
+    /// Returns the service with its examples. `None` if its records are songs.
+    fn examples(&self) -> Option<(&'static Service, &'static Examples)> {
+        let service = services::find(&self.service)?;
+        Some((service, service.examples.as_ref()?))
+    }
+
     fn is_for(&self, service: &str, token: &str) -> bool {
         self.service == service && self.owners.iter().any(|owner| owner == token)
     }
+}
+
+/// Returns the kind of a task that no call started.
+fn natural_kind(service: &str) -> &'static str {
+    services::find(service).map_or("audios", |service| service.kind)
 }
 
 #[cfg(test)]
@@ -398,13 +469,13 @@ mod tests {
 
     fn json(tasks: &mut Tasks, id: &str, now: Instant) -> Value {
         let task = tasks.find("producer", "a", id, now).unwrap().sequence();
-        serde_json::from_slice(&tasks.record_of(task, now)).unwrap()
+        serde_json::from_slice(&tasks.record_of(task, now).unwrap()).unwrap()
     }
 
     #[test]
     fn timed_task_progresses_and_does_not_change_after_its_end() {
         let (mut tasks, start) = tasks();
-        let id = tasks.create("producer", "audios", "a", NewTask::Timed(None), start);
+        let id = tasks.create("producer", None, "a", NewTask::Timed(None), start);
         let after = |seconds| start + Duration::from_secs(seconds);
 
         let queued = json(&mut tasks, &id, after(1));
@@ -426,7 +497,7 @@ mod tests {
     #[test]
     fn pending_task_ends_only_when_a_test_ends_it() {
         let (mut tasks, start) = tasks();
-        let id = tasks.create("producer", "audios", "a", NewTask::Pending, start);
+        let id = tasks.create("producer", None, "a", NewTask::Pending, start);
         let later = start + Duration::from_secs(90);
         assert_eq!(json(&mut tasks, &id, later)["response"]["data"][1]["state"], "processing");
         tasks.end(&id, true, later);
@@ -441,7 +512,7 @@ mod tests {
     fn tasks_beyond_the_retention_or_number_are_deleted() {
         let (mut tasks, start) = tasks();
         let ids: Vec<_> =
-            (0..11).map(|_| tasks.create("producer", "audios", "a", NewTask::Finished, start)).collect();
+            (0..11).map(|_| tasks.create("producer", None, "a", NewTask::Finished, start)).collect();
         assert!(tasks.find("producer", "a", &ids[0], start).is_none());
         assert!(tasks.find("producer", "a", &ids[1], start + Duration::from_secs(100)).is_some());
         assert!(tasks.find("producer", "a", &ids[1], start + Duration::from_secs(101)).is_none());

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::raw_http::RawPeer;
 
+mod services;
+
 /// Simulator with a client.
 struct Setup {
     simulator: Simulator,
@@ -43,7 +45,12 @@ impl Setup {
     }
 
     async fn tasks(&self, token: &str, body: Value) -> (u16, Value) {
-        let (parts, body) = self.send(self.post("/producer/tasks", token), body.to_string()).await;
+        self.tasks_of("producer", token, body).await
+    }
+
+    async fn tasks_of(&self, service: &str, token: &str, body: Value) -> (u16, Value) {
+        let request = self.post(&format!("/{service}/tasks"), token);
+        let (parts, body) = self.send(request, body.to_string()).await;
         (parts.status.as_u16(), serde_json::from_slice(&body).unwrap())
     }
 
