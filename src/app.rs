@@ -48,9 +48,9 @@ impl App {
     pub async fn build(loaded: impl Into<LoadedConfig>) -> anyhow::Result<Self> {
         let loaded = loaded.into();
         let (values, config) = (loaded.values(), loaded.config);
-        let client_listener = listen(config.server.listen, "server.listen").await?;
+        let client_listener = listen(config.server.listen, "server.listen")?;
         let admin_listener = match config.admin.listen {
-            Some(address) => Some(listen(address, "admin.listen").await?),
+            Some(address) => Some(listen(address, "admin.listen")?),
             None => None,
         };
         let metrics = Arc::new(Metrics::new(config.tasks.interpreted_services().names()));
@@ -171,6 +171,6 @@ async fn advance(shutdown: &Shutdown, stop: &CancellationToken, timeout: Duratio
     std::future::pending::<()>().await;
 }
 
-async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("listen on {address} ({key})"))
+fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    server::listen(address).with_context(|| format!("listen on {address} ({key})"))
 }

@@ -6,6 +6,7 @@
 mod body;
 mod connection;
 mod io;
+mod listener;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 pub use body::{RequestBody, RequestBodyError};
+pub use listener::listen;
 
 use crate::lifecycle::Shutdown;
 use connection::ServerContext;
