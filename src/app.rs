@@ -48,6 +48,7 @@ impl App {
     pub async fn build(loaded: impl Into<LoadedConfig>) -> anyhow::Result<Self> {
         let loaded = loaded.into();
         let (values, config) = (loaded.values(), loaded.config);
+        server::raise_descriptor_limit();
         let client_listener = listen(config.server.listen, "server.listen")?;
         let admin_listener = match config.admin.listen {
             Some(address) => Some(listen(address, "admin.listen")?),

@@ -25,14 +25,11 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 pub use body::{RequestBody, RequestBodyError};
-pub use listener::listen;
+pub use listener::{listen, raise_descriptor_limit};
 
 use crate::lifecycle::Shutdown;
 use connection::ServerContext;
-
-/// Number of file descriptors reserved for the store, the logs, the admin port and new upstream
-/// connections.
-const RESERVED_DESCRIPTORS: u64 = 40;
+use listener::{SpareDescriptor, descriptor_limit, is_out_of_descriptors, max_connections};
 
 /// Limits of a server's connections.
 #[derive(Clone, Debug)]
@@ -55,6 +52,9 @@ pub struct ServerLimits {
     pub keep_alive_min_free: usize,
     /// Time after which a connection without a request is closed during a drain.
     pub drain_idle_timeout: Duration,
+    /// Whether the server keeps a descriptor, so that it can accept a connection when all others
+    /// are in use.
+    pub keeps_descriptor: bool,
 }
 
 impl Default for ServerLimits {
@@ -70,6 +70,7 @@ impl Default for ServerLimits {
             max_connections: max_connections(descriptor_limit()),
             keep_alive_min_free: 0,
             drain_idle_timeout: Duration::from_secs(1),
+            keeps_descriptor: false,
         }
     }
 }
@@ -80,7 +81,7 @@ impl ServerLimits {
     pub fn for_admin_port() -> Self {
         let limits = Self::default();
         let max_connections = (limits.max_connections / 8).clamp(16, 64);
-        Self { max_connections, keep_alive_min_free: max_connections / 2, ..limits }
+        Self { max_connections, keep_alive_min_free: max_connections / 2, keeps_descriptor: true, ..limits }
     }
 }
 
@@ -107,18 +108,6 @@ impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.dec();
     }
-}
-
-/// Returns the process's soft limit of open files, or the usual 1,024 if it cannot be read.
-fn descriptor_limit() -> u64 {
-    rlimit::Resource::NOFILE.get_soft().unwrap_or(1024)
-}
-
-/// Returns the number of connections for a descriptor limit: the limit without
-/// [`RESERVED_DESCRIPTORS`], from 8 to 4,096.
-fn max_connections(descriptors: u64) -> usize {
-    let connections = descriptors.saturating_sub(RESERVED_DESCRIPTORS).clamp(8, 4096);
-    usize::try_from(connections).expect("4,096 fits into usize")
 }
 
 /// Response body of a [`Handler`]. The server's own responses are converted from [`Body`].
@@ -174,13 +163,18 @@ pub async fn serve<H: Handler>(
     let _abort_with_this_future = shutdown.abort_on_drop();
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     let connections = TaskTracker::new();
+    let spare = limits.keeps_descriptor.then(|| Arc::new(SpareDescriptor::new()));
     let context = ServerContext::new(handler, limits, Arc::clone(&slots), counters.panics, shutdown.clone());
     let context = Arc::new(context);
     let open = |stream: TcpStream, slot: OwnedSemaphorePermit| {
         let connection = connection::run(stream, Arc::clone(&context));
         let is_open = OpenConnection::new(&counters.connections);
+        let spare = spare.clone();
         connections.spawn(async move {
             connection.await;
+            if let Some(spare) = spare {
+                spare.restore();
+            }
             drop((slot, is_open));
         });
     };
@@ -204,6 +198,9 @@ pub async fn serve<H: Handler>(
                 failures = 0;
                 open(stream, slot);
             }
+            // The next attempt uses the descriptor that was released.
+            Err(error)
+                if is_out_of_descriptors(&error) && spare.as_ref().is_some_and(|spare| spare.release()) => {}
             Err(error) => {
                 drop(slot);
                 failures += 1;

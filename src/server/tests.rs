@@ -100,13 +100,6 @@ async fn hello(_: Request<Body>) -> Response {
 }
 
 #[test]
-fn max_connections_follows_the_descriptor_limit() {
-    for (descriptors, connections) in [(1024, 984), (64, 24), (41, 8), (0, 8), (u64::MAX, 4096)] {
-        assert_eq!(max_connections(descriptors), connections);
-    }
-}
-
-#[test]
 fn aborted_connection_does_not_delay_the_next() {
     let aborted = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
     assert_eq!(accept_retry_delay(&aborted, 1), Duration::ZERO);
