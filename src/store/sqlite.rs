@@ -1,7 +1,8 @@
 //! The SQLite backend: one database file, served by one process at a time.
 //!
-//! - `<file>.lock` is locked by the process that serves the file. Other programs may read and write
-//!   beside it; the serving process sees their changes within a second.
+//! - `<file>.lock` and, on Linux, the file itself are locked by the process that serves the file.
+//!   Other programs may read and write beside it; the serving process sees their changes within a
+//!   second.
 //! - The database is in WAL mode with `synchronous=FULL`. One writer commits in groups. A pool of
 //!   connections reads; concurrent lookups share statements. Every read ends after 5.5 s at the
 //!   latest, so that the write-ahead log can be emptied.
@@ -20,6 +21,7 @@ mod health;
 mod insert;
 mod json_array;
 mod listing;
+mod lock;
 mod log_throttle;
 mod maintenance;
 mod open;
@@ -60,6 +62,7 @@ use crate::telemetry::{StoreErrorKind, StoreStats};
 use crate::token::Digest;
 use coalescer::ReadCoalescer;
 use health::Health;
+use lock::StoreLock;
 use open::OpenDatabase;
 use readers::LISTINGS;
 use records::RecordLimits;
@@ -87,8 +90,9 @@ impl Sqlite {
     /// Opens the database and starts the writer.
     pub(super) async fn open(url: &str, local: Arc<LocalState>) -> Result<Self, StoreError> {
         let path = file::parse_url(url)?;
-        let lock = file::lock(&path).await?;
-        let OpenDatabase { writer, readers, digest_key, was_set_aside } = open::open(&path, None).await?;
+        let mut lock = StoreLock::acquire(&path).await?;
+        let OpenDatabase { writer, readers, digest_key, was_set_aside } =
+            open::open(&path, &mut lock, None).await?;
         let state = Arc::new(SqliteState::new(path, digest_key, local));
         if was_set_aside {
             state.count(StoreErrorKind::Corrupt);

@@ -294,6 +294,36 @@ async fn second_serve_on_one_store_ends_with_one_line() {
     assert_eq!(client(program.address).retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");
 }
 
+/// Symbolic links name the file that the running proxy uses. On Linux that file itself is locked.
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn second_serve_is_refused_through_a_link_or_without_lock_file() {
+    let upstream = simulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::serve(&upstream.base_url(), folder.path(), &[]);
+    fs::create_dir(folder.path().join("other")).unwrap();
+    std::os::unix::fs::symlink("../refrain.db", folder.path().join("other/link.db")).unwrap();
+    std::os::unix::fs::symlink(folder.path(), folder.path().join("directory")).unwrap();
+    fs::hard_link(folder.path().join("refrain.db"), folder.path().join("other/hard.db")).unwrap();
+    for url in ["other/link.db", "directory/refrain.db", "other/hard.db"] {
+        let line = one_line(&refused_start(folder.path(), &format!("sqlite://{url}")));
+        assert!(line.contains("in use by another refrain"), "{url}: {line}");
+    }
+    fs::remove_file(folder.path().join("refrain.db.lock")).unwrap();
+    let line = one_line(&refused_start(folder.path(), "sqlite://refrain.db"));
+    assert!(line.contains("in use by another refrain"), "{line}");
+    eventually("the lock file is there again", async || program.log().contains("was created again")).await;
+    assert!(folder.path().join("refrain.db.lock").exists());
+    let line = one_line(&refused_start(folder.path(), "sqlite://refrain.db"));
+    assert!(line.contains("in use by another refrain"), "{line}");
+
+    upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
+    let http = client(program.address);
+    assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "MISS");
+    assert_eq!(http.retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");
+    assert_eq!(readiness(&program).await, 200);
+}
+
 #[tokio::test]
 async fn store_without_memory_cache_serves_from_the_file() {
     let app = TestApp::spawn_with(|config| config.store.memory_bytes = 0).await;

@@ -1,17 +1,13 @@
-//! The database file: its path, its lock, its identity, and setting a corrupt one aside.
+//! The database file: its path, its identity, and setting a corrupt one aside.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, Metadata};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use crate::clock;
 use crate::store::StoreError;
 
-/// Time before the second attempt to take the lock, which [`is_served`] of another process may hold
-/// for some microseconds.
-const LOCK_RETRY_DELAY: Duration = Duration::from_millis(10);
-
-/// Returns the absolute path of a `sqlite://` URL. The part after the scheme is the path as it is;
+/// Returns the resolved path of a `sqlite://` URL. The part after the scheme is the path as it is;
 /// nothing is percent-decoded.
 pub(super) fn parse_url(url: &str) -> Result<PathBuf, StoreError> {
     let bad = || StoreError::BadUrl(url.to_owned());
@@ -19,41 +15,23 @@ pub(super) fn parse_url(url: &str) -> Result<PathBuf, StoreError> {
     if path.is_empty() || path.starts_with(':') || path.ends_with('/') || path.contains(['?', '#', '\0']) {
         return Err(bad());
     }
-    absolute(Path::new(path))
+    resolve(Path::new(path))
 }
 
-/// Returns the absolute path, which SQLite cannot mistake for a `file:` URI.
-pub(super) fn absolute(path: &Path) -> Result<PathBuf, StoreError> {
-    std::path::absolute(path).map_err(|error| unwritable(path, error))
-}
-
-/// Takes `<path>.lock`. The lock lasts as long as the returned file is open and ends with the
-/// process.
-pub(super) async fn lock(path: &Path) -> Result<File, StoreError> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(with_suffix(path, ".lock"))
-        .map_err(|error| unwritable(path, error))?;
-    let mut locked = file.try_lock();
-    if let Err(TryLockError::WouldBlock) = locked {
-        tokio::time::sleep(LOCK_RETRY_DELAY).await;
-        locked = file.try_lock();
+/// Returns the absolute path without symbolic links. SQLite uses the same one, so that all names of
+/// a file have the same lock and the same write-ahead log. SQLite cannot mistake it for a `file:`
+/// URI.
+pub(super) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
+    let path = std::path::absolute(path).map_err(|error| unwritable(path, error))?;
+    match std::fs::canonicalize(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        resolved => return resolved.map_err(|error| unwritable(&path, error)),
     }
-    match locked {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.to_owned())),
-        Err(TryLockError::Error(error)) => Err(unwritable(path, error)),
-    }
-}
-
-/// Whether another process holds the lock that [`lock`] takes; true if that cannot be determined.
-pub(super) fn is_served(path: &Path) -> bool {
-    match File::open(with_suffix(path, ".lock")) {
-        // Taking the lock for a moment is the only way to find out.
-        Ok(file) => file.try_lock_shared().is_err(),
-        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return Ok(path) };
+    match std::fs::read_link(&path) {
+        // A link to a file that does not exist yet.
+        Ok(target) => resolve(&directory.join(target)),
+        Err(_) => Ok(std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned()).join(name)),
     }
 }
 
@@ -69,19 +47,29 @@ pub(super) fn size(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |file| file.len())
 }
 
-/// Returns device and inode of the file; `None` if there is no file or no such numbers on this
-/// system.
-pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = path;
-        None
-    }
+/// Device and inode of a file.
+pub(super) type FileIdentity = (u64, u64);
+
+/// Returns the identity of the file at a path; `None` if there is no file or no such numbers on
+/// this system.
+pub(super) fn identity(path: &Path) -> Option<FileIdentity> {
+    std::fs::metadata(path).ok().and_then(|file| metadata_identity(&file))
+}
+
+/// Returns the identity of an open file.
+pub(super) fn identity_of(file: &File) -> Option<FileIdentity> {
+    file.metadata().ok().and_then(|file| metadata_identity(&file))
+}
+
+#[cfg(unix)]
+fn metadata_identity(file: &Metadata) -> Option<FileIdentity> {
+    use std::os::unix::fs::MetadataExt;
+    Some((file.dev(), file.ino()))
+}
+
+#[cfg(not(unix))]
+fn metadata_identity(_file: &Metadata) -> Option<FileIdentity> {
+    None
 }
 
 /// Renames the file with its `-wal` and `-shm`. No connection of this process may be open: what is
@@ -96,7 +84,7 @@ pub(super) fn set_aside(path: &Path, reason: &StoreError) -> Result<(), StoreErr
         .expect("some number is free");
     for suffix in ["-wal", "-shm", ""] {
         match std::fs::rename(with_suffix(path, suffix), with_suffix(&target, suffix)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(unwritable(path, error));
             }
             _ => {}
@@ -111,13 +99,33 @@ pub(super) fn set_aside(path: &Path, reason: &StoreError) -> Result<(), StoreErr
     Ok(())
 }
 
-fn unwritable(path: &Path, source: std::io::Error) -> StoreError {
+pub(super) fn unwritable(path: &Path, source: io::Error) -> StoreError {
     StoreError::Unwritable { path: path.to_owned(), source: source.into() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn symbolic_links_are_resolved_even_before_the_file_exists() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap();
+        std::os::unix::fs::symlink("real.db", real.join("link.db")).unwrap();
+        std::os::unix::fs::symlink("link.db", real.join("second.db")).unwrap();
+        std::os::unix::fs::symlink(&real, real.join("directory")).unwrap();
+        let resolved = |name: &str| resolve(&real.join(name)).unwrap();
+        for _ in 0..2 {
+            for name in ["real.db", "link.db", "second.db", "directory/link.db", "directory/./real.db"] {
+                assert_eq!(resolved(name), real.join("real.db"), "{name}");
+            }
+            File::create(real.join("real.db")).unwrap();
+        }
+        assert_eq!(resolved("missing/x.db"), real.join("missing/x.db"));
+        std::os::unix::fs::symlink("loop", real.join("loop")).unwrap();
+        assert!(matches!(resolve(&real.join("loop")), Err(StoreError::Unwritable { .. })));
+    }
 
     #[test]
     fn only_file_urls_are_accepted() {

@@ -19,7 +19,7 @@ pub use totals::{ServiceTotals, StoreTotals};
 use super::delete::{DeleteStep, begin_delete, continue_delete, delete_everywhere};
 use super::error_code::is_busy;
 use super::records::{self, RecordLimits};
-use super::{file, listing, open};
+use super::{file, listing, lock, open};
 use crate::clock;
 use crate::config::StoreConfig;
 use crate::store::{DeleteScope, ListCursor, RecordDetails, StoreError, TaskFilter, TaskPage};
@@ -46,7 +46,7 @@ impl StoreMaintenance {
 
     /// Opens an existing store by the path of its file.
     pub async fn open_file(path: &Path) -> Result<Self, StoreError> {
-        let path = file::absolute(path)?;
+        let path = file::resolve(path)?;
         Ok(Self { conn: open::open_unlocked(&path).await?, path })
     }
 
@@ -71,7 +71,7 @@ impl StoreMaintenance {
 
     /// Whether a proxy serves the file at this moment; true if that cannot be determined.
     pub fn is_served(&self) -> bool {
-        file::is_served(&self.path)
+        lock::is_served(&self.path)
     }
 
     /// Returns the key of the HMAC digests under which this store knows tokens.

@@ -8,6 +8,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use super::connect::{
     MAINTENANCE_BUSY_TIMEOUT, connect_readers, connect_writer, open_error, writing_options,
 };
+use super::lock::StoreLock;
 use super::{error_code, file, schema};
 use crate::store::StoreError;
 
@@ -20,12 +21,18 @@ pub(super) struct OpenDatabase {
     pub(super) was_set_aside: bool,
 }
 
-/// Opens a database for serving. A corrupt file is set aside first. A new database gets
-/// `digest_key`, or a random one.
-pub(super) async fn open(path: &Path, digest_key: Option<[u8; 32]>) -> Result<OpenDatabase, StoreError> {
+/// Opens a database for serving and locks its file. A corrupt file is set aside first. A new
+/// database gets `digest_key`, or a random one. No connection of this process may be open.
+pub(super) async fn open(
+    path: &Path,
+    lock: &mut StoreLock,
+    digest_key: Option<[u8; 32]>,
+) -> Result<OpenDatabase, StoreError> {
+    lock.lock_database()?;
     match try_open(path, digest_key).await {
         Err(error) if error_code::means_corrupt_file(&error) => {
             file::set_aside(path, &error)?;
+            lock.lock_database()?;
             let opened = try_open(path, digest_key).await?;
             Ok(OpenDatabase { was_set_aside: true, ..opened })
         }
@@ -67,9 +74,10 @@ pub(super) async fn open_unlocked(path: &Path) -> Result<SqliteConnection, Store
 /// Creates or migrates the database under the lock of serving processes. Then opens it as
 /// [`open_unlocked`] does.
 pub(super) async fn create_unlocked(path: &Path) -> Result<SqliteConnection, StoreError> {
-    let _lock = file::lock(path).await?;
+    let lock = StoreLock::acquire(path).await?;
     let mut conn = connect_writer(path).await.map_err(|error| open_error(path, error))?;
     schema::prepare(&mut conn, path, None).await?;
     conn.close().await.map_err(|error| open_error(path, error))?;
+    drop(lock);
     open_unlocked(path).await
 }

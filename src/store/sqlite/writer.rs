@@ -8,7 +8,6 @@
 
 mod connection;
 
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -22,6 +21,7 @@ use super::delete::{DeleteStep, begin_delete, continue_delete};
 use super::error_code;
 use super::health::Health;
 use super::insert::{InsertResult, NewTasks, insert_tasks};
+use super::lock::StoreLock;
 use super::state::SqliteState;
 use super::sweep::{self, TombstoneAges};
 use super::write_queue::Job;
@@ -79,8 +79,6 @@ pub(super) struct Writer {
     sweep_steps: u64,
     is_sweep_due: bool,
     tombstone_ages: TombstoneAges,
-    /// Released when the writer ends.
-    _lock: File,
 }
 
 impl Writer {
@@ -89,10 +87,10 @@ impl Writer {
         state: Arc<SqliteState>,
         jobs: mpsc::Receiver<Job>,
         conn: SqliteConnection,
-        lock: File,
+        lock: StoreLock,
     ) -> Result<Self, StoreError> {
         let now = Instant::now();
-        let mut connection = WriterConnection::new(Arc::clone(&state), conn);
+        let mut connection = WriterConnection::new(Arc::clone(&state), conn, lock);
         connection.refresh().await?;
         Ok(Self {
             state,
@@ -104,7 +102,6 @@ impl Writer {
             sweep_steps: 0,
             is_sweep_due: true,
             tombstone_ages: TombstoneAges::default(),
-            _lock: lock,
         })
     }
 
@@ -233,6 +230,7 @@ impl Writer {
     /// Wide pending deletes follow after it.
     async fn commit(&mut self, jobs: &[Job], extra: Extra) -> Result<Vec<JobResult>, StoreError> {
         self.last_attempt = Instant::now();
+        self.connection.renew_lock()?;
         if self.connection.is_file_replaced() {
             self.reopen(ReopenReason::FileReplaced).await;
         }
@@ -380,6 +378,11 @@ impl Writer {
     }
 
     async fn on_tick(&mut self) {
+        if self.state.health.is_good()
+            && let Err(error) = self.connection.renew_lock()
+        {
+            self.record_failure(&error);
+        }
         match self.state.health.get() {
             Health::Good if self.connection.is_file_replaced() => {
                 self.reopen(ReopenReason::FileReplaced).await;

@@ -9,6 +9,8 @@ use sqlx::{Connection, SqliteConnection};
 
 use crate::store::StoreError;
 use crate::store::sqlite::connect::{self, BUSY_TIMEOUT, connect_writer};
+use crate::store::sqlite::file::FileIdentity;
+use crate::store::sqlite::lock::StoreLock;
 use crate::store::sqlite::open::{self, OpenDatabase};
 use crate::store::sqlite::state::SqliteState;
 use crate::store::sqlite::wal::WalGuard;
@@ -32,20 +34,23 @@ pub(super) struct WriterConnection {
     /// `PRAGMA data_version` of this connection, which changes when another connection commits.
     data_version: Option<i64>,
     /// Identity of the file behind the connections.
-    file: Option<(u64, u64)>,
+    file: Option<FileIdentity>,
     /// Whether the corrupt file was set aside but a new one could not be opened yet.
     is_set_aside: bool,
     wal: WalGuard,
+    /// Dropped with this value, after the connections were closed.
+    lock: StoreLock,
 }
 
 impl WriterConnection {
-    pub(super) fn new(state: Arc<SqliteState>, conn: SqliteConnection) -> Self {
+    pub(super) fn new(state: Arc<SqliteState>, conn: SqliteConnection, lock: StoreLock) -> Self {
         Self {
             conn: Some(conn),
             data_version: None,
             file: file::identity(&state.path),
             is_set_aside: false,
             wal: WalGuard::new(&state.path, &state.local.limits),
+            lock,
             state,
         }
     }
@@ -53,6 +58,11 @@ impl WriterConnection {
     /// Whether the file was removed or replaced.
     pub(super) fn is_file_replaced(&self) -> bool {
         self.file != file::identity(&self.state.path)
+    }
+
+    /// Takes the lock file again if it was removed. Fails if another process has taken it.
+    pub(super) fn renew_lock(&mut self) -> Result<(), StoreError> {
+        self.lock.renew()
     }
 
     /// Whether the connection is open.
@@ -163,7 +173,7 @@ impl WriterConnection {
             ReopenReason::Corrupt => {}
         }
         let OpenDatabase { mut writer, readers, .. } =
-            open::open(&state.path, Some(state.digest_key)).await?;
+            open::open(&state.path, &mut self.lock, Some(state.digest_key)).await?;
         let former_seq = state.counters.delete_seq.load(Ordering::Relaxed);
         let continued = continue_deletes(&mut writer, former_seq).await;
         self.conn = Some(writer);
