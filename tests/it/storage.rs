@@ -294,6 +294,47 @@ async fn second_serve_on_one_store_ends_with_one_line() {
     assert_eq!(client(program.address).retrieve("t", DOCUMENTED_ID).await.unwrap().x_cache(), "HIT");
 }
 
+#[tokio::test]
+async fn removed_write_ahead_log_loses_no_task_that_was_stored() {
+    let upstream = simulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut program = Program::serve(&upstream.base_url(), folder.path(), &[]);
+    for (round, suffix) in ["-wal", "-shm", "-wal"].into_iter().enumerate() {
+        let http = client(program.address);
+        let stored = async |id: &str| {
+            upstream.put_record("producer", "t", id, token_record(id, "t", 50));
+            let reply = http.retrieve("t", id).await.unwrap();
+            reply.header("cache-status").contains("stored")
+        };
+        let mut ids: Vec<String> = (0..6).map(|n| format!("before-{round}-{n}")).collect();
+        for id in &ids {
+            assert!(stored(id).await, "{id}");
+        }
+        fs::remove_file(folder.path().join(format!("refrain.db{suffix}"))).unwrap();
+        // The call during which the loss is noticed is not stored.
+        while ids.len() < 8 {
+            let id = format!("after-{round}-{}", fastrand::u64(..));
+            if stored(&id).await {
+                ids.push(id);
+            }
+        }
+        program.signal("KILL");
+        program.wait();
+        assert!(program.log().contains("removed or replaced"), "{suffix}: {}", program.log());
+
+        program = Program::serve(&upstream.base_url(), folder.path(), &[]);
+        for id in &ids {
+            let reply = client(program.address).retrieve("t", id).await.unwrap();
+            assert_eq!(reply.x_cache(), "HIT", "{suffix}: {id}");
+        }
+    }
+    program.signal("TERM");
+    assert!(program.wait().success());
+    let mut file = StoreFile::open(folder.path()).await;
+    assert_eq!(file.integrity().await, "ok");
+    file.close().await;
+}
+
 /// Symbolic links name the file that the running proxy uses. On Linux that file itself is locked.
 #[tokio::test]
 #[cfg(target_os = "linux")]

@@ -9,11 +9,10 @@ use sqlx::{Connection, SqliteConnection};
 
 use crate::store::StoreError;
 use crate::store::sqlite::connect::{self, BUSY_TIMEOUT, connect_writer};
-use crate::store::sqlite::file::FileIdentity;
 use crate::store::sqlite::lock::StoreLock;
 use crate::store::sqlite::open::{self, OpenDatabase};
 use crate::store::sqlite::state::SqliteState;
-use crate::store::sqlite::wal::WalGuard;
+use crate::store::sqlite::wal::{self, OpenFiles, WalGuard};
 use crate::store::sqlite::{delete, file};
 
 /// Why the file is replaced by another one.
@@ -21,8 +20,8 @@ use crate::store::sqlite::{delete, file};
 pub(super) enum ReopenReason {
     /// The file is corrupt.
     Corrupt,
-    /// The file was removed or replaced while it was open. What is written through the open
-    /// connections is lost.
+    /// The file, its write-ahead log or the index of that was removed or replaced while it was
+    /// open. What is written through the open connections is lost.
     FileReplaced,
 }
 
@@ -33,8 +32,8 @@ pub(super) struct WriterConnection {
     conn: Option<SqliteConnection>,
     /// `PRAGMA data_version` of this connection, which changes when another connection commits.
     data_version: Option<i64>,
-    /// Identity of the file behind the connections.
-    file: Option<FileIdentity>,
+    /// The files behind the connections.
+    files: OpenFiles,
     /// Whether the corrupt file was set aside but a new one could not be opened yet.
     is_set_aside: bool,
     wal: WalGuard,
@@ -47,7 +46,7 @@ impl WriterConnection {
         Self {
             conn: Some(conn),
             data_version: None,
-            file: file::identity(&state.path),
+            files: OpenFiles::at(&state.path),
             is_set_aside: false,
             wal: WalGuard::new(&state.path, &state.local.limits),
             lock,
@@ -55,9 +54,9 @@ impl WriterConnection {
         }
     }
 
-    /// Whether the file was removed or replaced.
+    /// Whether one of the files was removed or replaced.
     pub(super) fn is_file_replaced(&self) -> bool {
-        self.file != file::identity(&self.state.path)
+        self.files.are_replaced(&OpenFiles::at(&self.state.path))
     }
 
     /// Takes the lock file again if it was removed. Fails if another process has taken it.
@@ -79,7 +78,7 @@ impl WriterConnection {
                 Ok(())
             }
             Err(error) => {
-                discard(conn).await;
+                self.discard(conn).await;
                 Err(error)
             }
         }
@@ -101,7 +100,7 @@ impl WriterConnection {
                 Ok(value)
             }
             Err(error) => {
-                discard(conn).await;
+                self.discard(conn).await;
                 Err(error)
             }
         }
@@ -119,6 +118,7 @@ impl WriterConnection {
         let value = work(&mut tx).await?;
         let counters = read_counters(&mut tx).await?;
         tx.commit().await?;
+        self.files.add_created(&self.state.path);
         self.state.local.metrics.store_commit_duration.observe(start.elapsed());
         self.state.counters.set(counters);
         Ok(value)
@@ -145,9 +145,30 @@ impl WriterConnection {
         Ok(())
     }
 
+    /// Closes a connection in an unknown state, within a time limit.
+    async fn discard(&mut self, conn: SqliteConnection) {
+        let are_replaced = self.is_file_replaced();
+        let _ = tokio::time::timeout(BUSY_TIMEOUT, conn.close()).await;
+        if !are_replaced {
+            // If no reader has read yet, SQLite removes the write-ahead log.
+            self.files = OpenFiles::at(&self.state.path);
+        }
+    }
+
     /// Closes all connections, the writing one last.
     pub(super) async fn close(&mut self) {
         connect::close(self.state.readers.replace(None), self.conn.take()).await;
+    }
+
+    /// Copies the write-ahead log to the database if only the log was removed or replaced: its
+    /// commits are still readable through this connection.
+    async fn rescue_wal(&mut self) {
+        if self.files.is_only_wal_replaced(&OpenFiles::at(&self.state.path))
+            && let Some(conn) = &mut self.conn
+            && let Err(error) = wal::checkpoint(conn).await
+        {
+            self.state.record_write_failure(&error.to_string());
+        }
     }
 
     /// Closes all connections and goes on with another file and the same digest key, under which
@@ -155,6 +176,7 @@ impl WriterConnection {
     /// replaced no longer belongs to this process and is not touched.
     pub(super) async fn reopen(&mut self, reason: ReopenReason) -> Result<(), StoreError> {
         self.state.local.memory.clear();
+        self.rescue_wal().await;
         self.close().await;
         self.data_version = None;
         self.state.deferred.clear_rows();
@@ -162,7 +184,7 @@ impl WriterConnection {
         match reason {
             ReopenReason::FileReplaced => tracing::error!(
                 path = %state.path.display(),
-                "the file of the task store was removed or replaced; the file that is there now is used"
+                "a file of the task store was removed or replaced; the store that is there now is used"
             ),
             // Set aside even if it can be opened: a broken page would be reported again and again.
             ReopenReason::Corrupt if !self.is_set_aside => {
@@ -177,7 +199,7 @@ impl WriterConnection {
         let former_seq = state.counters.delete_seq.load(Ordering::Relaxed);
         let continued = continue_deletes(&mut writer, former_seq).await;
         self.conn = Some(writer);
-        self.file = file::identity(&state.path);
+        self.files = OpenFiles::at(&state.path);
         state.readers.replace(Some(readers));
         continued?;
         self.refresh().await?;
@@ -190,11 +212,6 @@ async fn continue_deletes(conn: &mut SqliteConnection, former_seq: i64) -> Resul
     let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
     delete::continue_sequence(&mut tx, former_seq).await?;
     tx.commit().await
-}
-
-/// Closes a connection in an unknown state, within a time limit.
-async fn discard(conn: SqliteConnection) {
-    let _ = tokio::time::timeout(BUSY_TIMEOUT, conn.close()).await;
 }
 
 async fn read_counters(conn: &mut SqliteConnection) -> Result<(i64, i64, i64), sqlx::Error> {
