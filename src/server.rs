@@ -3,10 +3,12 @@
 //! `app` runs one server for the client port and one for the admin port. A server knows no routes:
 //! its [`Handler`] validates requests and responds to them.
 
+mod activity;
 mod body;
 mod connection;
 mod io;
 mod listener;
+mod open_connections;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +22,7 @@ use http::Request;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
@@ -28,8 +30,14 @@ pub use body::{RequestBody, RequestBodyError};
 pub use listener::{listen, raise_descriptor_limit};
 
 use crate::lifecycle::Shutdown;
+use activity::Activity;
 use connection::ServerContext;
 use listener::{SpareDescriptor, descriptor_limit, is_out_of_descriptors, max_connections};
+use open_connections::OpenConnections;
+
+/// Time limit for a head on the admin port. Longer than the time between two requests of the
+/// dashboard, 5 s.
+const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Limits of a server's connections.
 #[derive(Clone, Debug)]
@@ -45,11 +53,9 @@ pub struct ServerLimits {
     pub body_idle_timeout: Duration,
     /// Longest time in which a client reads nothing of a response that is ready to send.
     pub write_idle_timeout: Duration,
-    /// Largest number of connections. Further ones wait in the listener's backlog.
+    /// Largest number of connections. A further one closes the connection that has been idle for
+    /// the longest time. If none is idle, it waits.
     pub max_connections: usize,
-    /// Number of connections that must be free for a connection to be kept alive. With fewer, a
-    /// connection is closed after its response, so that waiting clients are served.
-    pub keep_alive_min_free: usize,
     /// Time after which a connection without a request is closed during a drain.
     pub drain_idle_timeout: Duration,
     /// Whether the server keeps a descriptor, so that it can accept a connection when all others
@@ -68,7 +74,6 @@ impl Default for ServerLimits {
             body_idle_timeout: Duration::from_secs(30),
             write_idle_timeout: Duration::from_secs(60),
             max_connections: max_connections(descriptor_limit()),
-            keep_alive_min_free: 0,
             drain_idle_timeout: Duration::from_secs(1),
             keeps_descriptor: false,
         }
@@ -76,12 +81,11 @@ impl Default for ServerLimits {
 }
 
 impl ServerLimits {
-    /// Returns the limits of the admin port: 16 to 64 connections, of which at most half are kept
-    /// alive. Idle clients can therefore not block the port.
+    /// Returns the limits of the admin port: 16 to 64 connections, and a short time for a head.
     pub fn for_admin_port() -> Self {
         let limits = Self::default();
         let max_connections = (limits.max_connections / 8).clamp(16, 64);
-        Self { max_connections, keep_alive_min_free: max_connections / 2, keeps_descriptor: true, ..limits }
+        Self { header_timeout: ADMIN_HEADER_TIMEOUT, max_connections, keeps_descriptor: true, ..limits }
     }
 }
 
@@ -92,22 +96,6 @@ pub struct ServerCounters {
     pub panics: Counter,
     /// Number of open connections.
     pub connections: Gauge,
-}
-
-/// Open connection, counted while this value exists.
-struct OpenConnection(Gauge);
-
-impl OpenConnection {
-    fn new(connections: &Gauge) -> Self {
-        connections.inc();
-        Self(connections.clone())
-    }
-}
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 /// Response body of a [`Handler`]. The server's own responses are converted from [`Body`].
@@ -161,32 +149,28 @@ pub async fn serve<H: Handler>(
 ) {
     let shutdown = shutdown.child();
     let _abort_with_this_future = shutdown.abort_on_drop();
-    let slots = Arc::new(Semaphore::new(limits.max_connections));
+    let open_connections = OpenConnections::new(limits.max_connections, counters.connections);
     let connections = TaskTracker::new();
     let spare = limits.keeps_descriptor.then(|| Arc::new(SpareDescriptor::new()));
-    let context = ServerContext::new(handler, limits, Arc::clone(&slots), counters.panics, shutdown.clone());
-    let context = Arc::new(context);
+    let context = Arc::new(ServerContext::new(handler, limits, counters.panics, shutdown.clone()));
     let open = |stream: TcpStream, slot: OwnedSemaphorePermit| {
-        let connection = connection::run(stream, Arc::clone(&context));
-        let is_open = OpenConnection::new(&counters.connections);
+        let activity = Arc::new(Activity::new());
+        let is_open = open_connections.open(Arc::clone(&activity), slot);
+        let connection = connection::run(stream, activity, Arc::clone(&context));
         let spare = spare.clone();
         connections.spawn(async move {
             connection.await;
             if let Some(spare) = spare {
                 spare.restore();
             }
-            drop((slot, is_open));
+            drop(is_open);
         });
     };
 
     let mut failures = 0;
+    // Connection that was accepted but has no slot yet.
+    let mut without_slot = None;
     loop {
-        let slot = tokio::select! {
-            biased;
-            () = shutdown.aborted() => break,
-            () = shutdown.draining() => break,
-            slot = slots.clone().acquire_owned() => slot.expect("the semaphore is never closed"),
-        };
         let accepted = tokio::select! {
             biased;
             () = shutdown.aborted() => break,
@@ -196,13 +180,22 @@ pub async fn serve<H: Handler>(
         match accepted {
             Ok((stream, _)) => {
                 failures = 0;
-                open(stream, slot);
+                tokio::select! {
+                    biased;
+                    slot = open_connections.slot() => open(stream, slot),
+                    () = shutdown.draining() => {
+                        without_slot = Some(stream);
+                        break;
+                    }
+                }
             }
             // The next attempt uses the descriptor that was released.
             Err(error)
                 if is_out_of_descriptors(&error) && spare.as_ref().is_some_and(|spare| spare.release()) => {}
             Err(error) => {
-                drop(slot);
+                if is_out_of_descriptors(&error) {
+                    open_connections.evict_longest_idle();
+                }
                 failures += 1;
                 let pause = accept_retry_delay(&error, failures);
                 if pause > Duration::ZERO {
@@ -219,7 +212,7 @@ pub async fn serve<H: Handler>(
 
     context.set_draining();
     if !shutdown.is_aborted() {
-        accept_backlog(listener, &slots, open);
+        accept_backlog(listener, without_slot, &open_connections, open);
     }
     connections.close();
     connections.wait().await;
@@ -238,17 +231,22 @@ fn accept_retry_delay(error: &std::io::Error, failures: u32) -> Duration {
     }
 }
 
-/// Accepts the connections in the backlog while slots are free, and closes the listener. The kernel
-/// has already established these connections, so closing first would reset requests that clients
-/// have sent.
+/// Opens the connection that has no slot yet, accepts the connections in the backlog while slots are
+/// free, and closes the listener. The kernel has already established these connections, so closing
+/// first would reset requests that clients have sent.
 fn accept_backlog(
     listener: TcpListener,
-    slots: &Arc<Semaphore>,
+    mut without_slot: Option<TcpStream>,
+    open_connections: &OpenConnections,
     open: impl Fn(TcpStream, OwnedSemaphorePermit),
 ) {
     // A direct system call, because tokio's view of the listener's readiness may be outdated.
     let Ok(listener) = listener.into_std() else { return };
-    while let Ok(slot) = slots.clone().try_acquire_owned() {
+    while let Some(slot) = open_connections.try_slot() {
+        if let Some(stream) = without_slot.take() {
+            open(stream, slot);
+            continue;
+        }
         let Ok((stream, _)) = listener.accept() else { return };
         let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
         if let Ok(stream) = stream {

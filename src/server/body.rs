@@ -13,7 +13,7 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
-use super::io::Activity;
+use super::activity::Activity;
 use crate::api_error::ApiError;
 
 /// Reason why a request body could not be read. Safe to show to clients.

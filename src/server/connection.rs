@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -21,11 +21,11 @@ use prometheus_client::metrics::counter::Counter;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::activity::Activity;
 use super::body::{GuardedBody, RequestBody};
-use super::io::{Activity, ClientIo};
+use super::io::ClientIo;
 use super::{Handler, ServerLimits};
 use crate::api_error::ApiError;
 use crate::lifecycle::Shutdown;
@@ -43,8 +43,6 @@ pub(super) struct ServerContext<H> {
     handler: H,
     http: http1::Builder,
     limits: ServerLimits,
-    /// One permit for each connection.
-    slots: Arc<Semaphore>,
     panics: Counter,
     shutdown: Shutdown,
     /// Whether the server drains. Every response reads this flag; `shutdown` would take a lock that
@@ -53,13 +51,7 @@ pub(super) struct ServerContext<H> {
 }
 
 impl<H> ServerContext<H> {
-    pub(super) fn new(
-        handler: H,
-        limits: ServerLimits,
-        slots: Arc<Semaphore>,
-        panics: Counter,
-        shutdown: Shutdown,
-    ) -> Self {
+    pub(super) fn new(handler: H, limits: ServerLimits, panics: Counter, shutdown: Shutdown) -> Self {
         // Only HTTP/1: the detection of HTTP/2 in hyper-util waits for the preface without a time
         // limit.
         let mut http = http1::Builder::new();
@@ -76,7 +68,7 @@ impl<H> ServerContext<H> {
         if limits.max_headers != 100 {
             http.max_headers(limits.max_headers);
         }
-        Self { handler, http, limits, slots, panics, shutdown, is_draining: AtomicBool::new(false) }
+        Self { handler, http, limits, panics, shutdown, is_draining: AtomicBool::new(false) }
     }
 
     /// Makes every later response close its connection.
@@ -89,8 +81,6 @@ impl<H> ServerContext<H> {
 struct Connection<H: Handler> {
     context: Arc<ServerContext<H>>,
     handler_state: H::ConnectionState,
-    /// Number of requests whose response was not yet passed to hyper completely.
-    active_requests: AtomicUsize,
     activity: Arc<Activity>,
     /// Whether the client uses HTTP/1.0, where the end of the connection ends a response.
     ends_by_close: AtomicBool,
@@ -101,14 +91,9 @@ impl<H: Handler> Connection<H> {
         Self {
             context,
             handler_state: H::ConnectionState::default(),
-            active_requests: AtomicUsize::new(0),
             activity,
             ends_by_close: AtomicBool::new(false),
         }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.active_requests.load(Ordering::Relaxed) == 0 && self.activity.is_idle()
     }
 
     /// Completes when the connection has waited for a head for [`ServerLimits::header_timeout`].
@@ -118,7 +103,7 @@ impl<H: Handler> Connection<H> {
         loop {
             tokio::time::sleep_until(deadline).await;
             let now = Instant::now();
-            deadline = if self.is_idle() { self.activity.idle_since() } else { now } + timeout;
+            deadline = if self.activity.is_idle() { self.activity.idle_since() } else { now } + timeout;
             if deadline <= now {
                 return;
             }
@@ -131,6 +116,8 @@ enum StopEvent {
     /// The server drains or aborts.
     Shutdown,
     HeadTimeout,
+    /// The connection makes room for another.
+    Evicted,
 }
 
 /// Active request, counted while this value exists.
@@ -138,28 +125,30 @@ struct ActiveRequest<H: Handler>(Arc<Connection<H>>);
 
 impl<H: Handler> ActiveRequest<H> {
     fn new(connection: &Arc<Connection<H>>) -> Self {
-        connection.active_requests.fetch_add(1, Ordering::Relaxed);
+        connection.activity.start_request();
         Self(Arc::clone(connection))
     }
 }
 
 impl<H: Handler> Drop for ActiveRequest<H> {
     fn drop(&mut self) {
-        self.0.activity.record_end();
-        self.0.active_requests.fetch_sub(1, Ordering::Relaxed);
+        self.0.activity.end_request();
     }
 }
 
 /// Serves a connection until it is closed.
-pub(super) async fn run<H: Handler>(stream: TcpStream, context: Arc<ServerContext<H>>) {
+pub(super) async fn run<H: Handler>(
+    stream: TcpStream,
+    activity: Arc<Activity>,
+    context: Arc<ServerContext<H>>,
+) {
     // These calls fail if the client has left, which the first read reports.
     let _ = stream.set_nodelay(true);
     // Closes the connection of a client that has disappeared, also while nothing is sent to it.
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
     let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
-    let activity = Arc::new(Activity::new());
     let io = ClientIo::new(stream, Arc::clone(&activity), context.limits.write_idle_timeout);
-    let connection = Arc::new(Connection::new(Arc::clone(&context), activity));
+    let connection = Arc::new(Connection::new(Arc::clone(&context), Arc::clone(&activity)));
     let requests = service_fn(|request| respond(ActiveRequest::new(&connection), request));
     let mut http = context.http.serve_connection(io, requests);
     let result = 'served: {
@@ -167,6 +156,7 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, context: Arc<ServerContex
             tokio::select! {
                 () = context.shutdown.draining() => StopEvent::Shutdown,
                 () = connection.head_timeout() => StopEvent::HeadTimeout,
+                () = activity.evicted() => StopEvent::Evicted,
             }
         };
         // `select!` polls all its branches whenever this task is woken, several times per request.
@@ -177,11 +167,12 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, context: Arc<ServerContex
         tokio::select! {
             biased;
             result = &mut http => break 'served result,
-            event = stop_events.next() => {
-                if matches!(event, Some(StopEvent::HeadTimeout)) {
-                    break 'served Ok(());
-                }
-            }
+            event = stop_events.next() => match event {
+                Some(StopEvent::HeadTimeout) => break 'served Ok(()),
+                // No response is on its way, and the slot is needed now.
+                Some(StopEvent::Evicted) => return,
+                Some(StopEvent::Shutdown) | None => {}
+            },
         }
         let mut idle_check = pin!(drain_idle(&context));
         let mut is_shutdown_requested = false;
@@ -191,7 +182,7 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, context: Arc<ServerContex
                 () = context.shutdown.aborted() => return,
                 result = &mut http => break result,
                 () = &mut idle_check => {
-                    if is_shutdown_requested && connection.is_idle() {
+                    if is_shutdown_requested && connection.activity.is_idle() {
                         return;
                     }
                     is_shutdown_requested = true;
@@ -225,6 +216,7 @@ pub(super) async fn run<H: Handler>(stream: TcpStream, context: Arc<ServerContex
             };
             tokio::select! {
                 () = context.shutdown.aborted() => {}
+                () = activity.evicted() => {}
                 _ = tokio::time::timeout(limit, close(stream)) => {}
             }
         }
@@ -273,9 +265,7 @@ async fn respond<H: Handler>(
         context.panics.inc();
         ApiError::internal().close().into_response().map(H::Body::from)
     });
-    // The slot of this connection counts as free, because closing the connection would free it.
-    let few_slots_free = || context.slots.available_permits() + 1 < context.limits.keep_alive_min_free;
-    if context.is_draining.load(Ordering::Relaxed) || few_slots_free() {
+    if context.is_draining.load(Ordering::Relaxed) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response.map(|body| GuardedBody::new(body, active)))

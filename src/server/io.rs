@@ -6,58 +6,15 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
-/// Activity of a connection.
-#[derive(Debug)]
-pub(super) struct Activity {
-    opened_at: Instant,
-    /// Time of the last [`Activity::record_end`], in nanoseconds since `opened_at`.
-    last_end: AtomicU64,
-    /// Whether the socket does not accept the bytes to send.
-    is_write_blocked: AtomicBool,
-    /// Whether a handler reads a request body. It may do so after the response.
-    is_uploading: AtomicBool,
-}
-
-impl Activity {
-    /// Creates the activity of a new connection.
-    pub(super) fn new() -> Self {
-        Self {
-            opened_at: Instant::now(),
-            last_end: AtomicU64::new(0),
-            is_write_blocked: AtomicBool::new(false),
-            is_uploading: AtomicBool::new(false),
-        }
-    }
-
-    /// Records that a response, a request body or a blocked write has just ended.
-    pub(super) fn record_end(&self) {
-        let now = u64::try_from(self.opened_at.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.last_end.store(now, Ordering::Relaxed);
-    }
-
-    /// Returns the time since which the connection waits for a request, if it has none.
-    pub(super) fn idle_since(&self) -> Instant {
-        self.opened_at + Duration::from_nanos(self.last_end.load(Ordering::Relaxed))
-    }
-
-    /// Returns whether no bytes are on their way in either direction.
-    pub(super) fn is_idle(&self) -> bool {
-        !self.is_write_blocked.load(Ordering::Relaxed) && !self.is_uploading.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_uploading(&self, is_uploading: bool) {
-        self.is_uploading.store(is_uploading, Ordering::Relaxed);
-    }
-}
+use super::activity::Activity;
 
 /// Socket of a client.
 pub(super) struct ClientIo {
@@ -88,7 +45,7 @@ impl ClientIo {
 
     /// Records the result of a write and checks the time limit.
     fn track_write<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        self.activity.is_write_blocked.store(poll.is_pending(), Ordering::Relaxed);
+        self.activity.set_write_blocked(poll.is_pending());
         if poll.is_ready() {
             if self.stall_timer.take().is_some() {
                 self.activity.record_end();

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::api_error::ApiError;
-use refrain_simulator::raw_http::{RawPeer, RawResponse, listen, soon};
+use refrain_simulator::raw_http::{RawPeer, listen, soon};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 
@@ -139,24 +139,41 @@ async fn slow_reader_can_send_another_request() {
 }
 
 #[tokio::test]
-async fn few_free_slots_end_keep_alive() {
-    let limits = ServerLimits { max_connections: 4, keep_alive_min_free: 2, ..limits() };
-    let server = TestServer::spawn(limits, hello).await;
-    let mut idle = Vec::new();
-    for n in 0..10 {
+async fn longest_idle_connection_makes_room_for_a_new_one() {
+    let server = TestServer::spawn(ServerLimits { max_connections: 3, ..limits() }, hello).await;
+    let mut silent = RawPeer::connect(server.address).await;
+    let mut partial = RawPeer::connect(server.address).await;
+    partial.write("GET / HT").await;
+    until(|| server.counters.connections.get() == 2).await;
+    let mut idle = RawPeer::connect(server.address).await;
+    idle.write(GET).await;
+    assert_eq!(idle.read_response().await.body, "hello");
+    let mut later = Vec::new();
+    for longest_idle in [&mut silent, &mut partial] {
         let mut peer = RawPeer::connect(server.address).await;
         peer.write(GET).await;
-        let RawResponse { head, body, .. } = peer.read_response().await;
-        assert_eq!(
-            (head.header("connection"), &body[..]),
-            ((n > 1).then_some("close"), &b"hello"[..]),
-            "{n}"
-        );
-        idle.push(peer);
+        assert_eq!(peer.read_response().await.body, "hello");
+        assert_eq!(longest_idle.read_to_end().await.unwrap_or_default(), "");
+        later.push(peer);
     }
-    for peer in &mut idle[..2] {
-        peer.write(GET).await;
-        assert_eq!(peer.read_response().await.body, "hello", "the connection is still open");
+    idle.write(GET).await;
+    assert_eq!(idle.read_response().await.body, "hello", "a later one is still open");
+}
+
+#[tokio::test]
+async fn silent_connections_never_block_the_admin_port() {
+    let limits = ServerLimits { max_connections: 16, ..ServerLimits::for_admin_port() };
+    let server = TestServer::spawn(limits, hello).await;
+    let mut silent = Vec::new();
+    for n in 0..100 {
+        let mut peer = RawPeer::connect(server.address).await;
+        peer.write(["", "GET /readyz HTTP/1.1\r\nhost: x\r\n"][n % 2]).await;
+        silent.push(peer);
+        if n % 10 == 9 {
+            let start = std::time::Instant::now();
+            assert_eq!(status_of(server.address, GET).await, 200);
+            assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        }
     }
 }
 
@@ -231,17 +248,39 @@ async fn slow_handler_does_not_time_out_the_body() {
 }
 
 #[tokio::test]
-async fn closed_connection_frees_its_slot() {
-    let server = TestServer::spawn(ServerLimits { max_connections: 2, ..limits() }, hello).await;
-    let first = RawPeer::connect(server.address).await;
-    let mut second = RawPeer::connect(server.address).await;
-    second.write(GET).await;
-    second.read_response().await;
+async fn connection_waits_while_all_others_are_busy() {
+    let (running, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (running_, go_) = (running.clone(), go.clone());
+    let limits = ServerLimits { max_connections: 2, ..limits() };
+    let server = TestServer::spawn(limits, move |request: Request<Body>| {
+        let (running, go) = (running_.clone(), go_.clone());
+        async move {
+            if request.uri().path() == "/slow" {
+                running.fetch_add(1, Ordering::SeqCst);
+                go.notified().await;
+            }
+            "hello".into_response()
+        }
+    })
+    .await;
+    let mut busy = Vec::new();
+    for _ in 0..2 {
+        let mut peer = RawPeer::connect(server.address).await;
+        peer.write("GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        busy.push(peer);
+    }
+    until(|| running.load(Ordering::SeqCst) == 2).await;
     let mut third = RawPeer::connect(server.address).await;
     third.write(GET).await;
-    assert!(tokio::time::timeout(Duration::from_millis(50), third.read_head()).await.is_err());
-    drop(first);
+    assert!(tokio::time::timeout(Duration::from_millis(150), third.read_head()).await.is_err());
+    drop(busy.pop());
     assert_eq!(third.read_response().await.body, "hello");
+    // A connection that becomes idle makes room too.
+    let mut fourth = RawPeer::connect(server.address).await;
+    fourth.write(GET).await;
+    assert_eq!(fourth.read_response().await.body, "hello");
+    go.notify_one();
+    assert_eq!(busy[0].read_response().await.body, "hello", "a busy connection is not closed");
 }
 
 #[tokio::test]
