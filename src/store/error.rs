@@ -56,9 +56,12 @@ pub enum StoreError {
         /// Result of the check that failed.
         reason: String,
     },
-    /// A valid SQLite database without our tables.
-    #[error("{} is the database of another program; set store.url to another file", .0.display())]
+    /// An SQLite database that never was a store.
+    #[error("{} is the database of another program; it was left as it is; set store.url to another file", .0.display())]
     Foreign(PathBuf),
+    /// A file that is no SQLite database and never was a store.
+    #[error("{} is not a task store; it was left as it is; set store.url to another file", .0.display())]
+    NotAStore(PathBuf),
     /// The file or its directory cannot be written.
     #[error(
         "cannot open {} for writing; its directory must exist and be writable for refrain",

@@ -90,6 +90,7 @@ impl Sqlite {
     /// Opens the database and starts the writer.
     pub(super) async fn open(url: &str, local: Arc<LocalState>) -> Result<Self, StoreError> {
         let path = file::parse_url(url)?;
+        file::check_origin(&path)?;
         let mut lock = StoreLock::acquire(&path).await?;
         let OpenDatabase { writer, readers, digest_key, was_set_aside } =
             open::open(&path, &mut lock, None).await?;

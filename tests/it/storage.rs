@@ -203,13 +203,37 @@ async fn newer_or_foreign_database_is_refused_untouched() {
     assert_refused_untouched(folder.path(), "refrain.db");
 
     let folder = tempfile::tempdir().unwrap();
-    let created = Program::command().arg("--version").output().unwrap();
-    assert!(created.status.success());
-    fs::File::create(folder.path().join("refrain.db")).unwrap();
-    let mut file = StoreFile::open(folder.path()).await;
+    other_database(folder.path()).await;
+    assert_refused_untouched(folder.path(), "another program");
+}
+
+#[tokio::test]
+async fn file_that_never_was_a_store_is_refused_untouched() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("refrain.db");
+    let mut other = other_database(folder.path()).await;
+    other.truncate(other.len() / 2);
+    for (bytes, why) in [
+        (b"- buy milk\n".to_vec(), "not a task store"),
+        (vec![b'x'; 50_000], "not a task store"),
+        (other, "another program"),
+    ] {
+        fs::write(&file, bytes).unwrap();
+        // A supervisor starts it again: the first start must not prepare the second one.
+        for _ in 0..2 {
+            assert_refused_untouched(folder.path(), why);
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        }
+    }
+}
+
+/// Returns the content of a database of another program.
+async fn other_database(folder: &Path) -> Vec<u8> {
+    fs::File::create(folder.join("refrain.db")).expect("created");
+    let mut file = StoreFile::open(folder).await;
     file.run("CREATE TABLE invoices (id INTEGER PRIMARY KEY, sum REAL)").await;
     file.close().await;
-    assert_refused_untouched(folder.path(), "another program");
+    fs::read(folder.join("refrain.db")).expect("readable")
 }
 
 fn assert_refused_untouched(folder: &Path, why: &str) {

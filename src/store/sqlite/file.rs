@@ -1,11 +1,20 @@
 //! The database file: its path, its identity, and setting a corrupt one aside.
 
 use std::fs::{File, Metadata};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::clock;
 use crate::store::StoreError;
+
+/// Value of `PRAGMA application_id` in a store: `rfrn`.
+pub(super) const APPLICATION_ID: i32 = i32::from_be_bytes(*b"rfrn");
+
+/// Position of the application id in the header: <https://www.sqlite.org/fileformat.html>.
+const APPLICATION_ID_AT: std::ops::Range<usize> = 68..72;
+
+/// Length of SQLite's header.
+const HEADER_BYTES: u64 = 100;
 
 /// Returns the resolved path of a `sqlite://` URL. The part after the scheme is the path as it is;
 /// nothing is percent-decoded.
@@ -70,6 +79,28 @@ fn metadata_identity(file: &Metadata) -> Option<FileIdentity> {
 #[cfg(not(unix))]
 fn metadata_identity(_file: &Metadata) -> Option<FileIdentity> {
     None
+}
+
+/// Refuses a file that never was a store. To be called before the lock file is created, because a
+/// lock file beside the database is the sign of a store whose header is damaged.
+pub(super) fn check_origin(path: &Path) -> Result<(), StoreError> {
+    let is_lock = |file: Metadata| file.is_file() && file.len() == 0;
+    if !std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() > 0)
+        || std::fs::metadata(with_suffix(path, ".lock")).is_ok_and(is_lock)
+    {
+        return Ok(());
+    }
+    let mut header = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(HEADER_BYTES).read_to_end(&mut header))
+        .map_err(|error| unwritable(path, error))?;
+    if !header.starts_with(b"SQLite format 3\0") {
+        return Err(StoreError::NotAStore(path.to_owned()));
+    }
+    if header.get(APPLICATION_ID_AT) != Some(&APPLICATION_ID.to_be_bytes()) {
+        return Err(StoreError::Foreign(path.to_owned()));
+    }
+    Ok(())
 }
 
 /// Renames the file with its `-wal` and `-shm`. No connection of this process may be open: what is

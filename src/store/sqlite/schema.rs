@@ -80,6 +80,13 @@ pub(super) async fn prepare(
             return Err(corrupt(&result));
         }
     }
+    // Before the first transaction in the write-ahead log, so that a new file has it from the start.
+    let application_id: i32 =
+        sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *conn).await.map_err(failed)?;
+    if application_id != file::APPLICATION_ID {
+        let statement = format!("PRAGMA application_id = {}", file::APPLICATION_ID);
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut *conn).await.map_err(failed)?;
+    }
     let mode: String =
         sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *conn).await.map_err(failed)?;
     if mode != "wal" {

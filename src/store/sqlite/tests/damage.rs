@@ -87,6 +87,7 @@ async fn file_set_aside_is_counted_and_empty_file_is_new() {
     for garbage in [vec![b'x'; 5000], b"SQLite format 3\0 and nothing valid after it".repeat(300)] {
         let db = TestDatabase::new();
         std::fs::write(db.path(), &garbage).unwrap();
+        std::fs::write(file::with_suffix(&db.path(), ".lock"), b"").unwrap();
         let store = db.open().await;
         assert_eq!((db.set_aside(), db.errors("corrupt")), (1, 1));
         assert!(insert(&store, A, "t", "text").await);
@@ -95,6 +96,22 @@ async fn file_set_aside_is_counted_and_empty_file_is_new() {
     std::fs::write(db.path(), b"").unwrap();
     db.open().await;
     assert_eq!(db.set_aside(), 0, "an empty file is a new database");
+}
+
+/// Without its lock file a store is known by its header.
+#[tokio::test]
+async fn damaged_copy_of_a_store_is_set_aside_without_lock_file() {
+    let db = TestDatabase::new();
+    let store = db.open().await;
+    let tasks = (0..300).map(|n| task(&n.to_string(), &"text".repeat(100))).collect();
+    store.insert(&reader(A), &service(), store.epoch(), tasks).await;
+    store.close().await;
+    let mut bytes = std::fs::read(db.path()).unwrap();
+    bytes.truncate(bytes.len() / 2);
+    std::fs::write(db.path(), bytes).unwrap();
+    std::fs::remove_file(file::with_suffix(&db.path(), ".lock")).unwrap();
+    db.open().await;
+    assert_eq!(db.set_aside(), 1);
 }
 
 #[tokio::test]
