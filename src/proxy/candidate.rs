@@ -57,8 +57,8 @@ impl<'a> Candidate<'a> {
     }
 }
 
-/// Whether `content-type` is absent or `application/json` in any letter case. The only parameter
-/// that is accepted is `charset=utf-8`, which has no meaning (RFC 8259 11).
+/// Whether `content-type` is absent or `application/json` in any letter case. Parameters have no
+/// meaning (RFC 8259 11), except a `charset` other than UTF-8.
 fn is_json(content_type: &HeaderValues<'_>) -> bool {
     if content_type.is_absent() {
         return true;
@@ -69,12 +69,53 @@ fn is_json(content_type: &HeaderValues<'_>) -> bool {
         return true;
     }
     let Ok(value) = value.to_str() else { return false };
-    let (essence, parameter) = value.split_once(';').unwrap_or((value, ""));
-    let parameter = parameter.trim();
-    essence.trim().eq_ignore_ascii_case("application/json")
-        && (parameter.is_empty()
-            || parameter.eq_ignore_ascii_case("charset=utf-8")
-            || parameter.eq_ignore_ascii_case("charset=\"utf-8\""))
+    let (essence, parameters) = value.split_once(';').unwrap_or((value, ""));
+    essence.trim().eq_ignore_ascii_case("application/json") && are_json_parameters(parameters)
+}
+
+/// Whether a text is a list of parameters (RFC 9110 5.6.6) in which each `charset` is UTF-8.
+fn are_json_parameters(mut rest: &str) -> bool {
+    loop {
+        // An empty parameter is allowed.
+        rest = rest.trim_start_matches([' ', '\t', ';']);
+        if rest.is_empty() {
+            return true;
+        }
+        let Some((name, after)) = rest.split_once('=') else { return false };
+        let value = if let Some(quoted) = after.strip_prefix('"') {
+            let Some(end) = quoted_string_end(quoted) else { return false };
+            rest = &quoted[end + 1..];
+            &quoted[..end]
+        } else {
+            let (token, after) = after.split_at(after.find([' ', '\t', ';']).unwrap_or(after.len()));
+            if !is_token(token) {
+                return false;
+            }
+            rest = after;
+            token
+        };
+        let is_other_charset = name.eq_ignore_ascii_case("charset") && !value.eq_ignore_ascii_case("utf-8");
+        rest = rest.trim_start_matches([' ', '\t']);
+        if !is_token(name) || is_other_charset || !(rest.is_empty() || rest.starts_with(';')) {
+            return false;
+        }
+    }
+}
+
+/// Returns the index of the quote that ends a quoted string (RFC 9110 5.6.4).
+fn quoted_string_end(text: &str) -> Option<usize> {
+    let mut is_escaped = false;
+    text.find(|c| {
+        let is_end = c == '"' && !is_escaped;
+        is_escaped = c == '\\' && !is_escaped;
+        is_end
+    })
+}
+
+/// Whether a text is a token (RFC 9110 5.6.2).
+fn is_token(text: &str) -> bool {
+    let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_token_byte)
 }
 
 /// Whether `content-encoding` is absent or `identity`.
@@ -166,8 +207,6 @@ mod tests {
         for (method, target, fields, expected) in [
             ("POST", "/producer/tasks", &[][..], true),
             ("POST", "http://anything/producer/tasks", &[], true),
-            ("POST", "/producer/tasks", &[("content-type", "Application/JSON")], true),
-            ("POST", "/producer/tasks", &[("content-type", "application/json; charset=UTF-8")], true),
             ("POST", "/producer/tasks", &[("content-encoding", "identity")], true),
             ("GET", "/producer/tasks", &[], false),
             ("post", "/producer/tasks", &[], false),
@@ -185,8 +224,6 @@ mod tests {
             ("POST", "/producer/x/tasks", &[], false),
             ("POST", "/tasks", &[], false),
             ("POST", "/producer/tasks", &[("content-type", "text/plain")], false),
-            ("POST", "/producer/tasks", &[("content-type", "application/json; charset=utf-16")], false),
-            ("POST", "/producer/tasks", &[("content-type", "application/json, text/plain")], false),
             (
                 "POST",
                 "/producer/tasks",
@@ -205,6 +242,43 @@ mod tests {
             ("POST", "/producer/tasks", &[("payment-signature", "s")], false),
         ] {
             assert_eq!(is(method, target, fields), expected, "{method} {target} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn json_with_any_parameter_except_another_charset_is_accepted() {
+        for (content_type, expected) in [
+            ("Application/JSON", true),
+            ("application/json;", true),
+            ("application/json; charset=UTF-8", true),
+            ("application/json ; charset=utf-8 ;; Charset=\"Utf-8\"", true),
+            ("application/json;odata=verbose; q=0.5", true),
+            (r#"application/json; profile="https://a.example/\"x;charset=utf-16"; charset=utf-8"#, true),
+            (r#"application/json; x="""#, true),
+            ("application/json; charset=utf-16", false),
+            ("application/json; x=y; CHARSET=\"latin1\"", false),
+            ("application/json; charset=utf-8; charset=utf-16", false),
+            ("application/json; charset=utf8", false),
+            (r#"application/json; charset="utf\-8""#, false),
+            (r#"application/json; charset="""#, false),
+            ("application/json; charset=", false),
+            ("application/json; charset", false),
+            ("application/json; =x", false),
+            ("application/json; charset = utf-8", false),
+            ("application/json; x=\"y; charset=utf-8", false),
+            ("application/json; x=\"y\"z", false),
+            ("application/json; x=y, text/plain", false),
+            ("application/json; x=y z", false),
+            ("application/json, text/plain", false),
+            ("application/json charset=utf-8", false),
+            ("application/jsonp", false),
+            ("application/merge-patch+json", false),
+            ("text/plain", false),
+            ("", false),
+        ] {
+            let parts = parts("POST", "/producer/tasks", &[("content-type", content_type)]);
+            let headers = RequestHeaders::parse(&parts.headers);
+            assert_eq!(is_json(&headers.content_type), expected, "{content_type}");
         }
     }
 

@@ -48,7 +48,7 @@ pub(super) async fn handle<'a>(
         Ok(ReadBody::NotLookup(body)) => return Decision::Forward(body),
         Err(error) => return Decision::Respond(refuse(error.into(), log)),
     };
-    let request = TaskRequest::parse(&body, port.tasks.max_ids);
+    let request = TaskRequest::parse(&body, port.tasks.max_ids, &candidate.service.rules);
     log.action(&request);
     match request {
         TaskRequest::Lookup(ids) => {

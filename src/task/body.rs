@@ -10,13 +10,13 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::{LookupIds, TaskId};
+use super::{LookupIds, ServiceRules, TaskId};
 
 /// Request that a body sent to `/{service}/tasks` stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TaskRequest {
     /// `{"action":"retrieve","id":"…"}`, or `{"action":"retrieve_batch","ids":["…",…]}` with at
-    /// least one id.
+    /// least one id, or another form with the same meaning (docs/clients.md).
     Lookup(LookupIds),
     /// Batch of more than `tasks.max_ids` ids, with their number.
     TooManyIds(usize),
@@ -27,39 +27,50 @@ pub enum TaskRequest {
 }
 
 impl TaskRequest {
-    /// Classifies a body. Two JSON parsers can disagree about a repeated key and the like; such a
-    /// body is [`TaskRequest::Other`].
-    pub fn parse(body: &[u8], max_ids: usize) -> Self {
+    /// Classifies a body sent to a service with these rules. Two JSON parsers can disagree about a
+    /// repeated key and the like; such a body is [`TaskRequest::Other`].
+    pub fn parse(body: &[u8], max_ids: usize, rules: &ServiceRules) -> Self {
         let fields = canonical::parse(body, max_ids).or_else(|| BodyFields::parse(body, max_ids));
-        match fields.unwrap_or_default() {
-            BodyFields { action: Some(Action::Retrieve), id: Some(id), ids: None, has_owner: false } => {
+        let BodyFields { action, id, ids, has_owner, offset, limit } = fields.unwrap_or_default();
+        let is_page = offset.is_some() || limit.is_some();
+        match (action, id, ids) {
+            (Some(Action::Delete), Some(id), None) if !is_page => Self::Delete(id),
+            _ if has_owner => Self::Other,
+            (Some(Action::Retrieve), Some(id), None) if !is_page => Self::Lookup(LookupIds::Single(id)),
+            (None, Some(id), None) if !is_page && rules.absent_action_retrieves => {
                 Self::Lookup(LookupIds::Single(id))
             }
-            BodyFields {
-                action: Some(Action::RetrieveBatch),
-                id: None,
-                ids: Some(IdList { ids, count }),
-                has_owner: false,
-            } => match count {
-                0 => Self::Other,
-                _ if count > max_ids => Self::TooManyIds(count),
-                _ => Self::Lookup(LookupIds::batch(ids)),
-            },
-            BodyFields { action: Some(Action::Delete), id: Some(id), ids: None, .. } => Self::Delete(id),
+            (Some(Action::RetrieveBatch), None, Some(list)) if offset.unwrap_or(0) == 0 => {
+                Self::batch(list, limit, max_ids)
+            }
             _ => Self::Other,
         }
     }
+
+    /// Classifies a batch. A `limit` below the number of distinct ids would cut its response.
+    fn batch(IdList { ids, count }: IdList, limit: Option<u64>, max_ids: usize) -> Self {
+        let is_cut = |records: usize| limit.is_some_and(|limit| limit < records as u64);
+        if count > max_ids {
+            // The ids are not held, so the distinct ones cannot be counted.
+            return if is_cut(count) { Self::Other } else { Self::TooManyIds(count) };
+        }
+        let ids = LookupIds::batch(ids);
+        if count == 0 || is_cut(ids.distinct().len()) { Self::Other } else { Self::Lookup(ids) }
+    }
 }
 
-/// Members of a body. `None` for a member that is absent; for `action`, also for an unknown name.
+/// Members of a body. `None` for a member that is absent.
 #[derive(Default)]
 #[cfg_attr(test, derive(Debug, PartialEq))]
 struct BodyFields {
     action: Option<Action>,
+    /// Also `None` for an empty id, which means nothing in a batch and is invalid elsewhere.
     id: Option<TaskId>,
     ids: Option<IdList>,
     /// Whether `user_id` or `application_id` is present, which only a delete may have.
     has_owner: bool,
+    offset: Option<u64>,
+    limit: Option<u64>,
 }
 
 impl BodyFields {
@@ -78,15 +89,16 @@ enum Action {
     Retrieve,
     RetrieveBatch,
     Delete,
+    Unknown,
 }
 
 impl Action {
-    fn parse(name: &str) -> Option<Self> {
+    fn parse(name: &str) -> Self {
         match name {
-            "retrieve" => Some(Self::Retrieve),
-            "retrieve_batch" => Some(Self::RetrieveBatch),
-            "delete" => Some(Self::Delete),
-            _ => None,
+            "retrieve" => Self::Retrieve,
+            "retrieve_batch" => Self::RetrieveBatch,
+            "delete" => Self::Delete,
+            _ => Self::Unknown,
         }
     }
 }
@@ -99,6 +111,8 @@ enum MemberKey {
     Ids,
     UserId,
     ApplicationId,
+    Offset,
+    Limit,
 }
 
 struct BodyVisitor {
@@ -122,8 +136,13 @@ impl<'de> Visitor<'de> for BodyVisitor {
             }
             seen |= bit;
             match key {
-                MemberKey::Action => fields.action = Action::parse(&map.next_value::<String>()?),
-                MemberKey::Id => fields.id = Some(map.next_value::<RequestedId>()?.0),
+                MemberKey::Action => fields.action = Some(Action::parse(&map.next_value::<String>()?)),
+                MemberKey::Id => {
+                    let id: String = map.next_value()?;
+                    if !id.is_empty() {
+                        fields.id = Some(RequestedId::try_from(id).map_err(A::Error::custom)?.0);
+                    }
+                }
                 MemberKey::Ids => {
                     fields.ids = Some(map.next_value_seed(IdListSeed { max_ids: self.max_ids })?);
                 }
@@ -131,6 +150,9 @@ impl<'de> Visitor<'de> for BodyVisitor {
                     map.next_value::<String>()?;
                     fields.has_owner = true;
                 }
+                // Any other form of a number, such as `12.0`, is an error.
+                MemberKey::Offset => fields.offset = Some(map.next_value()?),
+                MemberKey::Limit => fields.limit = Some(map.next_value()?),
             }
         }
         Ok(fields)
@@ -200,6 +222,7 @@ impl<'de> Visitor<'de> for IdListSeed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::{ServiceClass, find_in_catalogue};
 
     fn id(text: &str) -> TaskId {
         TaskId::parse(text).unwrap()
@@ -209,24 +232,99 @@ mod tests {
         TaskRequest::Lookup(LookupIds::Single(TaskId::parse(id).unwrap()))
     }
 
+    fn batch(ids: &[&str]) -> TaskRequest {
+        TaskRequest::Lookup(LookupIds::batch(ids.iter().map(|text| id(text)).collect()))
+    }
+
+    /// Parses a body for `producer`, with at most three ids.
+    fn parse(body: &str) -> TaskRequest {
+        TaskRequest::parse(body.as_bytes(), 3, &find_in_catalogue("producer").unwrap().rules)
+    }
+
     #[test]
     fn lookups_and_deletes_are_recognised() {
-        let parse = |body: &str| TaskRequest::parse(body.as_bytes(), 3);
-        assert_eq!(parse(r#"{"action":"retrieve","id":"a"}"#), single("a"));
-        assert_eq!(parse("\n{ \"id\" : \"\\u0061\\n\" , \"action\":\"retrieve\" }\n"), single("a\n"));
-        assert_eq!(
-            parse(r#"{"action":"retrieve_batch","ids":["a","b","a"]}"#),
-            TaskRequest::Lookup(LookupIds::batch(vec![id("a"), id("b"), id("a")]))
-        );
-        assert_eq!(
-            parse(r#"{"action":"retrieve_batch","ids":["a","b","a","c"]}"#),
-            TaskRequest::TooManyIds(4)
-        );
-        assert_eq!(parse(r#"{"action":"delete","id":"a"}"#), TaskRequest::Delete(id("a")));
-        assert_eq!(
-            parse(r#"{"action":"delete","id":"a","user_id":"u","application_id":"p"}"#),
-            TaskRequest::Delete(id("a"))
-        );
+        for (body, expected) in [
+            (r#"{"action":"retrieve","id":"a"}"#, single("a")),
+            ("\n{ \"id\" : \"\\u0061\\n\" , \"action\":\"retrieve\" }\n", single("a\n")),
+            (r#"{"action":"retrieve_batch","ids":["a","b","a"]}"#, batch(&["a", "b", "a"])),
+            (r#"{"action":"retrieve_batch","ids":["a","b","a","c"]}"#, TaskRequest::TooManyIds(4)),
+            (r#"{"action":"delete","id":"a"}"#, TaskRequest::Delete(id("a"))),
+            (
+                r#"{"action":"delete","id":"a","user_id":"u","application_id":"p"}"#,
+                TaskRequest::Delete(id("a")),
+            ),
+        ] {
+            assert_eq!(parse(body), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn absent_action_retrieves_where_the_service_says_so() {
+        let custom = ServiceRules::new(ServiceClass::Batch, None);
+        for body in [r#"{"id":"a"}"#, "{\"i\\u0064\":\n\"a\"}"] {
+            assert_eq!(parse(body), single("a"), "{body}");
+            assert_eq!(TaskRequest::parse(body.as_bytes(), 3, &custom), TaskRequest::Other, "{body}");
+        }
+        for body in [
+            r#"{"id":""}"#,
+            r#"{"id":null}"#,
+            r#"{"action":null,"id":"a"}"#,
+            r#"{"action":"","id":"a"}"#,
+            r#"{"action":"generate","id":"a"}"#,
+            r#"{"id":"a","id":"a"}"#,
+            r#"{"id":"a","ids":["a"]}"#,
+            r#"{"ids":["a"]}"#,
+            r#"{"id":"a","user_id":"u"}"#,
+            r#"{"id":"a","limit":1}"#,
+            r#"{"id":"a","offset":0}"#,
+            r#"{"task_id":"a"}"#,
+        ] {
+            assert_eq!(parse(body), TaskRequest::Other, "{body}");
+        }
+    }
+
+    #[test]
+    fn batch_members_without_an_effect_are_accepted() {
+        let body = |more: &str| format!(r#"{{"action":"retrieve_batch","ids":["a","b","a"]{more}}}"#);
+        for more in [
+            r#","id":"""#,
+            r#","offset":0"#,
+            r#","limit":2"#,
+            r#","limit":18446744073709551615"#,
+            r#","limit":12,"offset":0,"id":"""#,
+        ] {
+            assert_eq!(parse(&body(more)), batch(&["a", "b", "a"]), "{more}");
+        }
+        for more in [
+            r#","id":"a""#,
+            r#","id":null"#,
+            r#","id":"","id":"""#,
+            r#","offset":1"#,
+            r#","offset":-0"#,
+            r#","offset":0.0"#,
+            r#","offset":null"#,
+            r#","offset":0,"offset":0"#,
+            r#","limit":1"#,
+            r#","limit":0"#,
+            r#","limit":-1"#,
+            r#","limit":12.0"#,
+            r#","limit":1e3"#,
+            r#","limit":"12""#,
+            r#","limit":[12]"#,
+            r#","limit":true"#,
+            r#","limit":null"#,
+            r#","limit":012"#,
+            r#","limit":18446744073709551616"#,
+            r#","limit":12,"limit":12"#,
+            r#","limit":12,"user_id":"u""#,
+            r#","limit":12,"type":"audios""#,
+        ] {
+            assert_eq!(parse(&body(more)), TaskRequest::Other, "{more}");
+        }
+        let body = |limit: u8| {
+            parse(&format!(r#"{{"action":"retrieve_batch","ids":["a","a","a","b"],"limit":{limit}}}"#))
+        };
+        assert_eq!([body(3), body(4)], [TaskRequest::Other, TaskRequest::TooManyIds(4)]);
     }
 
     #[test]
@@ -240,8 +338,9 @@ mod tests {
             "\"retrieve\"",
             "{}",
             r#"{"action":"retrieve"}"#,
-            r#"{"id":"a"}"#,
             r#"{"action":"retrieve","id":""}"#,
+            r#"{"action":"retrieve","id":"a","limit":12}"#,
+            r#"{"action":"retrieve","id":"a","offset":0}"#,
             r#"{"action":{"retrieve":null},"id":"a"}"#,
             r#"{"action":["retrieve"],"id":"a"}"#,
             r#"["retrieve","a"]"#,
@@ -263,9 +362,12 @@ mod tests {
             r#"{"action":"retrieve_batch","ids":"a"}"#,
             r#"{"action":"retrieve_batch","ids":["a",1]}"#,
             r#"{"action":"retrieve_batch","ids":["a",""]}"#,
-            r#"{"action":"retrieve_batch","ids":["a"],"limit":1}"#,
+            r#"{"action":"retrieve_batch","ids":[],"limit":10}"#,
             r#"{"action":"retrieve_batch","limit":10}"#,
+            r#"{"action":"retrieve_batch","id":"","limit":10}"#,
             r#"{"action":"delete","id":"a","force":true}"#,
+            r#"{"action":"delete","id":"a","limit":1}"#,
+            r#"{"action":"delete","id":""}"#,
             r#"{"action":"delete","id":"a","user_id":1}"#,
             r#"{"action":"retrieve","id":"a"}x"#,
             r#"{"action":"retrieve","id":"a"}{}"#,
@@ -275,13 +377,10 @@ mod tests {
             &long,
             &deep,
         ] {
-            assert_eq!(
-                TaskRequest::parse(body.as_bytes(), 10),
-                TaskRequest::Other,
-                "{}",
-                &body[..body.len().min(100)]
-            );
+            assert_eq!(parse(body), TaskRequest::Other, "{}", &body[..body.len().min(100)]);
         }
-        assert_eq!(TaskRequest::parse(b"{\"action\":\"retrieve\",\"id\":\"\xff\"}", 10), TaskRequest::Other);
+        let rules = &find_in_catalogue("producer").unwrap().rules;
+        let not_utf8 = b"{\"action\":\"retrieve\",\"id\":\"\xff\"}";
+        assert_eq!(TaskRequest::parse(not_utf8, 3, rules), TaskRequest::Other);
     }
 }

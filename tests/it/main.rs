@@ -27,6 +27,7 @@ mod metrics;
 mod passthrough;
 mod preferences;
 mod recheck;
+mod request_forms;
 mod secrets;
 mod shared_mode;
 mod shutdown;

@@ -38,7 +38,7 @@ async fn anything_but_a_lookup_is_forwarded_byte_for_byte() {
     let look_up = r#"{"action":"retrieve","id":"id"}"#;
     let tasks = "POST /producer/tasks";
     let usual = [BEARER, JSON];
-    let bodies: [&[u8]; 30] = [
+    let bodies: [&[u8]; 37] = [
         br#"{"action":"retrieve","id":"id","trace_id":"x"}"#,
         br#"{"action":"retrieve","id":"id","x":null}"#,
         br#"{"action":"retrieve","trace_id":"id"}"#,
@@ -59,7 +59,14 @@ async fn anything_but_a_lookup_is_forwarded_byte_for_byte() {
         br#"{"action":"retrieve_batch","ids":["id",null]}"#,
         br#"{"action":"retrieve_batch","ids":"id"}"#,
         br#"{"action":"retrieve_batch","id":"id"}"#,
-        br#"{"action":"retrieve_batch","ids":["id"],"limit":5}"#,
+        br#"{"action":"retrieve_batch","ids":["id","a"],"limit":1}"#,
+        br#"{"action":"retrieve_batch","ids":["id"],"limit":12.0}"#,
+        br#"{"action":"retrieve_batch","ids":["id"],"limit":12,"offset":1}"#,
+        br#"{"action":"retrieve_batch","ids":["id"],"id":"id"}"#,
+        br#"{"action":"retrieve_batch","ids":["id"],"type":"audios"}"#,
+        br#"{"action":"retrieve","id":"id","limit":12}"#,
+        br#"{"id":"id","offset":0}"#,
+        br#"{"task_id":"id"}"#,
         br#"{"action":"retrieve_batch","limit":5,"offset":0}"#,
         br#"[{"action":"retrieve","id":"id"}]"#,
         br#"{"action":"retrieve","id":"id"}x"#,
@@ -109,9 +116,13 @@ async fn anything_but_a_lookup_is_forwarded_byte_for_byte() {
     ] {
         cases.push((tasks, vec![BEARER, JSON, more], look_up.as_bytes()));
     }
-    for content_type in
-        ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", "multipart/form-data"]
-    {
+    for content_type in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/jsonx",
+        "application/json; charset=latin1",
+        "multipart/form-data",
+    ] {
         cases.push((tasks, vec![BEARER, ("content-type", content_type)], look_up.as_bytes()));
     }
     for authorization in ["Basic dDp0", "Bearer", "Bearer ", "t", "Digest Bearer t"] {

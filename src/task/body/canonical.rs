@@ -16,16 +16,12 @@ pub(super) fn parse(body: &[u8], max_ids: usize) -> Option<BodyFields> {
         body.iter().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~') & (*byte != b'\\'));
     let mut scanner = Scanner { rest: std::str::from_utf8(body).ok().filter(|_| is_plain)? };
     let mut fields = BodyFields::default();
-    let mut has_action = false;
     scanner.expect(b'{')?;
     loop {
         let key = scanner.string()?;
         scanner.expect(b':')?;
         match key {
-            "action" if !has_action => {
-                has_action = true;
-                fields.action = Action::parse(scanner.string()?);
-            }
+            "action" if fields.action.is_none() => fields.action = Some(Action::parse(scanner.string()?)),
             "id" if fields.id.is_none() => fields.id = Some(TaskId::parse(scanner.string()?)?),
             "ids" if fields.ids.is_none() => fields.ids = Some(scanner.ids(max_ids)?),
             _ => return None,
@@ -92,6 +88,7 @@ mod tests {
             r#"{"action": "retrieve", "id": "a"}"#,
             r#" { "ids" : [ "a", "b" ] , "action" : "retrieve_batch" } "#,
             r#"{"action":"delete","id":"a"}"#,
+            r#"{"id":"1a6ac2ad-10f2-4e2b-b500-66ec27fe82ad"}"#,
         ] {
             assert!(parse(body.as_bytes(), 10).is_some(), "{body}");
         }
@@ -108,7 +105,8 @@ mod tests {
                 ]),
                 4 => proptest::sample::select(vec![
                     "\"action\":\"retrieve\"", "\"action\": \"retrieve_batch\"", "\"action\":\"delete\"", "\"id\":\"a\"",
-                    "\"id\": \"b\"", "\"ids\":[\"a\",\"b\"]", "\"ids\":[ \"a\" ]", "\"ids\":[]", "\"user_id\":\"u\"", ",", ",",
+                    "\"id\": \"b\"", "\"ids\":[\"a\",\"b\"]", "\"ids\":[ \"a\" ]", "\"ids\":[]", "\"id\":\"\"", "\"limit\":12",
+                    "\"offset\":0", "\"user_id\":\"u\"", ",", ",",
                 ]),
             ],
             0..8,
