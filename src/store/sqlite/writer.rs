@@ -341,7 +341,11 @@ impl Writer {
         let old_tombstones = self.tombstone_ages.record(Instant::now(), delete_seq);
         let is_reader_cleanup = self.sweep_steps.is_multiple_of(STEPS_PER_READER_CLEANUP);
         self.sweep_steps += 1;
+        let is_recount = !self.connection.are_counters_exact();
         let step = self.connection.transaction(async |tx| {
+            if is_recount {
+                sweep::recount(tx).await?;
+            }
             let step = sweep::evict(tx, &state.local.limits, now).await?;
             if let Some(seq) = old_tombstones {
                 sweep::delete_old_tombstones(tx, seq).await?;
@@ -352,6 +356,9 @@ impl Writer {
             Ok(step)
         });
         let step = step.await?;
+        if is_recount {
+            self.connection.confirm_counters();
+        }
         let evicted = &state.local.metrics.store_tasks_evicted;
         evicted.inc_by(EvictionReason::MaxBytes, step.over_max_bytes);
         evicted.inc_by(EvictionReason::MaxAge, step.over_max_age);

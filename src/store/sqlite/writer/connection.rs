@@ -32,6 +32,8 @@ pub(super) struct WriterConnection {
     conn: Option<SqliteConnection>,
     /// `PRAGMA data_version` of this connection, which changes when another connection commits.
     data_version: Option<i64>,
+    /// Whether the counters in the database were counted since another connection committed.
+    are_counters_exact: bool,
     /// The files behind the connections.
     files: OpenFiles,
     /// Whether the corrupt file was set aside but a new one could not be opened yet.
@@ -46,6 +48,7 @@ impl WriterConnection {
         Self {
             conn: Some(conn),
             data_version: None,
+            are_counters_exact: false,
             files: OpenFiles::at(&state.path),
             is_set_aside: false,
             wal: WalGuard::new(&state.path, &state.local.limits),
@@ -67,6 +70,17 @@ impl WriterConnection {
     /// Whether the connection is open.
     pub(super) fn is_open(&self) -> bool {
         self.conn.is_some()
+    }
+
+    /// Whether nothing but the triggers has changed the counters since
+    /// [`WriterConnection::confirm_counters`].
+    pub(super) fn are_counters_exact(&self) -> bool {
+        self.are_counters_exact
+    }
+
+    /// Records that the last transaction counted the tasks.
+    pub(super) fn confirm_counters(&mut self) {
+        self.are_counters_exact = true;
     }
 
     /// Clears the memory cache and reads the counters if another process wrote to the database.
@@ -139,6 +153,7 @@ impl WriterConnection {
         let version: i64 = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *conn).await?;
         if self.data_version != Some(version) {
             self.data_version = Some(version);
+            self.are_counters_exact = false;
             self.state.local.memory.clear();
             self.state.counters.set(read_counters(conn).await?);
         }
