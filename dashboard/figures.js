@@ -46,7 +46,16 @@ export function showStats(stats) {
   const limit = store.max_bytes > 0 ? ` of ${format.bytes(store.max_bytes)}` : "";
   figure("stored", format.count(store.tasks), store.tasks, errors > 0 ? `${format.count(errors)} store errors` : format.bytes(store.record_bytes) + limit);
   $("stored-note").classList.toggle("bad", errors > 0);
+  showServices(stats.services);
   return requests.total === 0 && store.tasks === 0;
+}
+
+function showServices({ interpreted, passed_through: passedThrough }) {
+  const cached = interpreted.map(({ service, max_batch: size, has_learnt_limit: learnt }) => (learnt ? `${service} (batches of ${size})` : service));
+  setText($("services-cached"), `Cached: ${cached.join(", ") || "none"}.`);
+  const passed = passedThrough.map(({ service, requests }) => `${service} (${format.count(requests)} ${requests === 1 ? "request" : "requests"})`);
+  setText($("services-passed"), passed.length > 0 ? `Polled by clients, but passed through and never cached: ${passed.join(", ")}.` : "");
+  $("services-passed").hidden = passed.length === 0;
 }
 
 function figure(id, text, exact, note) {

@@ -21,6 +21,7 @@ mod lookup_handler;
 mod lookup_response;
 mod passthrough;
 mod response_body;
+mod uninterpreted;
 mod validation;
 
 use std::convert::Infallible;
@@ -109,7 +110,10 @@ impl ClientPort {
             (Some(caller), Some(candidate)) => {
                 lookup_handler::handle(self, caller, candidate, &parts, body, &mut log).await
             }
-            _ => Decision::Forward(Body::new(body)),
+            _ => {
+                uninterpreted::record(&parts, &self.services, &self.tasks, &self.metrics.uninterpreted);
+                Decision::Forward(Body::new(body))
+            }
         };
         // Boxed, so that a hit does not carry the size of these futures.
         let response = match decision {

@@ -7,6 +7,7 @@
 //!   locks
 //! - `exposition`: the response to `GET /metrics`
 //! - `history`: the last hour and day, for charts
+//! - `uninterpreted`: services that clients poll, but whose lookups are passed through
 //! - `logging`: the log on stderr
 
 mod exposition;
@@ -19,6 +20,7 @@ pub mod logging;
 mod metrics;
 mod process;
 mod registration;
+mod uninterpreted;
 
 pub use exposition::{ExpositionFormat, expose};
 pub use family::{CounterVec, FixedFamily};
@@ -30,3 +32,4 @@ pub use labels::{
     RequestOutcome, StoreErrorKind, StoreLookupResult,
 };
 pub use metrics::{CallLabels, CallsSaved, Metrics, RequestLabels, ServiceLabel};
+pub use uninterpreted::UninterpretedServices;

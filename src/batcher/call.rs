@@ -12,7 +12,7 @@ use super::decode::{DecodedRecord, DecodedResponse, decode, retry_after};
 use super::outcome::{LookupFailure, RecordSource};
 use super::queue::{Call, FetchOutcome};
 use super::registry::{FetchedFinal, QueueHandle};
-use crate::task::{FinalRecord, TaskId};
+use crate::task::{FinalRecord, MIN_BATCH_LIMIT, TaskId};
 use crate::telemetry::CallStatus;
 use crate::upstream::{UpstreamError, UpstreamResponse};
 
@@ -175,6 +175,17 @@ impl<B: Backend> CallInFlight<B> {
             true => Vec::new(),
             false => handle.registry.backend.insert(&handle.key, epoch, finals).await,
         };
+        let may_be_cut = self.call.ids.len() > 1 && found.len() >= MIN_BATCH_LIMIT;
+        if let Some(records) = self.call.short_response.filter(|_| !found.is_empty()) {
+            handle.service.learn_limit(&handle.key.service, records);
+        }
+        let missing = match may_be_cut {
+            true => {
+                self.request_again(&missing, found.len());
+                Vec::new()
+            }
+            false => missing,
+        };
         let mut stored = stored.into_iter();
         let mut fetched_finals = Vec::new();
         for (id, record) in found {
@@ -195,14 +206,24 @@ impl<B: Backend> CallInFlight<B> {
                 self.remaining.retain(|remaining| *remaining != id);
                 let now = Instant::now();
                 queue.mark_missing(now, &id);
-                let taken_at = self.call.taken_at;
-                queue.prepare_call(Call { ids: vec![id], attempts: 0, taken_at, not_before: now });
+                queue.prepare_call(Call::new(vec![id], self.call.taken_at, now));
             } else {
                 drop(queue);
                 self.complete(&id, FetchOutcome::Unknown(None));
             }
         }
         handle.registry.notify_long_polls(&handle.key, &fetched_finals);
+    }
+
+    /// Prepares calls for ids that a response of `records` records left out, because it may have been
+    /// cut. Usually it is one call.
+    fn request_again(&mut self, ids: &[TaskId], records: usize) {
+        self.remaining.retain(|remaining| !ids.contains(remaining));
+        let mut queue = self.handle.lock();
+        for ids in ids.chunks(self.handle.service.max_batch()) {
+            let call = Call::new(ids.to_vec(), self.call.taken_at, Instant::now());
+            queue.prepare_call(Call { short_response: Some(records), ..call });
+        }
     }
 
     /// Sends a refused batch again in halves, until the refused id is the only one in its call.

@@ -48,7 +48,7 @@ pub(super) struct Registry<B> {
     /// One permit for each lookup call in flight.
     pub(super) call_permits: Arc<Semaphore>,
     pub(super) settings: BatcherSettings,
-    services: ServiceStates,
+    pub(super) services: ServiceStates,
     /// Bytes of snapshots: those counted by the last sweep and the changes since.
     snapshot_bytes: AtomicUsize,
     /// Number of ids: those counted by the last sweep and those added since.

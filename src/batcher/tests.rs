@@ -18,6 +18,7 @@ mod queue_timeout;
 mod rate_limit;
 mod responses;
 mod retries;
+mod short_responses;
 mod shutdown;
 mod snapshots;
 mod unknown_ids;

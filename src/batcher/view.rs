@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use super::Batcher;
 use super::backend::Backend;
 use super::registry::{QueueHandle, Registry};
-use crate::task::{Service, TaskId};
+use super::services::ServiceState;
+use crate::task::{Service, ServiceClass, TaskId};
 use crate::telemetry::QueueTotals;
 use crate::token::Digest;
 
@@ -71,7 +72,33 @@ pub struct PendingView {
     pub is_queued: bool,
 }
 
+/// A service whose lookups are interpreted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceView {
+    /// Name of the service.
+    pub service: Service,
+    /// Treatment of its lookups.
+    pub class: ServiceClass,
+    /// Most ids in one upstream call.
+    pub max_batch: usize,
+    /// Whether `max_batch` follows from a response that the upstream cut.
+    pub has_learnt_limit: bool,
+}
+
 impl<B: Backend> Batcher<B> {
+    /// Returns the services whose lookups are interpreted, sorted by name.
+    pub fn services(&self) -> Vec<ServiceView> {
+        let view = |(service, state): (&Service, &ServiceState)| ServiceView {
+            service: service.clone(),
+            class: state.rules.class,
+            max_batch: state.max_batch(),
+            has_learnt_limit: state.has_learnt_limit(),
+        };
+        let mut services: Vec<_> = self.registry.services.iter().map(view).collect();
+        services.sort_by(|one, other| one.service.cmp(&other.service));
+        services
+    }
+
     /// Returns the busiest queues that are not empty, at most `limit`.
     pub fn queues(&self, limit: usize) -> Listing<QueueView> {
         let now = Instant::now();

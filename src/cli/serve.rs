@@ -21,6 +21,7 @@ pub(super) async fn start(
 ) -> Result<Option<App>, CliError> {
     let upstream = loaded.config.upstream.base_url.clone();
     let store = loaded.config.store.url.clone();
+    let services = loaded.config.tasks.interpreted_services();
     let app = tokio::select! {
         biased;
         () = shutdown.cancelled() => return Ok(None),
@@ -34,5 +35,10 @@ pub(super) async fn start(
     }
     tracing::info!(url = %upstream, "upstream");
     tracing::info!(url = %store, "task store");
+    let names: Vec<&str> = services.names().collect();
+    tracing::info!(
+        services = names.join(" "),
+        "lookups of these services are cached; all others pass through"
+    );
     Ok(Some(app))
 }

@@ -18,6 +18,7 @@ use super::labels::{
     RequestOutcome, StoreErrorKind, StoreLookupResult,
 };
 use super::registration::{metrics, registered_as_clone};
+use super::uninterpreted::UninterpretedServices;
 
 /// Polling interval of a client without `prefer: wait`: that of the vendor's SDK.
 const POLL_INTERVAL: Duration = Duration::from_secs(3);
@@ -65,6 +66,8 @@ metrics! {
         services: Box<[String]>,
         /// Whether there was a request for each of `services`.
         in_use: Box<[Arc<AtomicBool>]>,
+        /// Services that clients poll, but whose lookups are passed through.
+        pub uninterpreted: UninterpretedServices,
         /// Requests on the client port that have ended
         #[metric("requests")]
         pub requests: FixedFamily<RequestLabels, Counter>,
@@ -215,6 +218,7 @@ impl Metrics {
             panics: Counter::default(),
             services,
             in_use,
+            uninterpreted: UninterpretedServices::default(),
         }
     }
 

@@ -145,6 +145,7 @@ async fn documented_endpoint_returns_the_fields_of_its_example() {
     }
     let pending = app.upstream.create_pending("producer", "t");
     app.retrieve("t", &pending).await;
+    app.send(app.http.post(app.url("/captcha/tasks")).bearer_auth("t").body("{}")).await;
     for path in endpoints {
         let requested = path.replace("{service}", "producer").replace("{id}", DOCUMENTED_ID);
         let response = get(&app, &requested).await;

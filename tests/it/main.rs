@@ -29,6 +29,7 @@ mod preferences;
 mod recheck;
 mod request_forms;
 mod secrets;
+mod services;
 mod shared_mode;
 mod shutdown;
 mod storage;

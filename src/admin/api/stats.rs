@@ -42,6 +42,7 @@ pub(super) async fn stats(State(port): State<Arc<AdminPort>>, uri: Uri) -> Resul
         "upstream": upstream(metrics, &gauges),
         "queues": queues(&gauges),
         "store": store(metrics, &gauges),
+        "services": services(&port),
     })))
 }
 
@@ -101,6 +102,31 @@ fn queues(gauges: &Gauges) -> Value {
         "snapshot_bytes": queues.snapshot_bytes,
         "oldest_wait_seconds": queues.oldest_queued.as_secs_f64(),
     })
+}
+
+fn services(port: &AdminPort) -> Value {
+    let interpreted: Vec<Value> = port
+        .lookups
+        .batcher()
+        .services()
+        .iter()
+        .map(|view| {
+            json!({
+                "service": view.service.as_str(),
+                "class": view.class,
+                "max_batch": view.max_batch,
+                "has_learnt_limit": view.has_learnt_limit,
+            })
+        })
+        .collect();
+    let passed_through: Vec<Value> = port
+        .metrics
+        .uninterpreted
+        .counts()
+        .iter()
+        .map(|(service, requests)| json!({"service": service, "requests": requests}))
+        .collect();
+    json!({"interpreted": interpreted, "passed_through": passed_through})
 }
 
 fn store(metrics: &Metrics, gauges: &Gauges) -> Value {

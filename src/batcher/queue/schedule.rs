@@ -19,6 +19,15 @@ pub(in crate::batcher) struct Call {
     /// When its ids were taken from the queue for the first time.
     pub(in crate::batcher) taken_at: Instant,
     pub(in crate::batcher) not_before: Instant,
+    /// Number of records of the response that left these ids out, if it may have been cut.
+    pub(in crate::batcher) short_response: Option<usize>,
+}
+
+impl Call {
+    /// Creates a call that is sent for the first time, as soon as possible.
+    pub(in crate::batcher) fn new(ids: Vec<TaskId>, taken_at: Instant, now: Instant) -> Self {
+        Self { ids, attempts: 0, taken_at, not_before: now, short_response: None }
+    }
 }
 
 /// Order in which ids become calls.
@@ -131,5 +140,5 @@ fn take_batch(entries: &mut Entries, context: &QueueContext) -> Option<Call> {
             entry.grace_until = None;
         }
     }
-    Some(Call { ids, attempts: 0, taken_at: now, not_before: now })
+    Some(Call::new(ids, now, now))
 }
