@@ -118,6 +118,7 @@ enum StopEvent {
     HeadTimeout,
     /// The connection makes room for another.
     Evicted,
+    ClientLeft,
 }
 
 /// Active request, counted while this value exists.
@@ -147,7 +148,7 @@ pub(super) async fn run<H: Handler>(
     // Closes the connection of a client that has disappeared, also while nothing is sent to it.
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
     let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
-    let io = ClientIo::new(stream, Arc::clone(&activity), context.limits.write_idle_timeout);
+    let (io, client) = ClientIo::new(stream, Arc::clone(&activity), context.limits.write_idle_timeout);
     let connection = Arc::new(Connection::new(Arc::clone(&context), Arc::clone(&activity)));
     let requests = service_fn(|request| respond(ActiveRequest::new(&connection), request));
     let mut http = context.http.serve_connection(io, requests);
@@ -157,6 +158,7 @@ pub(super) async fn run<H: Handler>(
                 () = context.shutdown.draining() => StopEvent::Shutdown,
                 () = connection.head_timeout() => StopEvent::HeadTimeout,
                 () = activity.evicted() => StopEvent::Evicted,
+                () = client.left() => StopEvent::ClientLeft,
             }
         };
         // `select!` polls all its branches whenever this task is woken, several times per request.
@@ -168,19 +170,20 @@ pub(super) async fn run<H: Handler>(
             biased;
             result = &mut http => break 'served result,
             event = stop_events.next() => match event {
-                Some(StopEvent::HeadTimeout) => break 'served Ok(()),
+                Some(StopEvent::HeadTimeout | StopEvent::ClientLeft) => break 'served Ok(()),
                 // No response is on its way, and the slot is needed now.
                 Some(StopEvent::Evicted) => return,
                 Some(StopEvent::Shutdown) | None => {}
             },
         }
-        let mut idle_check = pin!(drain_idle(&context));
+        let (mut idle_check, mut left) = (pin!(drain_idle(&context)), pin!(client.left()));
         let mut is_shutdown_requested = false;
         loop {
             tokio::select! {
                 biased;
                 () = context.shutdown.aborted() => return,
                 result = &mut http => break result,
+                () = &mut left => break Ok(()),
                 () = &mut idle_check => {
                     if is_shutdown_requested && connection.activity.is_idle() {
                         return;
@@ -192,6 +195,7 @@ pub(super) async fn run<H: Handler>(
             }
         }
     };
+    drop(client);
     let (stream, has_timed_out) = http.into_parts().io.into_stream();
     match result {
         // A reset frees the bytes that the kernel still holds, and marks a response that ends with

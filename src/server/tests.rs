@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::response::IntoResponse;
 use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use super::*;
@@ -310,6 +311,17 @@ async fn closed_connection_drops_the_handler() {
 }
 
 #[tokio::test]
+async fn pipelined_requests_before_a_half_close_are_served() {
+    let server = TestServer::spawn(limits(), hello).await;
+    let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(GET.repeat(100).as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut responses = String::new();
+    soon(stream.read_to_string(&mut responses)).await.unwrap();
+    assert_eq!(responses.matches("hello").count(), 100);
+}
+
+#[tokio::test]
 async fn unread_body_is_never_parsed_as_a_request() {
     let seen = Arc::new(AtomicUsize::new(0));
     let seen_ = seen.clone();
@@ -332,14 +344,12 @@ async fn unread_body_is_never_parsed_as_a_request() {
             stream.into_split()
         };
         let sent = tokio::spawn(async move {
-            use tokio::io::AsyncWriteExt;
             let _ = write.write_all(&bytes).await;
             write
         });
         // The whole response arrives although the body was not read.
         let mut response = Vec::new();
         soon(async {
-            use tokio::io::AsyncReadExt;
             while !response.ends_with(b"hello") {
                 assert!(read.read_buf(&mut response).await.unwrap() > 0);
             }

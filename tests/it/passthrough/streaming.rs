@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use refrain_simulator::Rule;
 
 use super::{BEARER, PAID, forwarded};
-use crate::support::{Program, RawPeer, TIMEOUT, TestApp, request, simulator};
+use crate::support::{Program, RawPeer, TIMEOUT, TestApp, eventually, request, simulator};
 
 #[tokio::test]
 async fn first_line_of_a_stream_arrives_before_the_second_is_sent() {
@@ -74,6 +74,68 @@ async fn abandoned_request_ends_upstream_within_a_second() {
         app.upstream.calls().iter().skip(1).all(|call| !call.body_complete),
         "an aborted upload never looks complete"
     );
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn client_that_leaves_unread_bytes_ends_its_upstream_call() {
+    let app = TestApp::spawn().await;
+    app.upstream.add_rule(Rule::any().black_hole());
+    let paid = request(PAID, &[BEARER], "{}");
+    for (number, unread) in [&b"\r\n"[..], &paid[..], b"GET / HT"].into_iter().enumerate() {
+        let mut peer = RawPeer::connect(app.address).await;
+        peer.write([&paid[..], unread].concat()).await;
+        app.upstream.wait_for_calls(number + 1).await;
+        drop(peer);
+        let left = Instant::now();
+        app.upstream
+            .wait_until("the call was aborted", |upstream| upstream.aborted_calls() == number as u64 + 1)
+            .await;
+        assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
+    }
+    assert_eq!(app.upstream.call_count(), 3, "no pipelined request was sent");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn client_reset_in_a_stalled_upload_ends_the_upstream_call() {
+    let (upstream, address) = refrain_simulator::raw_http::listen().await;
+    let app = TestApp::spawn_with(|config| {
+        config.upstream.base_url = format!("http://{address}").parse().expect("a URL");
+    })
+    .await;
+    let client = tokio::net::TcpStream::connect(app.address).await.expect("a connection");
+    let head = "POST /suno/audios HTTP/1.1\r\nhost: h\r\ncontent-length: 100000000\r\n\r\n";
+    let bytes = [head.as_bytes(), &[b'x'; 1 << 20]].concat();
+    // The upstream reads the head only, so the buffers fill up.
+    let mut call = None;
+    let mut unsent = &bytes[..];
+    loop {
+        let wait = Duration::from_millis(300);
+        let Ok(writable) = tokio::time::timeout(wait, client.writable()).await else { break };
+        writable.expect("open");
+        if let Ok(written) = client.try_write(unsent) {
+            unsent = &unsent[written..];
+        }
+        if unsent.is_empty() {
+            unsent = &bytes[head.len()..];
+        }
+        if call.is_none() {
+            let mut accepted = RawPeer::accept(&upstream).await;
+            accepted.read_head().await;
+            call = Some(accepted);
+        }
+    }
+    client.set_zero_linger().expect("set");
+    drop(client);
+    let left = Instant::now();
+    // The upstream reads nothing until the client's connection is known to be closed.
+    eventually("the connection was closed", async || {
+        app.admin("/metrics").await.body.windows(21).any(|part| part == b"refrain_connections 0")
+    })
+    .await;
+    assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
+    let _ = call.expect("a call").read_to_end().await;
 }
 
 #[tokio::test]
