@@ -233,7 +233,7 @@ pub struct SharedClient {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
-    /// `sqlite://` and the path of the database file.
+    /// `sqlite://` and the path of the database file. The path alone is accepted too.
     #[serde(deserialize_with = "notation::sqlite_url")]
     pub url: String,
     /// Size of the memory cache, in bytes; 0 for none.

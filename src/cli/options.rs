@@ -35,7 +35,7 @@ pub(super) struct GlobalOptions {
     /// Base URL of the upstream
     #[arg(long, global = true, value_name = "URL")]
     upstream: Option<String>,
-    #[arg(long, global = true, value_name = "URL", help = "Database file, sqlite://PATH")]
+    #[arg(long, global = true, value_name = "PATH", help = "Database file")]
     store: Option<String>,
     /// Log format: pretty or json
     #[arg(long, global = true, value_name = "FORMAT")]

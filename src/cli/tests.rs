@@ -38,8 +38,8 @@ fn check_succeeds_or_reports_all_mistakes() {
         mistakes(&["check", "--listen", "x", "--log-format", "xml"], &[("REFRAIN_UPSTREAM__BURST", "x")]),
         [
             "REFRAIN_UPSTREAM__BURST: upstream.burst = \"x\": must be a whole number of at least 1",
-            "--listen: server.listen = \"x\": must be an IP address with a port, such as \"127.0.0.1:8080\" or \
-             \"[::]:8080\"",
+            "--listen: server.listen = \"x\": must be an address with a port, such as \"127.0.0.1:8080\", \
+             \"localhost:8080\" or \":8080\"",
             "--log-format: log.format = \"xml\": must be \"pretty\" or \"json\"",
         ]
     );

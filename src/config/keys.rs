@@ -69,3 +69,26 @@ pub(super) fn nearest_section<'a>(keys: &'a [ConfigKey], name: &str) -> Option<&
     let distance = |section: &&str| strsim::damerau_levenshtein(&name, section);
     keys.iter().map(|key| key.parts().0).min_by_key(distance).filter(|section| distance(section) <= 3)
 }
+
+/// Whether the rest of a variable after `REFRAIN_` looks like a key that lacks the second
+/// underscore. `refrain-admin` is a usual name of a Kubernetes service, for which Kubernetes sets
+/// `REFRAIN_ADMIN_SERVICE_HOST`, `REFRAIN_ADMIN_PORT_8081_TCP` and others.
+pub(super) fn is_like_a_key(keys: &[ConfigKey], rest: &str) -> bool {
+    let is_of_kubernetes = rest.ends_with("_SERVICE_HOST")
+        || rest.contains("_SERVICE_PORT")
+        || rest.ends_with("_PORT")
+        || rest.contains("_PORT_");
+    let name = rest.to_ascii_lowercase();
+    let has_section = || {
+        let section = name.split('_').next().unwrap_or_default();
+        section != name && keys.iter().any(|key| key.parts().0 == section)
+    };
+    !is_of_kubernetes && (has_section() || nearest_variable(keys, rest).is_some())
+}
+
+/// Returns the environment variable that was probably meant by a name with single underscores.
+pub(super) fn nearest_variable(keys: &[ConfigKey], name: &str) -> Option<String> {
+    let name = name.trim_start_matches("REFRAIN_").to_ascii_lowercase();
+    let distance = |key: &&ConfigKey| strsim::damerau_levenshtein(&name, &key.name.replacen('.', "_", 1));
+    keys.iter().min_by_key(distance).filter(|key| distance(key) <= 2).map(ConfigKey::variable)
+}

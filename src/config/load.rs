@@ -139,12 +139,20 @@ impl Loader {
         }
     }
 
-    /// Adds `REFRAIN_SECTION__KEY`. Other `REFRAIN_…` variables are ignored: container platforms
-    /// set some.
+    /// Adds `REFRAIN_SECTION__KEY`. Other `REFRAIN_…` variables are ignored, because container
+    /// platforms set some, unless they look like a misspelt key.
     fn add_variable(&mut self, variable: &str, text: &str) {
-        let Some(rest) = variable.strip_prefix("REFRAIN_").filter(|_| variable.contains("__")) else {
+        let Some(rest) = variable.strip_prefix("REFRAIN_") else { return };
+        if !variable.contains("__") {
+            if keys::is_like_a_key(&self.keys, rest) {
+                let hint = did_you_mean(keys::nearest_variable(&self.keys, variable));
+                self.mistakes.push(format!(
+                    "{}: unknown variable; two underscores stand between section and key{hint}",
+                    printable(variable)
+                ));
+            }
             return;
-        };
+        }
         let origin = Origin::Environment(variable.to_owned());
         if let Some(key) = self.keys.iter().find(|key| key.variable() == variable) {
             return self.set_text(&key.name.clone(), text, origin);

@@ -3,7 +3,7 @@
 //! The error of a `deserialize_with` function ends the sentence "key = value: …". It never quotes
 //! the value, which may be a secret.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -28,17 +28,29 @@ fn parse<'de, D: Deserializer<'de>, T, E: ToString>(
 }
 
 fn parse_address(value: &Value) -> Result<SocketAddr, String> {
-    value.as_str().and_then(|text| text.parse().ok()).ok_or_else(|| {
-        "must be an IP address with a port, such as \"127.0.0.1:8080\" or \"[::]:8080\"".to_owned()
+    value.as_str().and_then(parse_listen_address).ok_or_else(|| {
+        "must be an address with a port, such as \"127.0.0.1:8080\", \"localhost:8080\" or \":8080\""
+            .to_owned()
     })
 }
 
-/// An IP address with a port.
+/// `localhost` is 127.0.0.1, and no host means all IPv4 addresses.
+fn parse_listen_address(text: &str) -> Option<SocketAddr> {
+    let host = match text.rsplit_once(':')? {
+        ("", _) => Ipv4Addr::UNSPECIFIED,
+        (host, _) if host.eq_ignore_ascii_case("localhost") => Ipv4Addr::LOCALHOST,
+        _ => return text.parse().ok(),
+    };
+    let (_, port) = text.rsplit_once(':')?;
+    format!("{host}:{port}").parse().ok()
+}
+
+/// An IP address or `localhost` with a port, or a port alone after a colon.
 pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     parse(deserializer, parse_address)
 }
 
-/// An IP address with a port, or `off`.
+/// As [`address`], or `off`.
 pub(super) fn optional_address<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<SocketAddr>, D::Error> {
@@ -227,16 +239,21 @@ pub(super) fn show_url<S: Serializer>(url: &Uri, serializer: S) -> Result<S::Ok,
     serializer.serialize_str(url.to_string().trim_end_matches('/'))
 }
 
-/// `sqlite://` and a path without a query or a fragment.
+/// The path of a file without a query or a fragment, alone or after `sqlite://`. Returns the second
+/// form.
 pub(super) fn sqlite_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    let is_file = |path: &str| {
+    let is_file = |path: &&str| {
         let is_reserved = |c: char| c == '?' || c == '#' || c.is_control();
         !path.is_empty() && !path.ends_with('/') && !path.starts_with(':') && !path.contains(is_reserved)
     };
+    // A colon in the first component is probably another scheme, or a misspelt one.
+    let is_plain = |path: &&str| !path.split('/').next().unwrap_or_default().contains(':');
     parse(deserializer, |value| {
-        let url = value.as_str().filter(|url| url.strip_prefix("sqlite://").is_some_and(is_file));
-        url.map(str::to_owned)
-            .ok_or("must be sqlite:// and the path of a file, such as \"sqlite:///data/refrain.db\"")
+        let text = value.as_str();
+        let path = text.and_then(|text| text.strip_prefix("sqlite://")).or(text.filter(is_plain));
+        path.filter(is_file).map(|path| format!("sqlite://{path}")).ok_or(
+            "must be the path of a file, such as \"/data/refrain.db\" or \"sqlite:///data/refrain.db\"",
+        )
     })
 }
 
@@ -406,24 +423,42 @@ pub(super) fn clients<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<
     })
 }
 
-/// A tracing filter. A misspelt level is refused: `EnvFilter` would take it for the name of a
-/// module.
+/// A tracing filter. A name alone is refused unless it is a level or a module of refrain:
+/// `EnvFilter` takes a misspelt level for the name of a module and mutes all others.
 pub(super) fn log_filter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     const EXPECTED: &str = "must be a filter such as \"info\" or \"info,refrain::batcher=debug\"";
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     parse(deserializer, |value| {
         let filter = value.as_str().filter(|text| !text.trim().is_empty()).ok_or(EXPECTED)?;
-        EnvFilter::builder().parse(filter).map_err(|_| EXPECTED)?;
-        for part in filter.split(',').map(|part| part.trim().to_ascii_lowercase()) {
-            if LEVELS.contains(&part.as_str()) || part.parse::<u8>().is_ok() {
-                continue;
-            }
-            let is_near = |level: &&&str| strsim::damerau_levenshtein(&part, level) <= 1;
-            let meant = if part == "warning" { Some(&"warn") } else { LEVELS.iter().find(is_near) };
-            if let Some(level) = meant {
-                return Err(format!("{EXPECTED}; did you mean \"{level}\"?"));
+        // Fields of a span may contain commas and equal signs.
+        let is_simple = |part: &&str| !part.contains(['[', ']', '{', '}']);
+        for part in filter.split(',').map(str::trim).filter(is_simple) {
+            let is_module = part == "refrain" || part.starts_with("refrain::");
+            let level = match part.rsplit_once('=') {
+                Some((_, level)) => level,
+                None if is_module => continue,
+                None => part,
+            };
+            if let Some(hint) = misspelt_level(level) {
+                return Err(format!("{EXPECTED}; {hint}"));
             }
         }
+        EnvFilter::builder().parse(filter).map_err(|_| EXPECTED)?;
         Ok(filter.to_owned())
+    })
+}
+
+/// Returns what to write instead, unless the text is a level.
+fn misspelt_level(text: &str) -> Option<String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let text = text.to_ascii_lowercase();
+    if LEVELS.contains(&text.as_str()) || text.parse::<u8>().is_ok_and(|number| number <= 5) {
+        return None;
+    }
+    let distance = |level: &&str| strsim::damerau_levenshtein(&text, level);
+    let nearest = LEVELS.into_iter().min_by_key(distance).filter(|level| distance(level) <= 1);
+    let meant = if text == "warning" { Some("warn") } else { nearest };
+    Some(match meant {
+        Some(level) => format!("did you mean \"{level}\"?"),
+        None => "the levels are off, error, warn, info, debug and trace".to_owned(),
     })
 }

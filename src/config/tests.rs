@@ -219,8 +219,56 @@ fn unknown_names_are_refused_with_a_suggestion() {
         mistakes(&environment(&[("REFRAIN__UPSTREAM__MAX_BATCH", "3")])),
         "REFRAIN__UPSTREAM__MAX_BATCH: unknown key upstream.max_batch; did you mean REFRAIN_UPSTREAM__MAX_BATCH?"
     );
-    // Container platforms set such variables for a service named "refrain".
-    load(&environment(&[("REFRAIN_PORT_8080_TCP", "x"), ("REFRAIN_CONFIG", "x"), ("OTHER__KEY", "x")]));
+    load(&environment(&[("REFRAIN_CONFIG", "x"), ("OTHER__KEY", "x"), ("REFRAIN_URL", "x")]));
+}
+
+#[test]
+fn variable_with_a_missing_underscore_is_refused() {
+    for (variable, hint) in [
+        ("REFRAIN_TASKS_SERVICES", "; did you mean REFRAIN_TASKS__SERVICES?"),
+        ("REFRAIN_TASK_SERVICES", "; did you mean REFRAIN_TASKS__SERVICES?"),
+        ("REFRAIN_UPSTREAM_MAX_BATCH", "; did you mean REFRAIN_UPSTREAM__MAX_BATCH?"),
+        ("REFRAIN_ADMIN_TOKEN", "; did you mean REFRAIN_ADMIN__TOKEN?"),
+        ("REFRAIN_LOG_LEVEL", ""),
+    ] {
+        let expected =
+            format!("{variable}: unknown variable; two underscores stand between section and key{hint}");
+        assert_eq!(mistakes(&environment(&[(variable, CANARY)])), expected);
+    }
+    // Kubernetes sets these for services named "refrain" and "refrain-admin".
+    for service in ["REFRAIN", "REFRAIN_ADMIN"] {
+        for variable in [
+            "SERVICE_HOST",
+            "SERVICE_PORT",
+            "SERVICE_PORT_ADMIN",
+            "PORT",
+            "PORT_8081_TCP",
+            "PORT_8081_TCP_ADDR",
+        ] {
+            load(&environment(&[(&format!("{service}_{variable}"), "tcp://10.0.0.1:8081")]));
+        }
+    }
+}
+
+#[test]
+fn short_forms_of_addresses_and_paths_are_accepted() {
+    for (text, expected) in [
+        ("localhost:80", "127.0.0.1:80"),
+        ("LocalHost:0", "127.0.0.1:0"),
+        (":8080", "0.0.0.0:8080"),
+        ("[::1]:80", "[::1]:80"),
+    ] {
+        let loaded = load(&environment(&[("REFRAIN_SERVER__LISTEN", text)]));
+        assert_eq!(loaded.config.server.listen.to_string(), expected);
+    }
+    for (text, expected) in [
+        ("refrain.db", "sqlite://refrain.db"),
+        ("/data/a:b.db", "sqlite:///data/a:b.db"),
+        ("./a:b.db", "sqlite://./a:b.db"),
+        ("sqlite:///data/x.db", "sqlite:///data/x.db"),
+    ] {
+        assert_eq!(load(&environment(&[("REFRAIN_STORE__URL", text)])).config.store.url, expected);
+    }
 }
 
 #[test]
@@ -233,8 +281,8 @@ fn all_mistakes_are_reported_at_once_from_top_to_bottom() {
         "refrain.toml line 2: upstream.burst = \"x\": must be a whole number of at least 1\n\
          refrain.toml line 3: unknown key upstream.max_bacth; did you mean upstream.max_batch?\n\
          refrain.toml line 5: log.format = \"xml\": must be \"pretty\" or \"json\"\n\
-         refrain.toml line 7: admin.listen = 3: must be an IP address with a port, such as \"127.0.0.1:8080\" or \
-         \"[::]:8080\", or \"off\"\n\
+         refrain.toml line 7: admin.listen = 3: must be an address with a port, such as \"127.0.0.1:8080\", \
+         \"localhost:8080\" or \":8080\", or \"off\"\n\
          REFRAIN_TASKS__SERVICES: tasks.services = \"producer\": must be a list of service names \
          ([A-Za-z0-9_-], at most 64 characters) or exactly [\"*\"]"
     );
@@ -243,7 +291,10 @@ fn all_mistakes_are_reported_at_once_from_top_to_bottom() {
 #[test]
 fn invalid_values_are_refused() {
     for (key, values) in [
-        ("server.listen", &["3", "\"\"", "\"localhost:80\"", "\"127.0.0.1\"", "\"off\""][..]),
+        (
+            "server.listen",
+            &["3", "\"\"", "\"localhost\"", "\"host:80\"", "\":x\"", "\":\"", "\"127.0.0.1\"", "\"off\""][..],
+        ),
         ("server.max_request_bytes", &["\"0\"", "-1", "1.5", "\"x\"", "\"9EiB\"", "\"-1\""]),
         ("server.shutdown_timeout", &["5", "\"5\"", "\"5 parsecs\"", "\"-5s\"", "\"\"", "\"101years\""]),
         ("server.shutdown_timeout", &["\"18446744073709551615s 1000000000ns\""]),
@@ -340,7 +391,10 @@ fn invalid_values_are_refused() {
         (
             "store.url",
             &[
-                "\"refrain.db\"",
+                "\"\"",
+                "\"data/\"",
+                "\"sqlite:refrain.db\"",
+                "\"sqlite:/refrain.db\"",
                 "\"sqlite://\"",
                 "\"sqlite::memory:\"",
                 "\"sqlite://:memory:\"",
@@ -352,7 +406,20 @@ fn invalid_values_are_refused() {
         ),
         ("store.memory_bytes", &["\"\"", "\"many\"", "true"]),
         ("log.format", &["\"xml\"", "3"]),
-        ("log.filter", &["\"\"", "\"inof\"", "\"warning\"", "\"refrain=loud\"", "\"a[b\"", "3"]),
+        (
+            "log.filter",
+            &[
+                "\"\"",
+                "\"inof\"",
+                "\"warning\"",
+                "\"loud\"",
+                "\"refrain=loud\"",
+                "\"info,hyper\"",
+                "\"refrain=\"",
+                "\"a[b\"",
+                "3",
+            ],
+        ),
     ] {
         let (section, field) = key.split_once('.').unwrap();
         for value in values {
@@ -384,7 +451,15 @@ fn valid_values_are_accepted() {
     assert_eq!(loaded.config.upstream.base_url.authority().unwrap().as_str(), "[::1]:9");
     let loaded = load(&file("[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\""));
     assert_eq!(loaded.config.admin.listen, Some(loaded.config.server.listen));
-    for filter in ["off", "hyper", "info,refrain::batcher=debug", "TRACE", "refrain[request]=trace"] {
+    for filter in [
+        "off",
+        "hyper=debug",
+        "refrain",
+        "info, refrain::store",
+        "info,refrain::batcher=debug",
+        "TRACE",
+        "refrain[request]=trace",
+    ] {
         assert_eq!(load(&environment(&[("REFRAIN_LOG__FILTER", filter)])).config.log.filter, filter);
     }
 }

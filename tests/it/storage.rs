@@ -300,6 +300,19 @@ fn unwritable_store_path_ends_the_start_with_one_line() {
 }
 
 #[tokio::test]
+async fn store_may_be_given_as_a_plain_path() {
+    let upstream = simulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    let environment = [("REFRAIN_STORE__URL", "plain.db"), ("REFRAIN_SERVER__LISTEN", "localhost:0")];
+    let program = Program::serve(&upstream.base_url(), folder.path(), &environment);
+    assert!(folder.path().join("plain.db").exists());
+    let path = folder.path().join("plain.db");
+    let line = one_line(&refused_start(folder.path(), path.to_str().unwrap()));
+    assert!(line.contains("in use by another refrain"), "{line}");
+    assert_eq!(readiness(&program).await, 200);
+}
+
+#[tokio::test]
 async fn second_serve_on_one_store_ends_with_one_line() {
     let upstream = simulator().await;
     let folder = tempfile::tempdir().unwrap();
