@@ -100,7 +100,7 @@ impl<B: Backend> CallInFlight<B> {
 
     async fn handle_response(&mut self, began: Instant, epoch: B::Epoch, response: UpstreamResponse) {
         let is_batch = self.call.ids.len() > 1;
-        let decoded = decode(&response, &self.call.ids);
+        let decoded = decode(&response, &self.call.ids, &self.handle.service.rules);
         let retry_after = retry_after(response.retry_after.as_ref());
         let response = Arc::new(response);
         match decoded {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::clock;
-use crate::task::{Inspection, TaskId, TaskState, inspect};
+use crate::task::{Inspection, ServiceRules, TaskId, TaskState, inspect};
 use crate::upstream::UpstreamResponse;
 
 /// Longest `retry-after` that is obeyed. A longer one is cut to it.
@@ -55,11 +55,11 @@ pub(super) enum DecodedRecord {
 }
 
 /// Decodes the response to a call for `ids`: `retrieve` for one, `retrieve_batch` for more.
-pub(super) fn decode(response: &UpstreamResponse, ids: &[TaskId]) -> DecodedResponse {
+pub(super) fn decode(response: &UpstreamResponse, ids: &[TaskId], rules: &ServiceRules) -> DecodedResponse {
     match response.status {
         StatusCode::OK => match ids {
-            [id] => decode_single(&response.body, id),
-            _ => decode_batch(&response.body, ids),
+            [id] => decode_single(&response.body, id, rules),
+            _ => decode_batch(&response.body, ids, rules),
         },
         StatusCode::UNAUTHORIZED => DecodedResponse::InvalidToken,
         StatusCode::BAD_REQUEST
@@ -74,8 +74,8 @@ pub(super) fn decode(response: &UpstreamResponse, ids: &[TaskId]) -> DecodedResp
     }
 }
 
-fn decode_single(body: &Bytes, id: &TaskId) -> DecodedResponse {
-    let Some(inspection) = inspect(body) else { return DecodedResponse::Malformed };
+fn decode_single(body: &Bytes, id: &TaskId, rules: &ServiceRules) -> DecodedResponse {
+    let Some(inspection) = inspect(body, rules, clock::unix_now()) else { return DecodedResponse::Malformed };
     let record = match inspection.state_of(id) {
         TaskState::Unknown if body.len() <= MAX_EMPTY => return DecodedResponse::Empty,
         TaskState::Unknown | TaskState::Mismatch => return DecodedResponse::Malformed,
@@ -90,16 +90,17 @@ struct BatchEnvelope<'a> {
     items: Vec<&'a RawValue>,
 }
 
-fn decode_batch(body: &Bytes, ids: &[TaskId]) -> DecodedResponse {
+fn decode_batch(body: &Bytes, ids: &[TaskId], rules: &ServiceRules) -> DecodedResponse {
     // serde accepts a list for a struct, so the first character is checked.
     let is_object = body.trim_ascii_start().first() == Some(&b'{');
     let envelope = is_object.then(|| serde_json::from_slice::<BatchEnvelope<'_>>(body).ok()).flatten();
     let Some(envelope) = envelope else { return DecodedResponse::Malformed };
     let mut records: HashMap<&str, Option<DecodedRecord>> =
         ids.iter().map(|id| (id.as_str(), None)).collect();
+    let now = clock::unix_now();
     for item in envelope.items {
         // Items that are not a record of a requested id are ignored.
-        let Some(inspection) = inspect(item.get().as_bytes()) else { continue };
+        let Some(inspection) = inspect(item.get().as_bytes(), rules, now) else { continue };
         let Some(id) = inspection.id.as_deref().and_then(TaskId::parse) else { continue };
         let Some(slot) = records.get_mut(id.as_str()) else { continue };
         // A copy does not hold the memory of the whole response.
@@ -165,6 +166,7 @@ pub(super) fn retry_after(value: Option<&HeaderValue>) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::ServiceClass;
 
     fn ids(names: &[&str]) -> Vec<TaskId> {
         names.iter().map(|name| TaskId::parse(name).unwrap()).collect()
@@ -178,6 +180,10 @@ mod tests {
             body: Bytes::copy_from_slice(body.as_bytes()),
             connect_time: Duration::ZERO,
         }
+    }
+
+    fn decode(response: &UpstreamResponse, ids: &[TaskId]) -> DecodedResponse {
+        super::decode(response, ids, &ServiceRules::new(ServiceClass::Batch, None))
     }
 
     fn records(body: &str, requested: &[&str]) -> (Vec<(String, DecodedRecord)>, Vec<String>) {

@@ -3,20 +3,35 @@
 //!
 //! [`inspect`] parses a record once and returns only the fields on which decisions depend.
 
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 use std::fmt;
 
+use memchr::memchr;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::TaskId;
+use super::{ServiceRules, TaskId};
+
+/// Keys of a status, in any letter case.
+const STATUS_KEYS: [&str; 3] = ["state", "status", "task_status"];
 
 /// Status words of a succeeded task. The upstream's own public clients treat these as "done".
-const SUCCESS_WORDS: [&str; 6] = ["succeeded", "succeed", "success", "completed", "complete", "finished"];
+const SUCCESS_WORDS: [&str; 7] =
+    ["succeeded", "succeed", "success", "completed", "complete", "finished", "done"];
 
 /// Status words of a failed task. The upstream's own public clients treat these as "failed".
-const FAILURE_WORDS: [&str; 6] = ["failed", "failure", "error", "cancelled", "canceled", "rejected"];
+const FAILURE_WORDS: [&str; 7] = ["failed", "failure", "error", "cancelled", "canceled", "rejected", "dead"];
+
+/// How far in the future `finished_at` may be, in seconds, since clocks differ.
+const MAX_CLOCK_DIFFERENCE: f64 = 60.0;
+
+/// Time after `finished_at` in which a status can be in doubt, in seconds. A task whose status word
+/// is not known would otherwise be fetched for ever.
+const MAX_DOUBT: f64 = 3600.0;
 
 /// State of an upstream object with respect to the requested id.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,35 +70,34 @@ impl Inspection {
     }
 }
 
-/// Inspects a record. `None` if `json` is not exactly one JSON object (RFC 8259).
-pub fn inspect(json: &[u8]) -> Option<Inspection> {
+/// Inspects a record of a service with these rules at `now`, in Unix seconds. `None` if `json` is
+/// not exactly one JSON object (RFC 8259).
+pub fn inspect(json: &[u8], rules: &ServiceRules, now: i64) -> Option<Inspection> {
     let json = std::str::from_utf8(json).ok()?;
-    serde_json::from_str::<TaskObject>(json).ok().map(|TaskObject(inspection)| inspection)
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let inspection = deserializer.deserialize_map(TaskVisitor { rules, now }).ok()?;
+    deserializer.end().ok()?;
+    Some(inspection)
 }
 
-/// Task object, deserialized to its [`Inspection`].
-struct TaskObject(Inspection);
-
-impl<'de> Deserialize<'de> for TaskObject {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(TaskVisitor)
-    }
+struct TaskVisitor<'a> {
+    rules: &'a ServiceRules,
+    now: i64,
 }
 
-struct TaskVisitor;
-
-impl<'de> Visitor<'de> for TaskVisitor {
-    type Value = TaskObject;
+impl<'de> Visitor<'de> for TaskVisitor<'_> {
+    type Value = Inspection;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a task object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TaskObject, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Inspection, A::Error> {
         let mut id: Option<Scalar<'de>> = None;
         let mut finished_at: Option<Scalar<'de>> = None;
         let mut created_at: Option<Scalar<'de>> = None;
-        let mut status_words: Option<StatusWords> = None;
+        let mut response: Option<&RawValue> = None;
+        let mut statuses: [Option<&RawValue>; STATUS_KEYS.len()] = [None; STATUS_KEYS.len()];
         let mut is_empty = true;
         // Parsers differ in which value of a repeated key they use, so a repeated key makes the
         // record pending.
@@ -93,21 +107,25 @@ impl<'de> Visitor<'de> for TaskVisitor {
             has_repeated_key |= match &*key {
                 "id" => id.replace(map.next_value()?).is_some(),
                 "finished_at" => finished_at.replace(map.next_value()?).is_some(),
-                "response" => status_words.replace(map.next_value()?).is_some(),
+                "response" => response.replace(map.next_value()?).is_some(),
                 "created_at" => {
                     created_at = Some(map.next_value()?);
                     false
                 }
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                    false
-                }
+                _ => match status_key_index(&key) {
+                    Some(index) => statuses[index].replace(map.next_value()?).is_some(),
+                    None => {
+                        map.next_value::<IgnoredAny>()?;
+                        false
+                    }
+                },
             };
         }
-        let is_finished = matches!(finished_at, Some(Scalar::Number(_)));
-        let all_terminal = status_words.is_none_or(|words| words.all_terminal);
-        Ok(TaskObject(Inspection {
-            is_final: is_finished && all_terminal && !has_repeated_key,
+        let has_doubt = !self.rules.has_foreign_content
+            && (response.is_some_and(|response| !is_response_terminal(response.get()))
+                || statuses.iter().flatten().any(|status| !is_status_terminal(status.get())));
+        Ok(Inspection {
+            is_final: !has_repeated_key && self.is_finished(finished_at.as_ref(), has_doubt),
             id: match id {
                 Some(Scalar::Text(id)) => Some(id.into_owned()),
                 _ => None,
@@ -117,7 +135,18 @@ impl<'de> Visitor<'de> for TaskVisitor {
                 _ => None,
             },
             is_empty,
-        }))
+        })
+    }
+}
+
+impl TaskVisitor<'_> {
+    /// Returns whether a task with this `finished_at` has finished, and for long enough if its
+    /// status is in doubt.
+    #[expect(clippy::cast_precision_loss, reason = "Unix seconds are far below 2^52")]
+    fn is_finished(&self, finished_at: Option<&Scalar<'_>>, has_doubt: bool) -> bool {
+        let Some(&Scalar::Number(finished_at)) = finished_at else { return false };
+        let age = self.now as f64 - finished_at;
+        finished_at > 0.0 && if has_doubt { age > MAX_DOUBT } else { age >= -MAX_CLOCK_DIFFERENCE }
     }
 }
 
@@ -170,56 +199,46 @@ impl<'de> Deserialize<'de> for Scalar<'de> {
     }
 }
 
-/// Status words of `response`, at any depth.
-struct StatusWords {
-    all_terminal: bool,
-}
-
-impl<'de> Deserialize<'de> for StatusWords {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let json = <&RawValue>::deserialize(deserializer)?.get();
-        Ok(Self { all_terminal: are_status_words_terminal(json) })
-    }
-}
-
-/// Returns whether every status word in a valid JSON text is terminal. A status word is a string
-/// under the key `state` or `status`, or in a list under it. A number, `null` or a Boolean is not a
-/// status word.
+/// Returns whether every status in a `response` is terminal, at any depth. `json` is valid JSON. A
+/// string is in doubt, since it may contain a status in another format.
 ///
 /// Scans the text without a parser: a value that `serde_json` refuses (see [`Scalar`]) or that is
-/// nested too deeply must not hide a status word.
-fn are_status_words_terminal(json: &str) -> bool {
+/// nested too deeply must not hide a status.
+fn is_response_terminal(json: &str) -> bool {
     let bytes = json.as_bytes();
-    // For each open object or list, whether the next string in it is a status word.
-    let mut open: Vec<bool> = Vec::new();
     let mut at = 0;
-    while let Some(byte) = bytes.get(at) {
-        at += 1;
-        match byte {
-            b'{' => open.push(false),
-            b'[' => open.push(open.last() == Some(&true)),
-            b'}' | b']' => drop(open.pop()),
-            b'"' => {
-                let start = at - 1;
-                at = string_end(bytes, at);
-                let text = unescaped(&json[start..at]);
-                let is_key = bytes[at..].iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b':');
-                match (open.last_mut(), text) {
-                    (Some(under_status), text) if is_key => {
-                        *under_status = text.is_some_and(|key| {
-                            key.eq_ignore_ascii_case("state") || key.eq_ignore_ascii_case("status")
-                        });
-                    }
-                    (Some(true), text) if text.as_deref().is_none_or(|word| !is_terminal(word)) => {
-                        return false;
-                    }
-                    _ => {}
-                }
-            }
-            _ => {}
+    while let Some(distance) = memchr(b'"', &bytes[at..]) {
+        let start = at + distance;
+        at = string_end(bytes, start + 1);
+        // Only a key is followed by a colon.
+        let Some(value) = json[at..].trim_ascii_start().strip_prefix(':') else { continue };
+        let is_status = unescaped(&json[start..at]).is_some_and(|key| is_status_key(&key));
+        if is_status && !is_status_terminal(value.trim_ascii_start()) {
+            return false;
         }
     }
-    true
+    !json.starts_with('"')
+}
+
+/// Returns whether a status is a terminal word, or a number or `null`, which say nothing. `json`
+/// starts with the value.
+fn is_status_terminal(json: &str) -> bool {
+    match json.as_bytes().first() {
+        Some(b'"') => {
+            unescaped(&json[..string_end(json.as_bytes(), 1)]).is_some_and(|word| is_terminal(&word))
+        }
+        Some(b'-' | b'0'..=b'9' | b'n') => true,
+        _ => false,
+    }
+}
+
+/// Returns whether a key, in any letter case, is that of a status.
+pub(super) fn is_status_key(key: &str) -> bool {
+    status_key_index(key).is_some()
+}
+
+fn status_key_index(key: &str) -> Option<usize> {
+    STATUS_KEYS.iter().position(|known| known.eq_ignore_ascii_case(key))
 }
 
 /// Returns whether a status word, in any letter case, ends a task.
@@ -256,150 +275,4 @@ fn unescaped(json: &str) -> Option<Cow<'_, str>> {
         return serde_json::from_str(json).ok().map(Cow::Owned);
     }
     Some(Cow::Borrowed(content))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn state_of(json: &str) -> Option<TaskState> {
-        inspect(json.as_bytes()).map(|inspection| inspection.state_of(&TaskId::parse("t1").unwrap()))
-    }
-
-    #[test]
-    fn records_have_the_expected_states() {
-        let deep = |word: &str, levels: usize| {
-            let (open, close) = (r#"{"a":["#.repeat(levels), "]}".repeat(levels));
-            format!(r#"{{"id":"t1","finished_at":1,"response":{open}{{"state":"{word}"}}{close}}}"#)
-        };
-        use TaskState::{Final, Mismatch, Pending, Unknown};
-        let table: &[(&str, Option<TaskState>)] = &[
-            // Final.
-            (r#"{"id":"t1","finished_at":1767119785.589}"#, Some(Final)),
-            (r#"{"id":"t1","finished_at":1767119785}"#, Some(Final)),
-            (r#"{"id":"t1","finished_at":1.767e9,"response":null}"#, Some(Final)),
-            (r#" {"finished_at":1,"response":{"data":[{"state":"succeeded"}]},"id":"t1"} "#, Some(Final)),
-            (
-                r#"{"id":"t1","finished_at":1,"response":{"state":"SUCCEEDED","status":"Complete"}}"#,
-                Some(Final),
-            ),
-            (r#"{"id":"\u00741","finished_at":1}"#, Some(Final)),
-            (
-                r#"{"id":"t1","finished_at":1,"response":{"success":false,"error":{"code":"x","message":"y"}}}"#,
-                Some(Final),
-            ),
-            (
-                r#"{"id":"t1","finished_at":1,"response":{"data":[{"state":"failed"},{"state":"succeeded"}]}}"#,
-                Some(Final),
-            ),
-            (r#"{"id":"t1","finished_at":1,"response":{"status":200,"state":null}}"#, Some(Final)),
-            (r#"{"id":"t1","finished_at":1,"response":{"title":"pending","states":"pending"}}"#, Some(Final)),
-            (r#"{"id":"t1","finished_at":1,"request":{"state":"pending"},"response":{}}"#, Some(Final)),
-            // Not finished, or in doubt.
-            (r#"{"id":"t1"}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":null}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":"1767119785.589"}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":true}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":[1]}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":{"at":1}}"#, Some(Pending)),
-            (
-                r#"{"id":"t1","response":{"data":[{"audio_url":"https://a/b.m4a","state":"processing"}]}}"#,
-                Some(Pending),
-            ),
-            (
-                r#"{"id":"t1","response":{"data":[{"audio_url":"https://a/b.m4a","state":"succeeded"}]}}"#,
-                Some(Pending),
-            ),
-            (
-                r#"{"id":"t1","finished_at":1,"response":{"data":[{"state":"succeeded"},{"state":"processing"}]}}"#,
-                Some(Pending),
-            ),
-            (r#"{"id":"t1","finished_at":1,"response":{"status":"queued"}}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":1,"response":{"status":""}}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":1,"response":{"status":" succeeded"}}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":1,"response":{"status":"en cours"}}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":1,"response":{"STATE":"Pending"}}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":1,"response":{"st\u0061te":"pending"}}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":1,"response":{"status":["succeeded","running"]}}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":1,"response":[[{"x":{"status":"running"}}]]}"#, Some(Pending)),
-            // Repeated keys.
-            (r#"{"id":"t1","finished_at":null,"finished_at":1}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":1,"finished_at":1}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":1,"response":{"state":"pending"},"response":{}}"#, Some(Pending)),
-            (
-                r#"{"id":"t1","finished_at":1,"response":{"state":"pending","state":"succeeded"}}"#,
-                Some(Pending),
-            ),
-            (r#"{"id":"t2","id":"t1","finished_at":1}"#, Some(Pending)),
-            (r#"{"id":"t1","id":"t2","finished_at":1}"#, Some(Mismatch)),
-            // Not the requested task.
-            ("{}", Some(Unknown)),
-            (" { } ", Some(Unknown)),
-            (r#"{"finished_at":1}"#, Some(Mismatch)),
-            (r#"{"id":"T1","finished_at":1}"#, Some(Mismatch)),
-            (r#"{"id":"t1 ","finished_at":1}"#, Some(Mismatch)),
-            (r#"{"id":1,"finished_at":1}"#, Some(Mismatch)),
-            (r#"{"_id":"t1","task_id":"t1","finished_at":1}"#, Some(Mismatch)),
-            (r#"{"success":false,"error":{"code":"api_error"}}"#, Some(Mismatch)),
-            // Not an object.
-            ("", None),
-            ("null", None),
-            ("[]", None),
-            (r#""t1""#, None),
-            (r#"[{"id":"t1","finished_at":1}]"#, None),
-            (r#"{"id":"t1","finished_at":1"#, None),
-            (r#"{"id":"t1","finished_at":1}{}"#, None),
-            (r#"{"id":"t1","finished_at":NaN}"#, None),
-            ("<html></html>", None),
-            (&deep("succeeded", 20), Some(Final)),
-            (&deep("pending", 20), Some(Pending)),
-            (&deep("succeeded", 50_000), Some(Final)),
-            (&deep("pending", 50_000), Some(Pending)),
-            // Valid JSON that serde_json refuses.
-            (r#"{"id":"t1","finished_at":1,"response":{"n":1e999,"status":-1e999}}"#, Some(Final)),
-            (
-                r#"{"id":"t1","finished_at":1,"response":{"title":"caf\u00e9 \ud83d","state":"failed"}}"#,
-                Some(Final),
-            ),
-            (r#"{"id":"t1","finished_at":1,"response":{"\ud83d":"x","state":"running"}}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":1,"response":{"state":"\ud83d"}}"#, Some(Pending)),
-            (r#"{"id":"t1","finished_at":1e999}"#, Some(Pending)),
-            (r#"{"id":"\ud83d","finished_at":1}"#, Some(Mismatch)),
-            // Strings that look like JSON, and unusual lists.
-            (
-                r#"{"id":"t1","finished_at":1,"response":{"lyric":"\"state\":\"pending\"","a":"\\"}}"#,
-                Some(Final),
-            ),
-            (r#"{"id":"t1","finished_at":1,"response":{"status" : [ ] , "title" : "x"}}"#, Some(Final)),
-            (r#"{"id":"t1","finished_at":1,"response":{"status":{"title":"x"}}}"#, Some(Final)),
-            (r#"{"id":"t1","finished_at":1,"response":{"status":[["x"]]}}"#, Some(Pending)),
-        ];
-        for (json, expected) in table {
-            assert_eq!(state_of(json), *expected, "{}", &json[..json.len().min(200)]);
-        }
-    }
-
-    #[test]
-    fn terminal_words_are_final_in_any_letter_case() {
-        for word in SUCCESS_WORDS.into_iter().chain(FAILURE_WORDS) {
-            for word in [word.to_owned(), word.to_uppercase()] {
-                let json = format!(r#"{{"id":"t1","finished_at":1,"response":{{"state":"{word}"}}}}"#);
-                assert_eq!(state_of(&json), Some(TaskState::Final), "{word}");
-            }
-        }
-    }
-
-    #[test]
-    fn documented_record_is_final() {
-        let json = include_bytes!("../../tests/fixtures/retrieve.json");
-        let inspection = inspect(json).unwrap();
-        let id = TaskId::parse("1a6ac2ad-10f2-4e2b-b500-66ec27fe82ad").unwrap();
-        assert_eq!(inspection.state_of(&id), TaskState::Final);
-        assert_eq!(inspection.created_at, Some(1_767_119_745.524));
-    }
-
-    #[test]
-    fn invalid_utf8_is_refused() {
-        assert_eq!(inspect(b"{\"id\":\"t1\",\"x\":\"\xff\",\"finished_at\":1}"), None);
-    }
 }

@@ -28,7 +28,7 @@ pub struct TaskSummary {
     pub kind: Option<String>,
     /// The first title in `response`.
     pub title: Option<String>,
-    /// Whether the task succeeded: `response.success`, or else by the status words in `response`.
+    /// Whether the task succeeded: `response.success`, or else by the status words.
     pub succeeded: Option<bool>,
     /// `response.error`, or its `message`.
     pub error: Option<String>,
@@ -38,7 +38,7 @@ pub struct TaskSummary {
     pub finished_at: Option<f64>,
     /// Links to the results, in the order of the record.
     pub links: Vec<Link>,
-    /// First status word in `response`.
+    /// First status word of the record, in `response` or beside it.
     pub state: Option<String>,
     /// The first progress in `response`, from 0 to 1.
     pub progress: Option<f64>,
@@ -134,7 +134,7 @@ struct SummaryCollector {
     status: StatusKinds,
 }
 
-/// Kinds of status words found in `response`.
+/// Kinds of the status words.
 #[derive(Default)]
 struct StatusKinds {
     has_any: bool,
@@ -156,17 +156,17 @@ impl SummaryCollector {
         match (place, key) {
             (Place::Task, _) => {}
             (Place::RecordMember, "type") => set_first(&mut summary.kind, text),
+            _ if finality::is_status_key(key) => {
+                set_first(&mut summary.state, text);
+                self.status.has_any = true;
+                self.status.has_pending |= !finality::is_terminal(text);
+                self.status.has_failed |= finality::is_failure(text);
+            }
             (Place::RecordMember, _) => {}
             (Place::DataMember, "title") => set_first(&mut summary.title, text),
             (Place::ResponseMember, "title") => set_first(&mut self.response_title, text),
             (Place::ResponseMember, "error") | (Place::ErrorMember, "message") => {
                 set_first(&mut summary.error, text);
-            }
-            _ if key.eq_ignore_ascii_case("state") || key.eq_ignore_ascii_case("status") => {
-                set_first(&mut summary.state, text);
-                self.status.has_any = true;
-                self.status.has_pending |= !finality::is_terminal(text);
-                self.status.has_failed |= finality::is_failure(text);
             }
             (_, "progress") => self.set_progress(parse_progress(text)),
             _ => self.add_link(key, text),
@@ -330,7 +330,10 @@ impl<'de> Visitor<'de> for ValueVisitor<'_> {
         while let Some(name) = members.next_key::<String>()? {
             // Outside `response`, only a few members are used.
             let is_read = match place {
-                Place::Task => matches!(name.as_str(), "type" | "created_at" | "finished_at" | "response"),
+                Place::Task => {
+                    matches!(name.as_str(), "type" | "created_at" | "finished_at" | "response")
+                        || finality::is_status_key(&name)
+                }
                 _ => child_place != Place::Task,
             };
             if is_read {
@@ -473,6 +476,27 @@ mod tests {
         let later =
             summary_of(r#"{"state":"","data":[{"state":"processing","progress":"x"},{"progress":7}]}"#);
         assert_eq!((later.state.as_deref(), later.progress), (Some("processing"), Some(0.07)));
+    }
+
+    #[test]
+    fn status_beside_the_response_is_summarized() {
+        for (json, state, succeeded) in [
+            (&include_bytes!("../../tests/fixtures/services/maestro/failed.json")[..], "failed", Some(false)),
+            (
+                include_bytes!("../../tests/fixtures/services/maestro/pending.constructed.json"),
+                "producing",
+                Some(true),
+            ),
+            (include_bytes!("../../tests/fixtures/services/happyhorse/pending.json"), "processing", None),
+            (br#"{"id":"t","response":{"data":{"task_status":"dead"}}}"#, "dead", Some(false)),
+            (br#"{"id":"t","Status":"running","response":{"state":"done"}}"#, "running", None),
+        ] {
+            let summary = TaskSummary::parse(json);
+            let text = String::from_utf8_lossy(json);
+            assert_eq!((summary.state.as_deref(), summary.succeeded), (Some(state), succeeded), "{text}");
+        }
+        let elsewhere = r#"{"request":{"status":"failed"},"status":["failed"],"state":{"state":"failed"}}"#;
+        assert_eq!(TaskSummary::parse(elsewhere.as_bytes()), TaskSummary::default());
     }
 
     #[test]

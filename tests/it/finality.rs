@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use refrain::clock;
+
 use crate::support::{TestApp, final_record};
 
 #[tokio::test]
@@ -46,17 +48,24 @@ async fn pending_record_is_never_stored_and_a_final_one_is() {
 #[tokio::test]
 async fn record_that_only_looks_final_is_never_stored() {
     let app = TestApp::spawn_with(|config| config.tasks.pending_max_age = Duration::ZERO).await;
-    let task = |rest: &str| format!(r#"{{"id":"id",{rest}}}"#);
+    let now = clock::unix_now().to_string();
+    let task = |rest: &str| format!(r#"{{"id":"id",{rest}}}"#).replace("NOW", &now);
     let preview = r#""response":{"data":[{"audio_url":"https://m.example/p.m4a","state":"#;
     let texts = [
         task(&format!(r#"{preview}"processing"}}]}}"#)),
-        task(&format!(r#"{preview}"processing"}}]}},"finished_at":1.5"#)),
-        task(&format!(r#"{preview}"succeeded"}},{{"state":"Pending"}}]}},"finished_at":1.5"#)),
-        task(r#""response":{"a":[[{"b":{"STATUS":"running"}}]]},"finished_at":1.5"#),
+        task(&format!(r#"{preview}"processing"}}]}},"finished_at":NOW"#)),
+        task(&format!(r#"{preview}"succeeded"}},{{"state":"Pending"}}]}},"finished_at":NOW"#)),
+        task(r#""response":{"a":[[{"b":{"STATUS":"running"}}]]},"finished_at":NOW"#),
         task(r#""response":{"success":true},"finished_at":null"#),
         task(r#""response":{"success":true},"finished_at":"1767119785.589""#),
         task(r#""response":{"success":true,"finished_at":1.5}"#),
-        task(r#""response":{"state":"a new word"},"finished_at":1.5"#),
+        task(r#""response":{"state":"a new word"},"finished_at":NOW"#),
+        task(r#""response":{"success":true},"status":"producing","finished_at":NOW"#),
+        task(r#""response":{"data":{"task_status":"running"}},"finished_at":NOW"#),
+        task(r#""response":{"status":["succeeded"]},"finished_at":NOW"#),
+        task(r#""response":"succeeded","finished_at":NOW"#),
+        task(r#""state":"succeeded","state":"succeeded","finished_at":1.5"#),
+        task(r#""response":{"success":true},"finished_at":NOW000"#),
         r#"{"response":{"success":true},"finished_at":1.5}"#.to_owned(),
         r#"{"id":5,"finished_at":1.5}"#.to_owned(),
     ];
@@ -70,6 +79,20 @@ async fn record_that_only_looks_final_is_never_stored() {
         }
     }
     app.upstream.put_record("producer", "t", "id", final_record("id", "x"));
+    app.assert_not_stored("t", "id").await;
+    app.assert_stored("t", "id").await;
+}
+
+#[tokio::test]
+async fn record_with_an_unknown_word_is_stored_after_an_hour() {
+    let app = TestApp::spawn_with(|config| config.tasks.pending_max_age = Duration::ZERO).await;
+    let record = |age: i64| {
+        let finished_at = clock::unix_now() - age;
+        format!(r#"{{"id":"id","response":{{"state":"a new word"}},"finished_at":{finished_at}}}"#)
+    };
+    app.upstream.put_record("producer", "t", "id", record(3_000));
+    app.assert_not_stored("t", "id").await;
+    app.upstream.put_record("producer", "t", "id", record(3_700));
     app.assert_not_stored("t", "id").await;
     app.assert_stored("t", "id").await;
 }

@@ -17,9 +17,12 @@ use super::ImportArguments;
 use super::export::ExportLine;
 use super::output::{Output, progress, task_count};
 use crate::cli::CliError;
+use crate::clock;
 use crate::config::{AccessMode, Config};
 use crate::store::{ImportedTask, StoreMaintenance};
-use crate::task::{FinalRecord, Service, TaskId, TaskState, inspect};
+use crate::task::{
+    FinalRecord, Service, ServiceClass, ServiceRules, TaskId, TaskState, find_in_catalogue, inspect,
+};
 use crate::token::{Digest, DigestKey, Token};
 
 /// Largest number of lines in one transaction.
@@ -159,6 +162,7 @@ impl ExportReader {
     /// Returns the tasks of one transaction; empty at the end.
     fn batch(&mut self) -> Result<Vec<ImportedTask>, ImportError> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
+        let now = clock::unix_now();
         let mut line = Vec::new();
         while batch.len() < BATCH_LINES && bytes < BATCH_BYTES {
             line.clear();
@@ -176,7 +180,7 @@ impl ExportReader {
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let task = if length as u64 > MAX_LINE_BYTES { Err("too long") } else { parse(&line) };
+            let task = if length as u64 > MAX_LINE_BYTES { Err("too long") } else { parse(&line, now) };
             let task = task.map_err(|why| ImportError::new(format!("line {}: {why}", self.count)))?;
             bytes += task.task.json.len();
             batch.push(task);
@@ -185,8 +189,9 @@ impl ExportReader {
     }
 }
 
-/// Parses one line. The error does not quote it: a token may be in the wrong place.
-fn parse(line: &[u8]) -> Result<ImportedTask, &'static str> {
+/// Parses one line at `now`, in Unix seconds. The error does not quote it: a token may be in the
+/// wrong place.
+fn parse(line: &[u8], now: i64) -> Result<ImportedTask, &'static str> {
     use serde_json::error::Category;
 
     let line: ExportLine<'_> = serde_json::from_slice(line).map_err(|error| match error.classify() {
@@ -197,7 +202,11 @@ fn parse(line: &[u8]) -> Result<ImportedTask, &'static str> {
     let service = Service::parse(&line.service).ok_or("the service name is not valid")?;
     let id = TaskId::parse(&line.id).ok_or("the id does not have 1 to 1024 bytes")?;
     let text = Bytes::from(line.text.into_owned());
-    match inspect(&text).map(|inspection| inspection.state_of(&id)) {
+    let rules = find_in_catalogue(service.as_str())
+        .map_or(ServiceRules::new(ServiceClass::Batch, None), |entry| entry.rules);
+    // The record was final when it was stored, perhaps by a clock that is ahead of this one.
+    let now = now.max(line.stored_at);
+    match inspect(&text, &rules, now).map(|inspection| inspection.state_of(&id)) {
         Some(TaskState::Final) => {
             Ok(ImportedTask { service, stored_at: line.stored_at, task: FinalRecord { id, json: text } })
         }
@@ -247,7 +256,7 @@ mod tests {
             json!({"service": service, "id": id, "stored_at": 1, "text": text}).to_string()
         };
         let text = r#"{"id":"a","finished_at":1.50}"#;
-        let task = parse(line("producer", "a", text).as_bytes()).unwrap();
+        let task = parse(line("producer", "a", text).as_bytes(), 10).unwrap();
         assert_eq!((task.task.json.as_ref(), task.stored_at), (text.as_bytes(), 1));
         let valid = line("producer", "a", text);
         for (line, reason) in [
@@ -263,9 +272,23 @@ mod tests {
             (&line("producer", "a", "[]"), "not a JSON object"),
             (&line("producer", "a", r#"{"id":"a"}"#), "not final"),
         ] {
-            let error = parse(line.as_bytes()).unwrap_err();
+            let error = parse(line.as_bytes(), 10).unwrap_err();
             assert!(error.contains(reason), "{error}: {line}");
         }
+    }
+
+    #[test]
+    fn record_that_was_final_when_stored_is_accepted() {
+        let accepts = |service: &str, stored_at: i64, text: &str, now: i64| {
+            let line = json!({"service": service, "id": "a", "stored_at": stored_at, "text": text});
+            parse(line.to_string().as_bytes(), now).is_ok()
+        };
+        let odd = r#"{"id":"a","finished_at":1000,"response":{"state":"odd"}}"#;
+        for service in ["producer", "minimax", "custom"] {
+            assert!(accepts(service, 5_000, odd, 9_000) && !accepts(service, 1_010, odd, 1_020), "{service}");
+            assert!(accepts(service, 5_000, odd, 0), "the clock is behind: {service}");
+        }
+        assert!(accepts("webextrator", 1_010, odd, 1_020));
     }
 
     #[test]

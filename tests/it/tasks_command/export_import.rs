@@ -13,7 +13,7 @@ fn fragile_records() -> Vec<(String, String)> {
     let spaced =
         "{\r\n\t \"finished_at\" : 1.76711978558900E+9 ,\n \"id\":\"spaced\" , \"z\":0.10,\"a\":-0 }\n";
     let escaped = r#"{"id":"esc\u0061ped","\/":"\u00e9é\ud83d\ude00😀\ud800\u0000\u001b[31m","finished_at":1,"\\":"\\n\"\u2028"}"#;
-    let odd = "{\"id\":\"o/d d\\n\u{e4}\u{202e}\",\"finished_at\":12345678901234567890123.0,\"del\":\"\u{7f}\u{9b}\u{feff}\"}";
+    let odd = "{\"id\":\"o/d d\\n\u{e4}\u{202e}\",\"finished_at\":1234567890.12345678901234567890,\"del\":\"\u{7f}\u{9b}\u{feff}\"}";
     plain
         .chain([
             ("spaced".to_owned(), spaced.to_owned()),
