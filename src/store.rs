@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-pub use error::StoreError;
+pub use error::{DatabaseError, StoreError};
 pub use listing::{ListCursor, ListedTask, RecordDetails, TaskFilter, TaskPage};
 pub use sqlite::{ExportPage, ExportedTask, ImportedTask, ServiceTotals, StoreMaintenance, StoreTotals};
 

@@ -5,14 +5,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{CliError, print};
+use crate::escape::printable;
 
 /// Time limit of the check. The time limit of a container's health check should be longer.
 const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Largest part of the response that is read.
+const MAX_RESPONSE_BYTES: u64 = 16 << 10;
 
 pub(super) async fn health(admin: Option<SocketAddr>) -> Result<(), CliError> {
     let Some(listen) = admin else {
@@ -24,12 +29,14 @@ pub(super) async fn health(admin: Option<SocketAddr>) -> Result<(), CliError> {
         ));
     }
     let address = reachable(listen);
-    let status = timeout(TIMEOUT, request_status(address))
+    let response = timeout(TIMEOUT, request_readiness(address))
         .await
         .unwrap_or_else(|_| bail!("no response within {} s", TIMEOUT.as_secs()))
         .with_context(|| format!("not ready: {address}"))?;
+    let Readiness { status, reason } = response;
     if status != 200 {
-        return Err(CliError::Runtime(format!("not ready: {address} responded {status}")));
+        let reason = reason.map_or_else(String::new, |reason| format!(": {}", printable(&reason)));
+        return Err(CliError::Runtime(format!("not ready: {address} responded {status}{reason}")));
     }
     print("ready\n");
     Ok(())
@@ -45,16 +52,33 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-/// Sends `GET /readyz` and returns the status.
-async fn request_status(address: SocketAddr) -> anyhow::Result<u16> {
+/// The response of `/readyz`.
+struct Readiness {
+    status: u16,
+    reason: Option<String>,
+}
+
+/// Sends `GET /readyz`.
+async fn request_readiness(address: SocketAddr) -> anyhow::Result<Readiness> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
+    let mut response = Vec::new();
+    stream.take(MAX_RESPONSE_BYTES).read_to_end(&mut response).await?;
     // `HTTP/1.1 200`
-    let mut head = [0; 12];
-    stream.read_exact(&mut head).await.context("the response is not HTTP")?;
-    let digits = head.strip_prefix(b"HTTP/1.1 ").context("the response is not HTTP")?;
-    str::from_utf8(digits)?.parse().context("the response is not HTTP")
+    let digits = response.strip_prefix(b"HTTP/1.1 ").and_then(|rest| rest.get(..3));
+    let status = digits.and_then(|digits| str::from_utf8(digits).ok()?.parse().ok());
+    Ok(Readiness { status: status.context("the response is not HTTP")?, reason: reason(&response) })
+}
+
+/// Returns the reason in the body of a response of `/readyz`. Other servers may have none.
+fn reason(response: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Body {
+        reason: String,
+    }
+    let (_, body) = str::from_utf8(response).ok()?.split_once("\r\n\r\n")?;
+    Some(serde_json::from_str::<Body>(body).ok()?.reason)
 }
 
 #[cfg(test)]
@@ -88,6 +112,11 @@ mod tests {
         health(Some(respond_with("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await)).await.unwrap();
         let not_ready = respond_with("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").await;
         assert_eq!(failure(Some(not_ready)).await, format!("not ready: {not_ready} responded 503"));
+        let with_reason = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\r\n\
+                           {\"status\":\"draining\",\"reason\":\"it is\\nstopping\"}";
+        let not_ready = respond_with(with_reason).await;
+        let expected = format!("not ready: {not_ready} responded 503: it is\\nstopping");
+        assert_eq!(failure(Some(not_ready)).await, expected);
         assert!(failure(Some(respond_with("SSH-2.0-x and more\r\n").await)).await.contains("not HTTP"));
     }
 

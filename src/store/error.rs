@@ -1,6 +1,7 @@
 //! The errors of the store.
 
 use std::error::Error;
+use std::fmt;
 use std::path::PathBuf;
 
 /// Reason why the store could not be opened, read or written.
@@ -98,14 +99,42 @@ pub enum StoreError {
     /// The database cannot be read at the moment, or the store is closed.
     #[error("the task store cannot be read at the moment; earlier log lines state the cause")]
     Unreadable,
-    /// A statement failed.
+    /// The file could not be opened, or a statement of a command failed.
+    #[error("cannot use the task store {}", path.display())]
+    Database {
+        /// Path of the database file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: DatabaseError,
+    },
+    /// A statement of the running store failed. Its log lines name the path.
     #[error("a statement on the task store failed")]
-    Sqlx(#[source] sqlx::Error),
+    Statement(#[source] DatabaseError),
 }
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        Self::Sqlx(error)
+        Self::Statement(DatabaseError(error))
+    }
+}
+
+/// An error of the database library. It has no source, because sqlx repeats the message of SQLite
+/// in the sources of an error.
+#[derive(Debug)]
+pub struct DatabaseError(pub(super) sqlx::Error);
+
+impl Error for DatabaseError {}
+
+impl fmt::Display for DatabaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            sqlx::Error::Database(error) => {
+                f.write_str(error.message())?;
+                error.code().map_or(Ok(()), |code| write!(f, " (code {code})"))
+            }
+            error => error.fmt(f),
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    DOCUMENTED, DOCUMENTED_ID, Program, StoreFile, TestApp, client, eventually, get, simulator, token_record,
+    DOCUMENTED, DOCUMENTED_ID, Program, StoreFile, TestApp, client, eventually, get, health, simulator,
+    token_record,
 };
 
 /// Runs `serve` on a store that it has to refuse.
@@ -271,6 +272,8 @@ async fn locked_database_fails_no_lookup_and_recovers() {
     // One lookup waits for the lock. After that the store is known to be locked, and none waits.
     assert!(slowest < Duration::from_secs(8), "{slowest:?}");
     assert_eq!(readiness(&program).await, 503);
+    let output = health(&program, folder.path()).await;
+    assert!(one_line(&output).contains("503: the task store cannot be written"), "{output:?}");
     file.run("ROLLBACK").await;
     file.close().await;
 

@@ -154,10 +154,13 @@ fn wrong_usage_and_missing_stores_are_refused() {
     std::fs::write(path.join("refrain.db"), "no database, but long enough to be read as one".repeat(100))
         .expect("written");
     for arguments in all {
-        assert_fails(&run(arguments), 1, &["not a database"]);
+        let output = run(arguments);
+        assert_fails(&output, 1, &["refrain.db", "not a database"]);
+        assert_eq!(text(&output.stderr).matches("not a database").count(), 1, "{output:?}");
     }
     assert_eq!(std::fs::read_dir(path).expect("readable").count(), 1, "nothing is left");
-    assert_fails(&run(&["list", "--store", "x.db"]), 64, &["store.url"]);
+    assert_fails(&run(&["list", "--store", "x.db"]), 1, &["no task store", "x.db"]);
+    assert_fails(&run(&["list", "--store", "x:y.db"]), 64, &["store.url"]);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection};
 
 use super::error_code::{is_busy, is_unwritable};
 use super::readers::CONNECTIONS;
-use crate::store::StoreError;
+use crate::store::{DatabaseError, StoreError};
 
 /// Longest time a connection waits for a lock that another process holds.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -108,8 +108,8 @@ pub(super) fn open_error(path: &Path, error: sqlx::Error) -> StoreError {
     if is_busy(&error) {
         StoreError::Busy(path)
     } else if is_unwritable(&error) {
-        StoreError::Unwritable { path, source: error.into() }
+        StoreError::Unwritable { path, source: Box::new(DatabaseError(error)) }
     } else {
-        StoreError::Sqlx(error)
+        StoreError::Database { path, source: DatabaseError(error) }
     }
 }

@@ -1,18 +1,12 @@
 //! Classes of SQLite result codes (<https://www.sqlite.org/rescode.html>).
 
-use sqlx::migrate::MigrateError;
-
 use crate::store::StoreError;
 
 /// Whether the database file itself is broken.
 pub(super) fn means_corrupt_file(error: &StoreError) -> bool {
     match error {
         StoreError::Corrupt { .. } => true,
-        StoreError::Sqlx(error) => is_corrupt(error),
-        StoreError::Migrate { source, .. } => match source.as_ref() {
-            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => is_corrupt(error),
-            _ => false,
-        },
+        StoreError::Database { source, .. } | StoreError::Statement(source) => is_corrupt(&source.0),
         _ => false,
     }
 }

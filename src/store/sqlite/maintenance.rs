@@ -22,7 +22,7 @@ use super::records::{self, RecordLimits};
 use super::{file, listing, lock, open};
 use crate::clock;
 use crate::config::StoreConfig;
-use crate::store::{DeleteScope, ListCursor, RecordDetails, StoreError, TaskFilter, TaskPage};
+use crate::store::{DatabaseError, DeleteScope, ListCursor, RecordDetails, StoreError, TaskFilter, TaskPage};
 use crate::task::{Service, TaskId};
 
 /// Largest number of tasks in one page of a listing.
@@ -175,7 +175,7 @@ impl StoreMaintenance {
         drop(handle);
         let copied = sqlx::query("VACUUM INTO ?1").bind(target).execute(&mut self.conn).await;
         self.conn.lock_handle().await.map_err(handle_failed)?.remove_progress_handler();
-        copied.map_err(|error| failed(error.into()))?;
+        copied.map_err(|error| failed(Box::new(DatabaseError(error))))?;
         Ok(())
     }
 
@@ -187,5 +187,9 @@ impl StoreMaintenance {
 
 /// Classifies an error of a statement.
 fn maintenance_error(path: &Path, error: sqlx::Error) -> StoreError {
-    if is_busy(&error) { StoreError::Busy(path.to_owned()) } else { StoreError::Sqlx(error) }
+    let path = path.to_owned();
+    match is_busy(&error) {
+        true => StoreError::Busy(path),
+        false => StoreError::Database { path, source: DatabaseError(error) },
+    }
 }

@@ -6,7 +6,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{Connection, SqliteConnection};
 
 use super::connect::open_error;
-use super::error_code::{is_busy, is_unwritable};
+use super::error_code::{is_busy, is_corrupt, is_unwritable};
 use super::file;
 use crate::clock;
 use crate::store::StoreError;
@@ -95,7 +95,7 @@ pub(super) async fn prepare(
     }
     MIGRATIONS.run_direct(None, conn, false).await.map_err(|error| match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)
-            if is_busy(&error) || is_unwritable(&error) =>
+            if is_busy(&error) || is_unwritable(&error) || is_corrupt(&error) =>
         {
             open_error(path, error)
         }

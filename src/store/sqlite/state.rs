@@ -104,6 +104,7 @@ impl SqliteState {
         self.count(StoreErrorKind::Read);
         if let Some(suppressed) = self.read_failures.admit() {
             tracing::warn!(
+                path = %self.path.display(),
                 %error,
                 suppressed,
                 "the task store could not be read; its tasks count as missing"
@@ -134,6 +135,7 @@ impl SqliteState {
         self.count(StoreErrorKind::Write);
         if let Some(suppressed) = self.write_failures.admit() {
             tracing::warn!(
+                path = %self.path.display(),
                 error,
                 suppressed,
                 "the task store could not be written; records are served but not stored"
