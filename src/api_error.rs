@@ -1,6 +1,7 @@
 //! Errors that refrain itself returns, on both ports.
 //!
 //! They have the upstream's error shape, so that clients handle them as they handle the upstream's.
+//! `trace_id` is the id in the response header `x-request-id`.
 //! No error text of a library, no path and no cause appears in one.
 
 use std::time::Duration;
@@ -23,6 +24,8 @@ pub struct ApiError {
     /// Error type of RFC 9209 2.3.
     proxy_error: &'static str,
     retry_after: Option<Duration>,
+    /// Value of `allow`.
+    allow: Option<&'static str>,
     closes_connection: bool,
 }
 
@@ -39,6 +42,7 @@ impl ApiError {
             message: message.into(),
             proxy_error,
             retry_after: None,
+            allow: None,
             closes_connection: false,
         }
     }
@@ -54,7 +58,7 @@ impl ApiError {
     }
 
     /// Returns 401 `invalid_token`. The message says which credential is expected.
-    pub fn invalid_token(message: &'static str) -> Self {
+    pub fn invalid_token(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "invalid_token", "http_request_denied", message)
     }
 
@@ -82,19 +86,28 @@ impl ApiError {
     }
 
     /// Returns 500 `api_error`: a bug in refrain.
-    pub fn internal() -> Self {
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "api_error",
-            "proxy_internal_error",
-            "refrain failed to handle this request. Its log has the details.",
-        )
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "api_error", "proxy_internal_error", message)
+    }
+
+    /// Puts text in front of the message.
+    #[must_use]
+    pub fn prefix_message(mut self, prefix: &str) -> Self {
+        self.message.insert_str(0, prefix);
+        self
     }
 
     /// Sets the header `retry-after`.
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
+        self
+    }
+
+    /// Sets the header `allow`, which a 405 needs (RFC 9110 15.5.6).
+    #[must_use]
+    pub fn allow(mut self, methods: &'static str) -> Self {
+        self.allow = Some(methods);
         self
     }
 
@@ -115,27 +128,13 @@ impl ApiError {
     pub fn code(&self) -> &'static str {
         self.code
     }
-}
 
-#[derive(Serialize)]
-struct ErrorBody<'a> {
-    success: bool,
-    error: ErrorDetail<'a>,
-    trace_id: String,
-}
-
-#[derive(Serialize)]
-struct ErrorDetail<'a> {
-    code: &'a str,
-    message: &'a str,
-}
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
+    /// Returns the response to the request with this id, which is visible ASCII.
+    pub fn into_response_to(self, request_id: HeaderValue) -> Response {
         let body = ErrorBody {
             success: false,
             error: ErrorDetail { code: self.code, message: &self.message },
-            trace_id: uuid::Uuid::new_v4().to_string(),
+            trace_id: request_id.to_str().unwrap_or_default(),
         };
         let body = serde_json::to_vec(&body).expect("strings serialize to JSON");
         let mut response = Response::new(Body::from(body));
@@ -144,8 +143,12 @@ impl IntoResponse for ApiError {
         map.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let proxy_status = format!("refrain; error={}", self.proxy_error);
         map.insert("proxy-status", HeaderValue::from_str(&proxy_status).expect("a token of RFC 9209"));
+        map.insert("x-request-id", request_id);
         if let Some(wait) = self.retry_after {
             map.insert(header::RETRY_AFTER, headers::retry_after(wait));
+        }
+        if let Some(methods) = self.allow {
+            map.insert(header::ALLOW, HeaderValue::from_static(methods));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             // Required by RFC 9110 11.6.1.
@@ -157,5 +160,25 @@ impl IntoResponse for ApiError {
         // For the access log.
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    success: bool,
+    error: ErrorDetail<'a>,
+    trace_id: &'a str,
+}
+
+#[derive(Serialize)]
+struct ErrorDetail<'a> {
+    code: &'a str,
+    message: &'a str,
+}
+
+/// Responds to a request without an id.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.into_response_to(headers::new_request_id())
     }
 }

@@ -1,8 +1,9 @@
 //! Reading of headers: those of a request that decide how it is handled, and comma-separated lists.
-//! The value of `retry-after`.
+//! The value of `retry-after`, and request ids.
 
 mod list;
 mod request_headers;
+mod request_id;
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use http::HeaderValue;
 
 pub use self::list::{ListMember, list_members};
 pub use self::request_headers::{HeaderValues, RequestHeaders};
+pub use self::request_id::{new_request_id, request_id};
 
 /// Returns the value of `retry-after` for a wait: whole seconds, rounded up, at least 1.
 pub fn retry_after(wait: Duration) -> HeaderValue {

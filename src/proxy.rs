@@ -21,16 +21,18 @@ mod lookup_handler;
 mod lookup_response;
 mod passthrough;
 mod response_body;
+mod response_headers;
 mod uninterpreted;
 mod validation;
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+use http::Request;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::CorsLayer;
 
@@ -38,18 +40,17 @@ use self::access_log::{AccessLog, Outcome};
 use self::candidate::Candidate;
 use self::lookup_handler::Decision;
 pub use self::response_body::{ResponseBody, ResponseData};
+use self::response_headers::Reply;
 use crate::api_error::ApiError;
 use crate::auth::{Auth, Caller, CallerCache, UnknownKey};
 use crate::config::{Config, TasksConfig};
-use crate::headers::{HeaderValues, RequestHeaders};
+use crate::headers::{self, RequestHeaders};
 use crate::lookup::LookupService;
-use crate::server::{Handler, RequestBody};
+use crate::server::{Handler, Panicked, RequestBody, catch_panic};
 use crate::task::InterpretedServices;
 use crate::telemetry::Metrics;
 use crate::token::Token;
 use crate::upstream::Passthrough;
-
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Handler of the client port.
 pub struct ClientPort {
@@ -85,22 +86,40 @@ impl ClientPort {
         }
     }
 
+    /// Responds to a request, also if its handler panics.
     async fn handle(&self, cache: &CallerCache, request: Request<RequestBody>) -> Response<ResponseBody> {
         let (parts, body) = request.into_parts();
+        let mut log = AccessLog::start(&self.metrics, &parts, headers::request_id(&parts.headers));
+        let reply = catch_panic(&self.metrics.panics, pin!(self.reply(cache, parts, body, &mut log))).await;
+        reply
+            .unwrap_or_else(|Panicked| {
+                Reply::error(error::panicked(self.passthrough.host()), Outcome::Panicked, &log)
+            })
+            .complete(&mut log)
+    }
+
+    async fn reply(
+        &self,
+        cache: &CallerCache,
+        parts: Parts,
+        body: RequestBody,
+        log: &mut AccessLog<'_>,
+    ) -> Reply {
         let headers = RequestHeaders::parse(&parts.headers);
-        let mut log = AccessLog::start(&self.metrics, &parts, request_id(&headers.x_request_id));
-        if let Some(response) = validation::respond(&parts, &headers) {
-            return refuse(response, &mut log);
+        match validation::respond(&parts, &headers) {
+            Ok(None) => {}
+            Ok(Some(response)) => {
+                return Reply { response: response.map(ResponseBody::from), outcome: Outcome::Answered };
+            }
+            Err(refusal) => return self.refuse(refusal, log),
         }
         let token = headers.bearer_token();
         let caller = match token.and_then(|token| self.auth.identify(token, cache)) {
             Some(Ok(caller)) => Some(caller),
             None if !self.auth.is_shared() => None,
             Some(Err(UnknownKey)) | None => {
-                let error = ApiError::invalid_token(
-                    "refrain does not know this key. Send a key of access.clients as authorization: Bearer.",
-                );
-                return refuse(error.into_response(), &mut log);
+                let reason = "the key is unknown. Send a key of access.clients as authorization: Bearer.";
+                return self.refuse(ApiError::invalid_token(reason), log);
             }
         };
         log.caller(caller.as_deref());
@@ -108,7 +127,7 @@ impl ClientPort {
         drop(headers);
         let decision = match (&caller, candidate) {
             (Some(caller), Some(candidate)) => {
-                lookup_handler::handle(self, caller, candidate, &parts, body, &mut log).await
+                lookup_handler::handle(self, caller, candidate, &parts, body, log).await
             }
             _ => {
                 uninterpreted::record(&parts, &self.services, &self.tasks, &self.metrics.uninterpreted);
@@ -116,14 +135,15 @@ impl ClientPort {
             }
         };
         // Boxed, so that a hit does not carry the size of these futures.
-        let response = match decision {
-            Decision::Respond(response) => return response,
-            Decision::Forward(body) => Box::pin(self.forward(caller.as_deref(), parts, body, &mut log)).await,
-            Decision::Delete(request) => {
-                Box::pin(delete::forward_delete(self, parts, request, &mut log)).await
-            }
+        let forwarded = match decision {
+            Decision::Respond(reply) => return reply,
+            Decision::Forward(body) => Box::pin(self.forward(caller.as_deref(), parts, body)).await,
+            Decision::Delete(request) => Box::pin(delete::forward_delete(self, parts, request)).await,
         };
-        response.map(ResponseBody::from)
+        match forwarded {
+            Ok(response) => Reply { response: response.map(ResponseBody::from), outcome: Outcome::Bypass },
+            Err(error) => Reply::error(error, Outcome::Bypass, log),
+        }
     }
 
     async fn handle_with_cors(
@@ -133,33 +153,37 @@ impl ClientPort {
         request: Request<RequestBody>,
     ) -> Response<ResponseBody> {
         let (parts, body) = request.into_parts();
-        let is_valid = validation::respond(&parts, &RequestHeaders::parse(&parts.headers)).is_none();
-        let is_for_cors = is_valid && cors::applies_to(&parts);
-        let request = Request::from_parts(parts, body);
-        if !is_for_cors {
-            return self.handle(cache, request).await;
+        let is_handled =
+            matches!(validation::respond(&parts, &RequestHeaders::parse(&parts.headers)), Ok(None));
+        if !is_handled || !cors::applies_to(&parts) {
+            return self.handle(cache, Request::from_parts(parts, body)).await;
         }
+        // The layer answers a preflight without the handler.
+        let mut preflight_log = cors::is_preflight(&parts)
+            .then(|| AccessLog::start(&self.metrics, &parts, headers::request_id(&parts.headers)));
         let handler = service_fn(async |request| {
             let mut response = self.handle(cache, request).await;
             cors::remove_upstream_headers(response.headers_mut());
             Ok::<_, Infallible>(response)
         });
-        cors.layer(handler).oneshot(request).await.unwrap_or_else(|never| match never {})
+        let request = Request::from_parts(parts, body);
+        let response = cors.layer(handler).oneshot(request).await.unwrap_or_else(|never| match never {});
+        match &mut preflight_log {
+            Some(log) => Reply { response, outcome: Outcome::Answered }.complete(log),
+            None => response,
+        }
     }
 
     /// Forwards a request that is not a lookup.
-    async fn forward(
-        &self,
-        caller: Option<&Caller>,
-        parts: Parts,
-        body: Body,
-        log: &mut AccessLog<'_>,
-    ) -> Response {
+    async fn forward(&self, caller: Option<&Caller>, parts: Parts, body: Body) -> Result<Response, ApiError> {
         let team_token = self.charge(caller);
         let request = Request::from_parts(parts, body);
-        let response = passthrough::forward(&self.passthrough, request, team_token).await;
-        log.finish(&response, Outcome::Bypass);
-        response
+        passthrough::forward(&self.passthrough, request, team_token).await
+    }
+
+    /// Refuses a request of which nothing was sent. The message begins with the reason.
+    fn refuse(&self, reason: ApiError, log: &AccessLog<'_>) -> Reply {
+        Reply::error(error::refused(reason, self.passthrough.host()), Outcome::Refused, log)
     }
 
     /// Charges the rate limiter of a caller for a forwarded request. Returns the token that
@@ -179,28 +203,6 @@ impl Handler for ClientPort {
         match &self.cors {
             None => self.handle(cache, request).await,
             Some(cors) => Box::pin(self.handle_with_cors(cors, cache, request)).await,
-        }
-    }
-}
-
-/// Writes the log line of a request that is not handled further.
-fn refuse(response: Response, log: &mut AccessLog<'_>) -> Response<ResponseBody> {
-    log.finish(&response, Outcome::Refused);
-    response.map(ResponseBody::from)
-}
-
-/// Returns the client's `x-request-id`, or a new one unless that is printable ASCII of at most 128
-/// characters.
-fn request_id(field: &HeaderValues<'_>) -> HeaderValue {
-    match field.first() {
-        Some(id) if (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic) => {
-            id.clone()
-        }
-        _ => {
-            // Unique but not secret, so a generator without a system call is enough.
-            let id = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
-            let mut text = uuid::Uuid::encode_buffer();
-            HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)).expect("hex digits and dashes")
         }
     }
 }

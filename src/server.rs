@@ -9,6 +9,7 @@ mod connection;
 mod io;
 mod listener;
 mod open_connections;
+mod panics;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use tower::ServiceExt;
 
 pub use body::{RequestBody, RequestBodyError};
 pub use listener::{listen, raise_descriptor_limit};
+pub use panics::{Panicked, catch_panic};
 
 use crate::lifecycle::Shutdown;
 use activity::Activity;
@@ -117,7 +119,8 @@ pub trait Handler: Send + Sync + 'static {
     type ConnectionState: Default + Send + Sync;
 
     /// Responds to a request. The future is dropped if the client closes the connection. If it
-    /// panics, the panic is counted and the client receives a 500.
+    /// panics, the panic is counted and the client receives a 500. A handler can catch the panic
+    /// itself with [`catch_panic`].
     fn respond(
         &self,
         state: &Self::ConnectionState,

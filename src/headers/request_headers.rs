@@ -27,11 +27,6 @@ impl<'a> HeaderValues<'a> {
         self.first.is_none()
     }
 
-    /// The value of the first line.
-    pub fn first(&self) -> Option<&'a HeaderValue> {
-        self.first
-    }
-
     /// The value of a header that has exactly one line.
     pub fn only(&self) -> Option<&'a HeaderValue> {
         self.first.filter(|_| self.others.is_empty())
@@ -62,8 +57,6 @@ pub struct RequestHeaders<'a> {
     pub prefer: HeaderValues<'a>,
     /// Values of `transfer-encoding`.
     pub transfer_encoding: HeaderValues<'a>,
-    /// Values of `x-request-id`.
-    pub x_request_id: HeaderValues<'a>,
     /// Whether a header other than `authorization` identifies the caller: `cookie`, `x-api-key` or
     /// `payment-signature`.
     pub has_other_credentials: bool,
@@ -83,7 +76,6 @@ impl<'a> RequestHeaders<'a> {
                 "host" => &mut found.host,
                 "prefer" => &mut found.prefer,
                 "transfer-encoding" => &mut found.transfer_encoding,
-                "x-request-id" => &mut found.x_request_id,
                 "cookie" | "x-api-key" | "payment-signature" => {
                     found.has_other_credentials = true;
                     continue;
@@ -123,7 +115,7 @@ mod tests {
         let found = RequestHeaders::parse(&headers);
         assert_eq!(found.host.only(), Some(&HeaderValue::from_static("a")));
         assert_eq!(found.prefer.iter().collect::<Vec<_>>(), ["x", "y"]);
-        assert_eq!((found.prefer.first(), found.prefer.only()), (headers.get("prefer"), None));
+        assert_eq!(found.prefer.only(), None);
         assert!(found.authorization.is_absent() && !found.prefer.is_absent());
         assert!(!found.has_other_credentials);
         for name in ["cookie", "x-api-key", "payment-signature"] {

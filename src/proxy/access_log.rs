@@ -32,9 +32,13 @@ pub(super) enum Outcome {
     Bypass,
     /// Refused by refrain.
     Refused,
+    /// Answered by refrain, but not a lookup: a CORS preflight or `OPTIONS *`.
+    Answered,
     /// A lookup that the upstream failed.
     Failed,
-    /// There is no response: the client disconnected, or the handler panicked.
+    /// The handler panicked.
+    Panicked,
+    /// There is no response: the client disconnected.
     Aborted,
 }
 
@@ -47,7 +51,8 @@ impl Outcome {
             Self::Lookup(CacheResult::Miss) => RequestOutcome::Miss,
             Self::Bypass => RequestOutcome::Bypass,
             Self::Refused => RequestOutcome::Refused,
-            Self::Failed => RequestOutcome::Failed,
+            Self::Answered => RequestOutcome::Answered,
+            Self::Failed | Self::Panicked => RequestOutcome::Failed,
             Self::Aborted => RequestOutcome::Aborted,
         }
     }
@@ -60,6 +65,7 @@ pub(super) struct AccessLog<'a> {
     method: Method,
     service: ServiceLabel,
     route: &'static str,
+    is_addressed_to_lookup: bool,
     request_id: HeaderValue,
     action: RequestAction,
     token: Option<Digest>,
@@ -74,12 +80,17 @@ impl<'a> AccessLog<'a> {
         let path = path.strip_prefix('/').unwrap_or(path);
         let (service, last) = path.split_once('/').unwrap_or((path, ""));
         let route = KNOWN_SEGMENTS.into_iter().find(|known| *known == last);
+        let service = metrics.service(service);
         Self {
             metrics,
             start: Instant::now(),
             method: parts.method.clone(),
-            service: metrics.service(service),
+            service,
             route: route.unwrap_or("other"),
+            is_addressed_to_lookup: parts.method == Method::POST
+                && route == Some("tasks")
+                && parts.uri.query().is_none()
+                && metrics.has_lookups(service),
             request_id,
             action: RequestAction::Other,
             token: None,
@@ -87,6 +98,15 @@ impl<'a> AccessLog<'a> {
             summary: CacheSummary::default(),
             written: false,
         }
+    }
+
+    /// Whether method and path are those of a lookup, whatever the headers and the body.
+    pub(super) fn is_addressed_to_lookup(&self) -> bool {
+        self.is_addressed_to_lookup
+    }
+
+    pub(super) fn request_id(&self) -> HeaderValue {
+        self.request_id.clone()
     }
 
     /// Takes the request id for the response. To be called after the line was written.
@@ -136,7 +156,7 @@ impl<'a> AccessLog<'a> {
         let took = self.start.elapsed();
         self.metrics.count_request(self.service, self.action, outcome, took);
         let is_local = self.summary.misses == 0
-            && matches!(outcome, RequestOutcome::Hit | RequestOutcome::Pending)
+            && matches!(outcome, RequestOutcome::Hit | RequestOutcome::Pending | RequestOutcome::Answered)
             && status.is_some_and(|status| status < 400);
         let ids = |count: usize| (self.summary.requested > 0).then_some(count);
         macro_rules! line {
@@ -154,7 +174,7 @@ impl<'a> AccessLog<'a> {
                     pending = ids(self.summary.pending),
                     fetched = ids(self.summary.misses),
                     took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-                    // Printable ASCII, see `super::request_id`. `?` would add quotes to it in JSON.
+                    // Printable ASCII, see `crate::headers::request_id`. `?` would add quotes to it in JSON.
                     request_id = self.request_id.to_str().unwrap_or_default(),
                     token = self.token.map(|token| token.to_string()),
                     client = self.client.as_deref(),

@@ -48,6 +48,11 @@ pub(super) fn applies_to(parts: &Parts) -> bool {
     parts.method != Method::OPTIONS || parts.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
+/// Whether the CORS layer answers a request to which it applies.
+pub(super) fn is_preflight(parts: &Parts) -> bool {
+    parts.method == Method::OPTIONS
+}
+
 /// Removes the upstream's CORS headers.
 pub(super) fn remove_upstream_headers(headers: &mut HeaderMap) {
     headers.remove(header::ACCESS_CONTROL_ALLOW_ORIGIN);

@@ -10,8 +10,8 @@ use http::{HeaderMap, Request};
 use serde::Deserialize;
 
 use super::ClientPort;
-use super::access_log::{AccessLog, Outcome};
 use super::passthrough::{ForwardedResponse, forward_buffered};
+use crate::api_error::ApiError;
 use crate::auth::Caller;
 use crate::task::{Service, TaskId};
 use crate::upstream;
@@ -34,23 +34,20 @@ pub(super) async fn forward_delete(
     port: &ClientPort,
     parts: Parts,
     delete: DeleteRequest<'_>,
-    log: &mut AccessLog<'_>,
-) -> Response {
+) -> Result<Response, ApiError> {
     let DeleteRequest { caller, service, id, body } = delete;
     let team_token = port.charge(Some(caller));
     let request = Request::from_parts(parts, Body::from(body));
-    let response = match forward_buffered(&port.passthrough, request, team_token, MAX_RESPONSE_BYTES).await {
-        ForwardedResponse::Streaming(response) => response,
+    match forward_buffered(&port.passthrough, request, team_token, MAX_RESPONSE_BYTES).await? {
+        ForwardedResponse::Streaming(response) => Ok(response),
         ForwardedResponse::Buffered(response) => {
             let parts = &response.parts;
             if parts.status.is_success() && is_confirmed(&parts.headers, &response.body, &id) {
                 delete_stored(port, caller, service, id).await;
             }
-            response.into_response()
+            Ok(response.into_response())
         }
-    };
-    log.finish(&response, Outcome::Bypass);
-    response
+    }
 }
 
 /// Deletes the stored task in a separate task, which ends even if the client disconnects.

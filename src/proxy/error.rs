@@ -1,20 +1,81 @@
-//! Errors of upstream calls as errors for clients.
+//! Messages of refrain's own errors on the client port.
+//!
+//! A message says that refrain speaks, what happened to which upstream host, and what to do.
+
+use std::borrow::Cow;
 
 use crate::api_error::ApiError;
 use crate::upstream::UpstreamError;
 
-/// 502, or 504 for a timeout.
-impl From<UpstreamError> for ApiError {
-    fn from(error: UpstreamError) -> Self {
-        let message = if error.was_reached() {
-            format!("refrain has no complete response: {error}. The upstream may have received the request.")
-        } else {
-            format!("refrain did not send the request: {error}. It is safe to try again.")
-        };
-        if error.is_timeout() {
-            Self::timeout(error.proxy_status(), message)
-        } else {
-            Self::bad_gateway(error.proxy_status(), message)
+/// Puts in front of a reason that the request was refused and that the upstream received nothing.
+pub(super) fn refused(reason: ApiError, host: &str) -> ApiError {
+    reason.prefix_message(&format!("refrain refused this request and sent nothing to {host}: "))
+}
+
+/// Puts in front of a reason that the body of a request ended while it was forwarded.
+pub(super) fn cut_off(reason: ApiError, host: &str) -> ApiError {
+    reason.prefix_message(&format!("refrain could not send this whole request to {host}: "))
+}
+
+/// Returns the error for a panic, which is a bug.
+pub(super) fn panicked(host: &str) -> ApiError {
+    ApiError::internal(format!(
+        "refrain failed to handle this request, because of a bug. {host} may have received it: check that before \
+         you send it again. The log of refrain has the details."
+    ))
+    .close()
+}
+
+/// Kind of a request whose upstream call has no valid response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FailedCall {
+    /// A lookup, which changes nothing.
+    Lookup,
+    /// A forwarded request, which may have an effect.
+    Forwarded,
+}
+
+/// Returns the error for an upstream call without a valid response: 502, or 504 for a timeout.
+pub(super) fn upstream_error(error: UpstreamError, host: &str, call: FailedCall) -> ApiError {
+    let advice: Cow<'_, str> = match call {
+        FailedCall::Lookup => "It is safe to try again.".into(),
+        FailedCall::Forwarded => {
+            format!("{host} may have received the request: check that before you send it again.").into()
         }
+    };
+    let message = match error {
+        UpstreamError::Unreachable(reason) => format!(
+            "refrain could not connect to {host}: {reason}. The request was not sent; it is safe to try again."
+        ),
+        UpstreamError::Timeout => {
+            format!("refrain received no response from {host} within upstream.request_timeout. {advice}")
+        }
+        UpstreamError::Interrupted => {
+            format!("refrain lost the connection to {host} before the response was complete. {advice}")
+        }
+        UpstreamError::TooLarge => format!(
+            "refrain discarded the response of {host}: it is larger than upstream.max_response_bytes. \
+             Request fewer ids at a time, or raise that limit."
+        ),
+        UpstreamError::BadMessage => {
+            format!("refrain discarded the response of {host}: it is not valid HTTP. {advice}")
+        }
+    };
+    no_response(error, message)
+}
+
+/// Returns the error for a lookup that was not sent, because the last call failed with `error`.
+pub(super) fn upstream_down(error: UpstreamError, host: &str) -> ApiError {
+    let message = format!(
+        "refrain did not send this lookup to {host}: {error}. Try again after the time in retry-after."
+    );
+    no_response(error, message)
+}
+
+fn no_response(error: UpstreamError, message: String) -> ApiError {
+    if error.is_timeout() {
+        ApiError::timeout(error.proxy_status(), message)
+    } else {
+        ApiError::bad_gateway(error.proxy_status(), message)
     }
 }

@@ -4,20 +4,19 @@
 //! of the body.
 
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
+use super::ClientPort;
 use super::access_log::{AccessLog, Outcome};
 use super::candidate::Candidate;
 use super::delete::DeleteRequest;
 use super::lookup_response;
 use super::passthrough::with_prefix;
-use super::response_body::ResponseBody;
-use super::{ClientPort, X_REQUEST_ID};
+use super::response_headers::Reply;
 use crate::api_error::ApiError;
 use crate::auth::Caller;
 use crate::lookup::{LookupError, LookupRequest, LookupResponse};
@@ -27,7 +26,7 @@ use crate::task::{LookupIds, TaskRequest};
 /// Next step for a candidate whose body was read.
 pub(super) enum Decision<'a> {
     /// Send this response.
-    Respond(Response<ResponseBody>),
+    Respond(Reply),
     /// Forward the request with this body, which is the client's.
     Forward(Body),
     /// Forward the delete and observe its response.
@@ -46,7 +45,7 @@ pub(super) async fn handle<'a>(
     let body = match read(body, port.max_request_bytes).await {
         Ok(ReadBody::Complete(body)) => body,
         Ok(ReadBody::NotLookup(body)) => return Decision::Forward(body),
-        Err(error) => return Decision::Respond(refuse(error.into(), log)),
+        Err(error) => return Decision::Respond(port.refuse(error.into(), log)),
     };
     let request = TaskRequest::parse(&body, port.tasks.max_ids, &candidate.service.rules);
     log.action(&request);
@@ -56,12 +55,9 @@ pub(super) async fn handle<'a>(
         }
         TaskRequest::TooManyIds(count) => {
             let max = port.tasks.max_ids;
-            let message = format!(
-                "refrain accepts at most {max} ids per request (tasks.max_ids), not {count}. Send fewer at a time."
-            );
-            let mut response = refuse(ApiError::bad_request(message), log);
-            response.headers_mut().insert(X_REQUEST_ID, log.take_request_id());
-            Decision::Respond(response)
+            let message =
+                format!("the request has {count} ids, and tasks.max_ids allows {max}. Send fewer at a time.");
+            Decision::Respond(port.refuse(ApiError::bad_request(message), log))
         }
         TaskRequest::Delete(id) => {
             Decision::Delete(DeleteRequest { caller, service: candidate.service.name.clone(), id, body })
@@ -77,7 +73,7 @@ async fn look_up(
     parts: &Parts,
     ids: LookupIds,
     log: &mut AccessLog<'_>,
-) -> Response<ResponseBody> {
+) -> Reply {
     let options = candidate.options(&ids, port.tasks.max_wait);
     let request = LookupRequest {
         service: candidate.service,
@@ -90,10 +86,9 @@ async fn look_up(
     let response = port.lookups.look_up(request).await;
     log.summary(&response.summary);
     let outcome = outcome(&response);
-    let mut response = lookup_response::build(response, &options);
-    log.finish(&response, outcome);
-    response.headers_mut().insert(X_REQUEST_ID, log.take_request_id());
-    response
+    let error_response = |error: ApiError| error.into_response_to(log.request_id());
+    let host = port.passthrough.host();
+    Reply { response: lookup_response::build(response, &options, host, error_response), outcome }
 }
 
 fn outcome(response: &LookupResponse) -> Outcome {
@@ -102,13 +97,6 @@ fn outcome(response: &LookupResponse) -> Outcome {
         Err(LookupError::Failed(_)) => Outcome::Failed,
         Err(LookupError::NotStored | LookupError::TooLarge | LookupError::Busy) => Outcome::Refused,
     }
-}
-
-/// Returns an error of refrain and writes the log line.
-fn refuse(error: ApiError, log: &mut AccessLog<'_>) -> Response<ResponseBody> {
-    let response = error.into_response();
-    log.finish(&response, Outcome::Refused);
-    response.map(ResponseBody::from)
 }
 
 enum ReadBody {

@@ -3,19 +3,18 @@
 use std::sync::LazyLock;
 
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::Response;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::X_REQUEST_ID;
+use super::error::{self, FailedCall};
 use super::response_body::ResponseBody;
+use super::response_headers::{CACHE_STATUS, MISS, X_CACHE, X_REQUEST_ID};
 use crate::api_error::ApiError;
 use crate::batcher::{Handling, LookupFailure, LookupKind, LookupOptions};
 use crate::headers;
 use crate::lookup::{CacheResult, CacheSummary, LookupError, LookupResponse, ResponseContent};
 use crate::upstream::UpstreamResponse;
 
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Headers of a single hit. `age` and `x-request-id` are placeholders, so that setting them does
@@ -30,8 +29,14 @@ static HIT: LazyLock<HeaderMap> = LazyLock::new(|| {
     ])
 });
 
-/// Builds the response to a lookup, without `x-request-id`.
-pub(super) fn build(response: LookupResponse, options: &LookupOptions) -> Response<ResponseBody> {
+/// Builds the response to a lookup, without `x-request-id`. `host` is that of the upstream.
+/// `error_response` builds the response for an error of refrain.
+pub(super) fn build(
+    response: LookupResponse,
+    options: &LookupOptions,
+    host: &str,
+    error_response: impl FnOnce(ApiError) -> Response,
+) -> Response<ResponseBody> {
     let LookupResponse { result, summary } = response;
     let cache_result = if result.is_ok() { summary.result() } else { CacheResult::Miss };
     let is_from_upstream = matches!(
@@ -48,7 +53,7 @@ pub(super) fn build(response: LookupResponse, options: &LookupOptions) -> Respon
         Ok(ResponseContent::Record(record)) => json(ResponseBody::record(record)),
         Ok(ResponseContent::Batch(batch)) => json(ResponseBody::batch(batch)),
         Ok(ResponseContent::Upstream(response)) => relay(&response).map(ResponseBody::from),
-        Err(error) => error_response(error).map(ResponseBody::from),
+        Err(error) => failure(error, host).unwrap_or_else(error_response).map(ResponseBody::from),
     };
     let status = response.status();
     let headers = response.headers_mut();
@@ -69,57 +74,72 @@ pub(super) fn build(response: LookupResponse, options: &LookupOptions) -> Respon
     response
 }
 
-/// Returns the response to a lookup without content.
-fn error_response(error: LookupError) -> Response {
+/// Returns the upstream's error to relay, or the error of refrain for a lookup without content.
+fn failure(error: LookupError, host: &str) -> Result<Response, ApiError> {
     let failure = match error {
         LookupError::Failed(failure) => failure,
         LookupError::NotStored => {
-            return ApiError::timeout(
+            let error = ApiError::timeout(
                 "proxy_internal_response",
-                "refrain has not stored everything requested, and only-if-cached forbids an upstream call. \
+                "not all requested tasks are stored, and only-if-cached forbids a call. \
                  Ask without only-if-cached.",
-            )
-            .into_response();
+            );
+            return Err(error::refused(error, host));
         }
         LookupError::Busy => {
-            return ApiError::unavailable(
-                "refrain has too many large responses that slow clients have not received yet. Try again later.",
-            )
-            .into_response();
+            return Err(ApiError::unavailable(format!(
+                "refrain has no memory for this response with records from {host}: slow clients have not \
+                 received many large responses yet. Try again later."
+            )));
         }
         LookupError::TooLarge => {
-            return ApiError::bad_request(
-                "refrain would exceed upstream.max_response_bytes with this response. Request fewer ids at a time.",
-            )
-            .into_response();
+            return Err(ApiError::bad_request(format!(
+                "refrain cannot return these records from {host}: together they are larger than \
+                 upstream.max_response_bytes. Request fewer ids at a time."
+            )));
         }
     };
-    let error = match failure {
-        LookupFailure::Upstream(response) => return relay(&response),
-        LookupFailure::Transport(error) => ApiError::from(error),
-        LookupFailure::UpstreamDown { error, retry_after } => ApiError::from(error).retry_after(retry_after),
+    Err(match failure {
+        LookupFailure::Upstream(response) => return Ok(relay(&response)),
+        LookupFailure::Transport(error) => error::upstream_error(error, host, FailedCall::Lookup),
+        LookupFailure::UpstreamDown { error, retry_after } => {
+            error::upstream_down(error, host).retry_after(retry_after)
+        }
         LookupFailure::Redirect => ApiError::bad_gateway(
             "http_protocol_error",
-            "refrain does not follow the redirect with which the upstream responded to a lookup. \
-             Check upstream.base_url.",
+            format!(
+                "refrain does not follow the redirect with which {host} responded to a lookup. \
+                 Check upstream.base_url."
+            ),
         ),
         LookupFailure::InvalidResponse => ApiError::bad_gateway(
             "http_protocol_error",
-            "refrain cannot read the upstream's response to a lookup: it has another shape. Try again later.",
+            format!(
+                "refrain cannot read the response of {host} to a lookup: it has another shape. Try again later."
+            ),
         ),
         LookupFailure::QueueTimeout { retry_after } => ApiError::too_many_requests(
             retry_after,
-            "refrain has more lookups queued for this token than its rate allows. They stay queued; \
-             try again after retry-after.",
+            format!(
+                "refrain has more lookups queued for {host} than the rate of this token allows. They stay \
+                 queued; try again after the time in retry-after."
+            ),
         ),
         LookupFailure::QueueFull { retry_after } => ApiError::too_many_requests(
             retry_after,
-            "refrain has a full queue for this token. Try again after retry-after.",
+            format!(
+                "refrain did not queue this lookup for {host}: the queue of this token is full. \
+                 Try again after the time in retry-after."
+            ),
         ),
-        LookupFailure::ShuttingDown => ApiError::unavailable("refrain is shutting down. Try again."),
-        LookupFailure::Internal => ApiError::internal(),
-    };
-    error.into_response()
+        LookupFailure::ShuttingDown => ApiError::unavailable(format!(
+            "refrain is shutting down and has no response of {host} to this lookup yet. Try again."
+        )),
+        LookupFailure::Internal => ApiError::internal(format!(
+            "refrain failed to look this up at {host}, because of a bug. Its log has the details. \
+             It is safe to try again."
+        )),
+    })
 }
 
 /// Returns `cache-status` (RFC 9211) with the cache name `refrain`. It has `fwd` only after an
@@ -170,7 +190,7 @@ fn x_cache(result: CacheResult) -> HeaderValue {
         CacheResult::Hit => "HIT",
         CacheResult::Pending => "PENDING",
         CacheResult::Partial => "PARTIAL",
-        CacheResult::Miss => "MISS",
+        CacheResult::Miss => return MISS,
     })
 }
 

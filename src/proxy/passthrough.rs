@@ -9,9 +9,9 @@ mod headers;
 mod tests;
 
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Method, Request, Version, header, response};
+use http::{Method, Request, Version, header, response};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use hyper::body::Incoming;
@@ -19,40 +19,40 @@ use hyper::body::Incoming;
 pub(super) use body::with_prefix;
 use body::{ErrorTap, PrefixedBody, UnknownLengthBody};
 
+use super::error::{self, FailedCall};
 use crate::api_error::ApiError;
 use crate::token::Token;
 use crate::upstream::Passthrough;
 
-/// Member of `cache-status` (RFC 9211) on forwarded responses.
-const BYPASS: HeaderValue = HeaderValue::from_static("refrain; fwd=bypass");
-
 /// Forwards a request and returns the upstream's response as it arrives. `authorization` replaces
 /// the client's own, in `shared` mode.
+///
+/// # Errors
+/// There is no valid response, or the client's body failed.
 ///
 /// Cancel safe: dropping this future or the body of the response ends the upstream call.
 pub(super) async fn forward(
     passthrough: &Passthrough,
     request: Request<Body>,
     authorization: Option<&Token>,
-) -> Response {
+) -> Result<Response, ApiError> {
     let (mut parts, body) = request.into_parts();
     let is_head = parts.method == Method::HEAD;
     parts.headers = headers::for_upstream(&parts, body.size_hint().exact(), authorization);
     let (body, client_error) = ErrorTap::over(body);
     match passthrough.send(Request::from_parts(parts, body)).await {
-        Ok(response) => relay(response, is_head),
-        Err(error) => match client_error.get() {
+        Ok(response) => Ok(relay(response, is_head)),
+        Err(error) => Err(match client_error.get() {
             // The upstream call failed because the client's body did.
-            Some(error) => ApiError::from(*error).into_response(),
-            None => ApiError::from(error).into_response(),
-        },
+            Some(error) => error::cut_off((*error).into(), passthrough.host()),
+            None => error::upstream_error(error, passthrough.host(), FailedCall::Forwarded),
+        }),
     }
 }
 
 fn relay(response: Response<Incoming>, is_head: bool) -> Response {
     let (mut parts, body) = response.into_parts();
     parts.headers = headers::for_client(&parts.headers);
-    parts.headers.append("cache-status", BYPASS);
     // That of the client's connection, not of the upstream's.
     parts.version = Version::HTTP_11;
     let body = if is_head && !parts.headers.contains_key(header::CONTENT_LENGTH) {
@@ -95,17 +95,17 @@ pub(super) async fn forward_buffered(
     request: Request<Body>,
     authorization: Option<&Token>,
     limit: usize,
-) -> ForwardedResponse {
+) -> Result<ForwardedResponse, ApiError> {
     let is_head = request.method() == Method::HEAD;
-    let response = forward(passthrough, request, authorization).await;
+    let response = forward(passthrough, request, authorization).await?;
     if is_head || response.body().size_hint().lower() > limit as u64 {
-        return ForwardedResponse::Streaming(response);
+        return Ok(ForwardedResponse::Streaming(response));
     }
     let (parts, mut body) = response.into_parts();
     let mut read = BytesMut::new();
     let last = loop {
         match body.frame().await {
-            None => return ForwardedResponse::Buffered(BufferedResponse { parts, body: read.freeze() }),
+            None => return Ok(ForwardedResponse::Buffered(BufferedResponse { parts, body: read.freeze() })),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     read.extend_from_slice(&data);
@@ -119,5 +119,5 @@ pub(super) async fn forward_buffered(
         }
     };
     let body = Body::new(PrefixedBody::new(read.freeze(), last, body));
-    ForwardedResponse::Streaming(Response::from_parts(parts, body))
+    Ok(ForwardedResponse::Streaming(Response::from_parts(parts, body)))
 }

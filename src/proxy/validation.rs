@@ -11,26 +11,23 @@ use std::net::Ipv6Addr;
 
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
-use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
+use http::{Method, StatusCode, Uri, Version, header};
 
 use crate::api_error::ApiError;
 use crate::headers::{HeaderValues, RequestHeaders, list_members};
 
 /// Value of `allow` on refrain's own responses.
-const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+const ALLOWED_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
-/// Returns the response to a request that is not handled further: a refusal, or the response to
-/// `OPTIONS *`, which concerns the server itself (RFC 9110 9.3.7). `None` for a valid request.
-pub(super) fn respond(parts: &Parts, headers: &RequestHeaders<'_>) -> Option<Response> {
-    let mut response = match check(parts, headers) {
-        Err(refusal) => refusal.into_response(),
-        Ok(()) if is_asterisk(&parts.uri) => StatusCode::NO_CONTENT.into_response(),
-        Ok(()) => return None,
-    };
-    if matches!(response.status(), StatusCode::METHOD_NOT_ALLOWED | StatusCode::NO_CONTENT) {
-        response.headers_mut().insert(header::ALLOW, ALLOWED_METHODS);
-    }
-    Some(response)
+/// Returns the response to `OPTIONS *`, which concerns the server itself (RFC 9110 9.3.7), and
+/// `None` for any other valid request.
+///
+/// # Errors
+/// The request is invalid. The message begins with the reason, for a text in front of it.
+pub(super) fn respond(parts: &Parts, headers: &RequestHeaders<'_>) -> Result<Option<Response>, ApiError> {
+    check(parts, headers)?;
+    let options = || (StatusCode::NO_CONTENT, [(header::ALLOW, ALLOWED_METHODS)]).into_response();
+    Ok(is_asterisk(&parts.uri).then(options))
 }
 
 fn check(parts: &Parts, headers: &RequestHeaders<'_>) -> Result<(), ApiError> {
@@ -40,14 +37,15 @@ fn check(parts: &Parts, headers: &RequestHeaders<'_>) -> Result<(), ApiError> {
         Method::TRACE => {
             return Err(ApiError::refused(
                 StatusCode::METHOD_NOT_ALLOWED,
-                "refrain does not accept TRACE. Use another method.",
-            ));
+                "the method is TRACE. Use another one.",
+            )
+            .allow(ALLOWED_METHODS));
         }
         // CONNECT would open a tunnel (RFC 9110 9.3.6).
         Method::CONNECT => {
             return Err(ApiError::refused(
                 StatusCode::NOT_IMPLEMENTED,
-                "refrain does not implement CONNECT. Use it as the base URL, not as a forward proxy.",
+                "the method is CONNECT. Use refrain as the base URL, not as a forward proxy.",
             )
             .close());
         }
@@ -64,7 +62,9 @@ fn check_framing(codings: &HeaderValues<'_>) -> Result<(), ApiError> {
     match codings.only() {
         None if codings.is_absent() => Ok(()),
         Some(coding) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        _ => Err(malformed("refrain accepts only one Transfer-Encoding header with the value chunked.")),
+        _ => Err(malformed(
+            "the Transfer-Encoding is not one header with the value chunked. Send that or none.",
+        )),
     }
 }
 
@@ -72,10 +72,10 @@ fn check_framing(codings: &HeaderValues<'_>) -> Result<(), ApiError> {
 fn check_host(version: Version, hosts: &HeaderValues<'_>) -> Result<(), ApiError> {
     match hosts.only() {
         None if hosts.is_absent() && version < Version::HTTP_11 => Ok(()),
-        None if hosts.is_absent() => Err(malformed("refrain needs a Host header.")),
-        None => Err(malformed("refrain accepts only one Host header.")),
+        None if hosts.is_absent() => Err(malformed("the request has no Host header. Send one.")),
+        None => Err(malformed("the request has more than one Host header. Send exactly one.")),
         Some(host) if is_host(host.as_bytes()) => Ok(()),
-        Some(_) => Err(malformed("refrain needs a valid Host header: a host and an optional port.")),
+        Some(_) => Err(malformed("the Host header is invalid. Send a host and an optional port.")),
     }
 }
 
@@ -141,10 +141,10 @@ fn check_connection(connection: &HeaderValues<'_>) -> Result<(), ApiError> {
     for option in list_members(connection.iter()) {
         let option = option.as_bytes();
         if !option.iter().all(|byte| is_token_byte(*byte)) {
-            return Err(malformed("refrain needs a valid Connection header: a list of header names."));
+            return Err(malformed("the Connection header is invalid. Send a list of header names."));
         }
         if is_end_to_end(&option.to_ascii_lowercase()) {
-            return Err(malformed("refrain refuses a Connection header that names an end-to-end header."));
+            return Err(malformed("the Connection header names an end-to-end header. Remove that name."));
         }
     }
     Ok(())
@@ -183,7 +183,7 @@ fn check_target(method: &Method, uri: &Uri) -> Result<(), ApiError> {
         return if method == Method::OPTIONS {
             Ok(())
         } else {
-            refused("refrain accepts the request target * only with OPTIONS.")
+            refused("the request target is *, which only OPTIONS can have. Send a path.")
         };
     }
     let is_path_or_url = match (uri.scheme_str(), uri.authority()) {
@@ -192,12 +192,10 @@ fn check_target(method: &Method, uri: &Uri) -> Result<(), ApiError> {
         _ => false,
     };
     if !is_path_or_url {
-        return refused("refrain needs a request target that is a path or an http URL.");
+        return refused("the request target is neither a path nor an http URL. Send a path.");
     }
     if is_ambiguous(uri.path()) {
-        return refused(
-            "refrain refuses paths with dot segments or backslashes. Send the path in normal form.",
-        );
+        return refused("the path has dot segments or backslashes. Send the path in normal form.");
     }
     Ok(())
 }
@@ -225,6 +223,8 @@ fn is_ambiguous(path: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     fn parts(method: &str, target: &str, fields: &[(&str, &str)]) -> Parts {

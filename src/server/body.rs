@@ -42,15 +42,18 @@ impl RequestBodyError {
     }
 }
 
-/// The response closes the connection: the start of the next request on it is unknown.
+/// The message begins with the reason, for a text in front of it. The response closes the connection:
+/// the start of the next request on it is unknown.
 impl From<RequestBodyError> for ApiError {
     fn from(error: RequestBodyError) -> Self {
         match error {
-            RequestBodyError::Idle => {
-                Self::refused(StatusCode::REQUEST_TIMEOUT, "The request body timed out.").close()
-            }
+            RequestBodyError::Idle => Self::refused(
+                StatusCode::REQUEST_TIMEOUT,
+                "the request body stopped arriving. Send all of it without a long pause.",
+            )
+            .close(),
             RequestBodyError::Broken => {
-                Self::bad_request("The request body is malformed or incomplete.").close()
+                Self::bad_request("the request body is malformed or incomplete. Send all of it.").close()
             }
         }
     }

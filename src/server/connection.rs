@@ -2,12 +2,9 @@
 //! responses.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
@@ -26,6 +23,7 @@ use tokio::time::Instant;
 use super::activity::Activity;
 use super::body::{GuardedBody, RequestBody};
 use super::io::ClientIo;
+use super::panics::{Panicked, catch_panic};
 use super::{Handler, ServerLimits};
 use crate::api_error::ApiError;
 use crate::lifecycle::Shutdown;
@@ -252,22 +250,12 @@ async fn respond<H: Handler>(
     let idle_timeout = context.limits.body_idle_timeout;
     let request = request.map(|body| RequestBody::new(body, idle_timeout, Arc::clone(activity)));
     let caught = {
-        let mut responding = pin!(context.handler.respond(handler_state, request));
-        poll_fn(|cx| {
-            // The future is not polled again after a panic, so its inconsistent state is never
-            // observed.
-            match catch_unwind(AssertUnwindSafe(|| responding.as_mut().poll(cx))) {
-                Ok(poll) => poll.map(Some),
-                Err(_panic) => Poll::Ready(None),
-            }
-        })
-        .await
+        let responding = pin!(context.handler.respond(handler_state, request));
+        catch_panic(&context.panics, responding).await
     };
-    let mut response = caught.unwrap_or_else(|| {
-        // Without the message of the panic, which may contain a token.
-        tracing::error!("a request handler panicked");
-        context.panics.inc();
-        ApiError::internal().close().into_response().map(H::Body::from)
+    let mut response = caught.unwrap_or_else(|Panicked| {
+        let error = ApiError::internal("refrain failed to handle this request. Its log has the details.");
+        error.close().into_response().map(H::Body::from)
     });
     if context.is_draining.load(Ordering::Relaxed) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -88,7 +88,9 @@ label! {
         Bypass => "bypass",
         /// refrain refused the request.
         Refused => "refused",
-        /// The upstream sent an error or no usable response.
+        /// refrain answered the request itself: a CORS preflight or `OPTIONS *`.
+        Answered => "answered",
+        /// The upstream sent an error or no usable response, or the handler panicked.
         Failed => "failed",
         /// The client disconnected before the response.
         Aborted => "aborted",

@@ -229,6 +229,11 @@ impl Metrics {
         ServiceLabel(index.unwrap_or(other))
     }
 
+    /// Whether lookups of the service are interpreted.
+    pub fn has_lookups(&self, label: ServiceLabel) -> bool {
+        label.0 + 1 < self.services.len()
+    }
+
     /// Returns the value of a service's label.
     pub fn service_name(&self, label: ServiceLabel) -> &str {
         &self.services[label.0]
@@ -299,9 +304,9 @@ impl Metrics {
 /// Whether requests of this action can end with this outcome, so that the series is listed before.
 /// `has_lookups` is whether lookups of the service are interpreted.
 fn is_possible(action: RequestAction, outcome: RequestOutcome, has_lookups: bool) -> bool {
-    use RequestOutcome::{Aborted, Bypass, Failed, Hit, Miss, Partial, Pending, Refused};
+    use RequestOutcome::{Aborted, Answered, Bypass, Failed, Hit, Miss, Partial, Pending, Refused};
     match (action, outcome) {
-        (RequestAction::Other, Bypass | Refused | Failed | Aborted) => true,
+        (RequestAction::Other, Bypass | Refused | Answered | Failed | Aborted) => true,
         (RequestAction::Delete, Bypass | Failed | Aborted) => has_lookups,
         (RequestAction::Retrieve, Partial) => false,
         (

@@ -17,19 +17,19 @@ pub(super) struct ConnectError(pub(super) Unreachable);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamError {
     /// No connection could be made, so no byte of the request was sent.
-    #[error("the upstream cannot be reached: {0}")]
+    #[error("the upstream could not be reached: {0}")]
     Unreachable(Unreachable),
     /// A lookup took longer than `upstream.request_timeout`.
     #[error("the upstream did not respond in time")]
     Timeout,
     /// The connection or the framing of the body failed before the response was complete.
-    #[error("the upstream's response is incomplete")]
+    #[error("the upstream's response was incomplete")]
     Interrupted,
     /// The response to a lookup is larger than `upstream.max_response_bytes`.
-    #[error("the upstream's response is too large")]
+    #[error("the upstream's response was too large")]
     TooLarge,
     /// The response is malformed or has an encoding that was not requested.
-    #[error("the upstream's response is not valid HTTP")]
+    #[error("the upstream's response was not valid HTTP")]
     BadMessage,
 }
 
@@ -52,7 +52,7 @@ pub enum Unreachable {
     #[error("the outgoing proxy made no connection")]
     Proxy,
     /// Any other reason, for example no route or no free descriptor.
-    #[error("no connection")]
+    #[error("the network reported an error")]
     Other,
 }
 

@@ -110,6 +110,11 @@ impl Passthrough {
         }
     }
 
+    /// Host of the upstream, with its port if `upstream.base_url` has one.
+    pub fn host(&self) -> &str {
+        self.authority.as_str()
+    }
+
     fn uri(&self, target: Option<&PathAndQuery>) -> Uri {
         let target = target.cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let mut parts = http::uri::Parts::default();

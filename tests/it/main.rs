@@ -28,6 +28,7 @@ mod passthrough;
 mod preferences;
 mod recheck;
 mod request_forms;
+mod response_headers;
 mod secrets;
 mod services;
 mod shared_mode;

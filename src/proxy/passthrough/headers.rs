@@ -96,10 +96,10 @@ fn accepts_trailers(headers: &HeaderMap) -> bool {
     list_members(headers.get_all(header::TE)).any(|member| member.is("trailers"))
 }
 
-/// Returns the headers of the upstream's response for the client.
+/// Returns the headers of the upstream's response for the client, with room for those of refrain.
 pub(super) fn for_client(upstream: &HeaderMap) -> HeaderMap {
     let is_dropped = hop_by_hop_filter(upstream);
-    let mut headers = HeaderMap::with_capacity(upstream.len() + 1);
+    let mut headers = HeaderMap::with_capacity(upstream.len() + 3);
     for (name, value) in upstream {
         if !is_dropped(name) {
             headers.append(name, value.clone());

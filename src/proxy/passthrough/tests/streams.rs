@@ -143,7 +143,7 @@ async fn small_response_is_buffered_and_a_large_one_streams() {
         peer.read_exact(2).await;
         peer.write(response).await;
         drop(peer);
-        let response = match soon(relayed).await.unwrap() {
+        let response = match soon(relayed).await.unwrap().unwrap() {
             ForwardedResponse::Buffered(buffered) => {
                 assert!(whole);
                 buffered.into_response()
@@ -153,7 +153,6 @@ async fn small_response_is_buffered_and_a_large_one_streams() {
                 response
             }
         };
-        assert_eq!(response.headers()["cache-status"], "refrain; fwd=bypass");
         let body = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, if whole { "four" } else { "large" });
     }
@@ -169,7 +168,9 @@ async fn truncated_response_is_not_buffered() {
     peer.read_head().await;
     peer.write("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok").await;
     drop(peer);
-    let ForwardedResponse::Streaming(response) = soon(relayed).await.unwrap() else { panic!("buffered") };
+    let ForwardedResponse::Streaming(response) = soon(relayed).await.unwrap().unwrap() else {
+        panic!("buffered")
+    };
     let mut body = response.into_body();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ok");
     assert!(body.frame().await.unwrap().is_err());
