@@ -129,6 +129,11 @@ impl ApiError {
         self.code
     }
 
+    /// Text for the client.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Returns the response to the request with this id, which is visible ASCII.
     pub fn into_response_to(self, request_id: HeaderValue) -> Response {
         let body = ErrorBody {
@@ -143,7 +148,7 @@ impl ApiError {
         map.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let proxy_status = format!("refrain; error={}", self.proxy_error);
         map.insert("proxy-status", HeaderValue::from_str(&proxy_status).expect("a token of RFC 9209"));
-        map.insert("x-request-id", request_id);
+        map.insert(headers::X_REQUEST_ID, request_id);
         if let Some(wait) = self.retry_after {
             map.insert(header::RETRY_AFTER, headers::retry_after(wait));
         }

@@ -11,7 +11,7 @@ use http::HeaderValue;
 
 pub use self::list::{ListMember, list_members};
 pub use self::request_headers::{HeaderValues, RequestHeaders};
-pub use self::request_id::{new_request_id, request_id};
+pub use self::request_id::{X_REQUEST_ID, new_request_id, request_id};
 
 /// Returns the value of `retry-after` for a wait: whole seconds, rounded up, at least 1.
 pub fn retry_after(wait: Duration) -> HeaderValue {

@@ -8,6 +8,7 @@
 //! 4. `lookup_handler` performs lookups of the configured services; `delete` forwards and
 //!    observes deletes.
 //! 5. `passthrough` forwards everything else.
+//! 6. `response_headers` completes every response, also after a panic, and writes the access log.
 //!
 //! There is no router: it could decode a path, redirect, or answer 405, but a request that is not
 //! exactly a lookup must go upstream unchanged.

@@ -1,13 +1,16 @@
 //! Request ids: the header `x-request-id`.
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// Header with the id of a request.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Returns the `x-request-id` of a request, or a new id unless that is 1 to 128 characters of
 /// visible ASCII.
 pub fn request_id(headers: &HeaderMap) -> HeaderValue {
     let is_valid =
         |id: &&HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
-    headers.get("x-request-id").filter(is_valid).cloned().unwrap_or_else(new_request_id)
+    headers.get(X_REQUEST_ID).filter(is_valid).cloned().unwrap_or_else(new_request_id)
 }
 
 /// Returns a new random UUID.
@@ -36,7 +39,7 @@ mod tests {
             (&format!("{longest}x"), false),
         ] {
             let mut headers = HeaderMap::new();
-            headers.insert("x-request-id", HeaderValue::from_str(value).unwrap());
+            headers.insert(X_REQUEST_ID, HeaderValue::from_str(value).unwrap());
             let id = request_id(&headers);
             assert_eq!(id == value, is_used, "{value}");
             assert!(is_used || id.len() == 36, "{value}: {id:?}");

@@ -21,7 +21,7 @@ pub(super) fn cut_off(reason: ApiError, host: &str) -> ApiError {
 pub(super) fn panicked(host: &str) -> ApiError {
     ApiError::internal(format!(
         "refrain failed to handle this request, because of a bug. {host} may have received it: check that before \
-         you send it again. The log of refrain has the details."
+         sending it again. The log of refrain has the details."
     ))
     .close()
 }
@@ -40,7 +40,7 @@ pub(super) fn upstream_error(error: UpstreamError, host: &str, call: FailedCall)
     let advice: Cow<'_, str> = match call {
         FailedCall::Lookup => "It is safe to try again.".into(),
         FailedCall::Forwarded => {
-            format!("{host} may have received the request: check that before you send it again.").into()
+            format!("{host} may have received the request: check that before sending it again.").into()
         }
     };
     let message = match error {

@@ -8,10 +8,10 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::error::{self, FailedCall};
 use super::response_body::ResponseBody;
-use super::response_headers::{CACHE_STATUS, MISS, X_CACHE, X_REQUEST_ID};
+use super::response_headers::{CACHE_STATUS, MISS, X_CACHE};
 use crate::api_error::ApiError;
 use crate::batcher::{Handling, LookupFailure, LookupKind, LookupOptions};
-use crate::headers;
+use crate::headers::{self, X_REQUEST_ID};
 use crate::lookup::{CacheResult, CacheSummary, LookupError, LookupResponse, ResponseContent};
 use crate::upstream::UpstreamResponse;
 
@@ -234,6 +234,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::upstream::{Unreachable, UpstreamError};
 
     fn status_line(summary: &CacheSummary, kind: LookupKind) -> String {
         cache_status(summary, summary.result(), None, kind).to_str().unwrap().to_owned()
@@ -306,5 +307,40 @@ mod tests {
         assert_eq!(retry_after(StatusCode::TOO_MANY_REQUESTS, Some("9")).as_deref(), Some("9"));
         assert_eq!(retry_after(StatusCode::SERVICE_UNAVAILABLE, None), None);
         assert_eq!(retry_after(StatusCode::OK, Some("9")), None);
+    }
+
+    #[test]
+    fn every_error_of_refrain_names_the_upstream_and_says_what_to_do() {
+        let retry_after = Duration::from_secs(1);
+        let calls = [
+            UpstreamError::Unreachable(Unreachable::Dns),
+            UpstreamError::Unreachable(Unreachable::Other),
+            UpstreamError::Timeout,
+            UpstreamError::Interrupted,
+            UpstreamError::TooLarge,
+            UpstreamError::BadMessage,
+        ];
+        let failures = [
+            LookupFailure::Redirect,
+            LookupFailure::InvalidResponse,
+            LookupFailure::QueueTimeout { retry_after },
+            LookupFailure::QueueFull { retry_after },
+            LookupFailure::ShuttingDown,
+            LookupFailure::Internal,
+        ];
+        let failures = failures
+            .into_iter()
+            .chain(calls.map(LookupFailure::Transport))
+            .chain(calls.map(|error| LookupFailure::UpstreamDown { error, retry_after }))
+            .map(LookupError::Failed)
+            .chain([LookupError::NotStored, LookupError::TooLarge, LookupError::Busy]);
+        let lookups = failures.map(|error| failure(error, "api.example:8443").unwrap_err());
+        let forwarded =
+            calls.map(|error| error::upstream_error(error, "api.example:8443", FailedCall::Forwarded));
+        for error in lookups.chain(forwarded) {
+            let message = error.message();
+            assert!(message.starts_with("refrain ") && message.contains(" api.example:8443"), "{message}");
+            assert!(message.contains(". ") && message.ends_with('.'), "{message}");
+        }
     }
 }

@@ -7,10 +7,10 @@ use http::{HeaderName, HeaderValue};
 use super::access_log::{AccessLog, Outcome};
 use super::response_body::ResponseBody;
 use crate::api_error::ApiError;
+use crate::headers::X_REQUEST_ID;
 
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 pub(super) const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
-pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Value of `x-cache` on failed and refused lookups, as on those that the upstream answered.
 pub(super) const MISS: HeaderValue = HeaderValue::from_static("MISS");

@@ -2,22 +2,40 @@
 
 use serde_json::json;
 
-use crate::support::{Program, RawPeer, client, eventually, request, simulator};
+use crate::support::{Program, RawPeer, eventually, request, simulator};
 
 #[tokio::test]
 async fn json_log_line_has_the_request_id_of_the_response() {
     let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
-    let program = Program::serve(&upstream.base_url(), folder.path(), &[("REFRAIN_LOG__FORMAT", "json")]);
-    let id = upstream.create_finished("producer", "t");
-    let reply = client(program.address).retrieve("t", &id).await.expect("a response");
-    let expected = reply.header("x-request-id");
-    eventually("the request's line", async || {
-        program.log().lines().any(|line| {
-            let record: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
-            record["message"] == "request" && record["request_id"] == expected
+    let settings = [
+        ("REFRAIN_LOG__FORMAT", "json"),
+        ("REFRAIN_LOG__FILTER", "debug"),
+        ("REFRAIN_SERVER__CORS_ORIGINS", r#"["https://app.example"]"#),
+    ];
+    let program = Program::serve(&upstream.base_url(), folder.path(), &settings);
+    let body = json!({"action": "retrieve", "id": upstream.create_finished("producer", "t")}).to_string();
+    let bearer = ("authorization", "Bearer t");
+    let preflight = [("origin", "https://app.example"), ("access-control-request-method", "POST")];
+    for (request, outcome) in [
+        (request("POST /producer/tasks", &[bearer], body), "miss"),
+        (request("GET /x", &[bearer], ""), "bypass"),
+        (request("TRACE /x", &[], ""), "refused"),
+        (request("OPTIONS /x", &preflight, ""), "answered"),
+    ] {
+        let mut peer = RawPeer::connect(program.address).await;
+        peer.write(request).await;
+        let response = peer.read_response().await;
+        let expected = response.header("x-request-id").expect("an id");
+        eventually("the request's line", async || {
+            program.log().lines().any(|line| {
+                let record: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+                record["message"] == "request"
+                    && record["request_id"] == expected
+                    && record["outcome"] == outcome
+            })
         })
-    })
-    .await;
+        .await;
+    }
 }
 
 #[tokio::test]
