@@ -79,9 +79,7 @@ async fn metrics(State(port): State<Arc<AdminPort>>, headers: HeaderMap) -> Resu
         headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     let format = ExpositionFormat::of(&accept.join(","));
     let page = run_blocking(&port, move |port| telemetry::expose(format, &port.metrics, &port.gauges()));
-    let page = page
-        .await?
-        .map_err(|_| ApiError::internal("refrain failed to handle this request. Its log has the details."))?;
+    let page = page.await?.map_err(|_| ApiError::internal())?;
     let headers = [(header::CONTENT_TYPE, format.content_type()), (header::VARY, "accept")];
     Ok((headers, page).into_response())
 }

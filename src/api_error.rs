@@ -86,8 +86,20 @@ impl ApiError {
     }
 
     /// Returns 500 `api_error`: a bug in refrain.
-    pub fn internal(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "api_error", "proxy_internal_error", message)
+    pub fn internal() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "api_error",
+            "proxy_internal_error",
+            "refrain failed to handle this request, because of a bug. Its log has the details.",
+        )
+    }
+
+    /// Puts text behind the message.
+    #[must_use]
+    pub fn append_message(mut self, text: &str) -> Self {
+        self.message.push_str(text);
+        self
     }
 
     /// Puts text in front of the message.

@@ -122,7 +122,5 @@ pub(super) async fn run_blocking<T: Send + 'static>(
     read: impl FnOnce(&AdminPort) -> T + Send + 'static,
 ) -> Result<T, ApiError> {
     let port = Arc::clone(port);
-    tokio::task::spawn_blocking(move || read(&port))
-        .await
-        .map_err(|_| ApiError::internal("refrain failed to handle this request. Its log has the details."))
+    tokio::task::spawn_blocking(move || read(&port)).await.map_err(|_| ApiError::internal())
 }

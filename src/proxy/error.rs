@@ -19,11 +19,8 @@ pub(super) fn cut_off(reason: ApiError, host: &str) -> ApiError {
 
 /// Returns the error for a panic, which is a bug.
 pub(super) fn panicked(host: &str) -> ApiError {
-    ApiError::internal(format!(
-        "refrain failed to handle this request, because of a bug. {host} may have received it: check that before \
-         sending it again. The log of refrain has the details."
-    ))
-    .close()
+    let advice = format!(" {host} may have received the request: check that before sending it again.");
+    ApiError::internal().append_message(&advice).close()
 }
 
 /// Kind of a request whose upstream call has no valid response.

@@ -135,10 +135,9 @@ fn failure(error: LookupError, host: &str) -> Result<Response, ApiError> {
         LookupFailure::ShuttingDown => ApiError::unavailable(format!(
             "refrain is shutting down and has no response of {host} to this lookup yet. Try again."
         )),
-        LookupFailure::Internal => ApiError::internal(format!(
-            "refrain failed to look this up at {host}, because of a bug. Its log has the details. \
-             It is safe to try again."
-        )),
+        LookupFailure::Internal => {
+            ApiError::internal().append_message(&format!(" It is safe to ask for the tasks of {host} again."))
+        }
     })
 }
 

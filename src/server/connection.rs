@@ -254,7 +254,7 @@ async fn respond<H: Handler>(
         catch_panic(&context.panics, responding).await
     };
     let mut response = caught.unwrap_or_else(|Panicked| {
-        let error = ApiError::internal("refrain failed to handle this request. Its log has the details.");
+        let error = ApiError::internal();
         error.close().into_response().map(H::Body::from)
     });
     if context.is_draining.load(Ordering::Relaxed) {

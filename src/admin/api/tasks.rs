@@ -135,10 +135,7 @@ pub(super) async fn delete_many(
 /// Deletes in a task of its own, so that a client that disconnects does not stop it.
 async fn delete(port: Arc<AdminPort>, scope: DeleteScope) -> Result<Json<Value>, ApiError> {
     let deletion = tokio::spawn(async move { port.lookups.delete_by_operator(scope).await });
-    match deletion
-        .await
-        .map_err(|_| ApiError::internal("refrain failed to handle this request. Its log has the details."))?
-    {
+    match deletion.await.map_err(|_| ApiError::internal())? {
         Ok(deleted) => Ok(Json(json!({"deleted": deleted}))),
         Err(error) => {
             tracing::warn!(%error, "deleting tasks failed");
