@@ -1,8 +1,9 @@
-//! Tasks: ids, services, request bodies, finality and summaries of task records. Pure functions and
-//! data without I/O.
+//! Tasks: ids, services, request bodies, finality, durations and summaries of task records. Pure
+//! functions and data without I/O.
 
 mod body;
 mod catalogue;
+mod durations;
 mod finality;
 mod id;
 mod lookup_ids;
@@ -13,6 +14,7 @@ pub use catalogue::{
     CATALOGUE, CatalogueEntry, InterpretedService, InterpretedServices, MIN_BATCH_LIMIT, ServiceClass,
     ServiceRules, find_in_catalogue,
 };
+pub use durations::{DurationModel, Durations, SavedDurations, ServiceDurations};
 pub use finality::{Inspection, TaskState, inspect};
 pub use id::{Service, TaskId};
 pub use lookup_ids::LookupIds;
