@@ -26,9 +26,17 @@ pub(super) const USED_SHARE: f64 = 0.98;
 /// Rate limiters by token.
 #[derive(Debug)]
 pub(super) struct TokenLimiters {
-    limiters: Mutex<HashMap<Digest, Arc<TokenLimiter>>>,
+    limiters: Mutex<LimiterMap>,
     calls_per_second: f64,
     burst: u32,
+}
+
+#[derive(Debug)]
+struct LimiterMap {
+    by_token: HashMap<Digest, Arc<TokenLimiter>>,
+    /// Tokens without a limiter sent no request since: start of the program, or the last eviction of
+    /// a limiter whose bucket was not full.
+    others_idle_since: Instant,
 }
 
 /// Rate limiter of one token.
@@ -53,49 +61,49 @@ pub(super) struct LimiterLease {
 impl TokenLimiters {
     /// Creates limiters for the configured rate.
     pub(super) fn new(requests_per_second: f64, burst: u32) -> Self {
-        Self { limiters: Mutex::default(), calls_per_second: requests_per_second * USED_SHARE, burst }
+        let map = LimiterMap { by_token: HashMap::new(), others_idle_since: Instant::now() };
+        Self { limiters: Mutex::new(map), calls_per_second: requests_per_second * USED_SHARE, burst }
     }
 
-    /// Returns the limiter of a token. A new one permits one call at once.
+    /// Returns the limiter of a token. A new one has the bucket of a token that was idle since the
+    /// start.
     pub(super) fn lease(&self, token: &Digest, now: Instant) -> LimiterLease {
-        let mut limiters = self.lock();
-        if let Some(limiter) = limiters.get(token) {
+        let LimiterMap { by_token, others_idle_since } = &mut *lock(&self.limiters);
+        if let Some(limiter) = by_token.get(token) {
             *lock(&limiter.used_at) = now;
             return LimiterLease::new(limiter);
         }
-        if limiters.len() >= MAX_TOKENS {
-            limiters.retain(|_, limiter| limiter.is_needed(now));
+        if by_token.len() >= MAX_TOKENS {
+            by_token.retain(|_, limiter| limiter.is_needed(now));
         }
-        if limiters.len() >= MAX_TOKENS {
+        if by_token.len() >= MAX_TOKENS {
             let idle_since =
                 |limiter: &Arc<TokenLimiter>| (!limiter.is_leased()).then(|| *lock(&limiter.used_at));
-            evict_least_recently_used(&mut limiters, MAX_TOKENS / 10, idle_since);
+            evict_least_recently_used(by_token, MAX_TOKENS / 10, idle_since);
+            *others_idle_since = now;
         }
+        let bucket = TokenBucket::new(self.calls_per_second, self.burst, others_idle_since.into_std());
         let limiter = Arc::new(TokenLimiter {
-            bucket: Mutex::new(TokenBucket::new(self.calls_per_second, self.burst, now.into_std())),
+            bucket: Mutex::new(bucket),
             turn: FairMutex::new(()),
             leases: AtomicUsize::new(0),
             busy_queues: AtomicUsize::new(0),
             used_at: Mutex::new(now),
         });
         let lease = LimiterLease::new(&limiter);
-        limiters.insert(*token, limiter);
+        by_token.insert(*token, limiter);
         lease
     }
 
-    /// Drops limiters that are not in use and whose bucket is as good as a new one.
+    /// Drops limiters that are not in use and whose bucket is full.
     pub(super) fn sweep(&self, now: Instant) {
-        let mut limiters = self.lock();
-        limiters.retain(|_, limiter| limiter.is_needed(now));
-        shrink_if_sparse(&mut limiters);
+        let by_token = &mut lock(&self.limiters).by_token;
+        by_token.retain(|_, limiter| limiter.is_needed(now));
+        shrink_if_sparse(by_token);
     }
 
     pub(super) fn len(&self) -> usize {
-        self.lock().len()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<TokenLimiter>>> {
-        lock(&self.limiters)
+        lock(&self.limiters).by_token.len()
     }
 }
 
@@ -160,7 +168,7 @@ impl TokenLimiter {
     }
 
     fn is_needed(&self, now: Instant) -> bool {
-        self.is_leased() || !self.bucket().is_idle(now.into_std())
+        self.is_leased() || !self.bucket().is_full(now.into_std())
     }
 
     fn bucket(&self) -> MutexGuard<'_, TokenBucket> {

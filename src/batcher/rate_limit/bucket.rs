@@ -17,7 +17,8 @@ const MIN_RATE: f64 = 1e-6;
 /// Tolerance for rounding errors, in calls.
 const EPSILON: f64 = 1e-6;
 
-/// Bucket that fills at a rate and holds at most `burst` calls. It starts with one call.
+/// Bucket that fills at a rate and holds at most `burst` calls. It starts with one call, and with
+/// more if its token was idle before.
 #[derive(Debug)]
 pub(super) struct TokenBucket {
     /// Calls per second while the upstream does not respond with 429.
@@ -37,12 +38,14 @@ pub(super) struct TokenBucket {
 }
 
 impl TokenBucket {
-    pub(super) fn new(calls_per_second: f64, burst: u32, now: Instant) -> Self {
+    /// `idle_since`: start of the time without a request of the token, during which the bucket has
+    /// filled.
+    pub(super) fn new(calls_per_second: f64, burst: u32, idle_since: Instant) -> Self {
         Self {
             full_rate: calls_per_second.max(MIN_RATE),
             burst: f64::from(burst.max(1)),
             level: 1.0,
-            updated: now,
+            updated: idle_since,
             slowed: None,
             not_before: None,
             has_waiting_lookup: false,
@@ -123,11 +126,12 @@ impl TokenBucket {
         self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
     }
 
-    /// Whether a new bucket could replace this one without permitting more calls.
-    pub(super) fn is_idle(&self, now: Instant) -> bool {
+    /// Whether the bucket is full and not slowed down, so that nothing changes if it is dropped and
+    /// created again.
+    pub(super) fn is_full(&self, now: Instant) -> bool {
         let filled =
             self.level + now.saturating_duration_since(self.updated).as_secs_f64() * self.rate(self.updated);
-        filled >= 1.0 && self.rate(now) >= self.full_rate && self.not_before.is_none_or(|at| at <= now)
+        filled >= self.burst && self.rate(now) >= self.full_rate && self.not_before.is_none_or(|at| at <= now)
     }
 
     fn fill(&mut self, now: Instant) {
@@ -266,16 +270,19 @@ mod tests {
     }
 
     #[test]
-    fn bucket_is_idle_when_it_is_as_good_as_new() {
+    fn bucket_is_full_when_it_holds_its_burst_at_the_full_rate() {
         let start = Instant::now();
         let mut bucket = TokenBucket::new(1.0, 1, start);
-        assert!(bucket.is_idle(start));
+        assert!(bucket.is_full(start));
         bucket.take(start);
-        assert!(!bucket.is_idle(start));
-        assert!(bucket.is_idle(start + seconds(1.0)));
+        assert!(!bucket.is_full(start));
+        assert!(bucket.is_full(start + seconds(1.0)));
         bucket.slow_down(start, start, Some(seconds(5.0)));
-        assert!(!bucket.is_idle(start + seconds(5.0)));
-        assert!(bucket.is_idle(start + seconds(60.0)));
+        assert!(!bucket.is_full(start + seconds(5.0)));
+        assert!(bucket.is_full(start + seconds(60.0)));
+        let bucket = TokenBucket::new(1.0, 5, start);
+        assert!(!bucket.is_full(start + seconds(3.9)));
+        assert!(bucket.is_full(start + seconds(4.0)));
     }
 
     #[test]

@@ -75,6 +75,46 @@ async fn full_bucket_permits_one_burst() {
     assert_eq!(sent, [0, 0, 0, 1, 2]);
 }
 
+/// Returns the number of calls that a lookup of ten ids makes at once.
+async fn calls_at_once(harness: &Harness, token: &str) -> usize {
+    let ids = numbered("a", 10);
+    ids.iter().for_each(|name| harness.add_final(name));
+    let before = harness.call_count();
+    let caller = harness.start_as(&client(token), batch(&ids));
+    sleep(0.1).await;
+    caller.abort();
+    harness.call_count() - before
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_token_may_make_its_burst_at_once() {
+    let harness = Harness::with(|upstream, _| {
+        (upstream.burst, upstream.max_batch) = (5, 1);
+    });
+    harness.start_sweep();
+    harness.spend_first_call().await;
+    sleep(600.0).await;
+    harness.assert_sizes(0, 0);
+    assert_eq!(calls_at_once(&harness, "t").await, 5);
+    // Sweeps do not drop a bucket that is still filling.
+    sleep(10.0).await;
+    assert_eq!(calls_at_once(&harness, "t").await, 5);
+    sleep(2.0).await;
+    assert_eq!(calls_at_once(&harness, "t").await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_token_was_idle_since_the_start() {
+    let harness = Harness::with(|upstream, _| {
+        (upstream.burst, upstream.max_batch) = (5, 1);
+    });
+    assert_eq!(calls_at_once(&harness, "t").await, 1);
+    sleep(2.0).await;
+    assert_eq!(calls_at_once(&harness, "u").await, 3);
+    sleep(600.0).await;
+    assert_eq!(calls_at_once(&harness, "v").await, 5);
+}
+
 #[tokio::test(start_paused = true)]
 async fn status_429_halves_the_rate_which_recovers_slowly() {
     let harness = Harness::with(|upstream, _| upstream.max_batch = 1);
