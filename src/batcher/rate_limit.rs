@@ -111,12 +111,13 @@ impl TokenLimiter {
     /// Waits until a call may be sent. Cancel safe: dropping the future gives up the place among
     /// the token's queues.
     pub(super) async fn acquire(&self) -> Permit<'_> {
-        let turn = self.turn.lock().await;
+        // Created before the wait, so that dropping the future ends the wait in the bucket.
+        let permit = Permit { limiter: self, _turn: self.turn.lock().await };
         loop {
             let now = Instant::now();
             let wait = self.bucket().wait(now.into_std());
             if wait.is_zero() {
-                return Permit { limiter: self, _turn: turn };
+                return permit;
             }
             // The bucket may become slower during the sleep, so it is checked again.
             tokio::time::sleep_until(now + wait).await;
@@ -210,6 +211,12 @@ impl Permit<'_> {
     /// Takes the call out of the bucket. A permit that is dropped instead costs nothing.
     pub(super) fn spend(self, now: Instant) {
         self.limiter.bucket().take(now.into_std());
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.limiter.bucket().stop_waiting();
     }
 }
 

@@ -81,6 +81,11 @@ impl TokenBucket {
     pub(super) fn take(&mut self, now: Instant) {
         self.fill(now);
         self.level -= 1.0;
+        self.stop_waiting();
+    }
+
+    /// Ends the wait of a lookup call, which was taken or is not needed any more.
+    pub(super) fn stop_waiting(&mut self) {
         self.has_waiting_lookup = false;
         self.has_charged_passthrough = false;
     }
@@ -99,7 +104,8 @@ impl TokenBucket {
         if self.has_waiting_lookup && self.has_charged_passthrough {
             return;
         }
-        self.level = (self.level - 1.0).max(-1.0);
+        // The level is below -1 after a long connect delay, which a charge must not shorten.
+        self.level = self.level.min((self.level - 1.0).max(-1.0));
         self.has_charged_passthrough = true;
     }
 
@@ -230,6 +236,17 @@ mod tests {
         }
         let wait = bucket.wait(start).as_secs_f64();
         assert!((wait - 2.0).abs() < 0.001, "{wait}");
+    }
+
+    #[test]
+    fn passed_through_request_does_not_shorten_a_connect_delay() {
+        let start = Instant::now();
+        let mut bucket = TokenBucket::new(1.0, 1, start);
+        bucket.take(start);
+        bucket.add_connect_delay(start, seconds(2.0));
+        bucket.charge(start);
+        let wait = bucket.wait(start).as_secs_f64();
+        assert!((wait - 3.0).abs() < 0.001, "{wait}");
     }
 
     #[test]

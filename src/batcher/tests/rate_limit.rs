@@ -205,6 +205,25 @@ async fn passed_through_requests_delay_a_lookup_by_two_intervals() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn request_passed_through_after_a_lookup_hung_up_is_charged() {
+    let harness = Harness::new();
+    harness.spend_first_call().await;
+    harness.batcher.charge(&client("t").key().token);
+    let caller = harness.start(single("gone"));
+    sleep(0.1).await;
+    caller.abort();
+    sleep(100.0).await;
+    let before = harness.elapsed();
+    for _ in 0..2 {
+        harness.batcher.charge(&client("t").key().token);
+    }
+    harness.add_final("a");
+    harness.look_up_one("a").await;
+    let waited = (harness.calls()[0].at - before).as_secs_f64();
+    assert!((1.99..2.01).contains(&waited), "{waited}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn queues_of_one_token_take_turns() {
     let harness = Harness::with(|upstream, _| upstream.max_batch = 1);
     let many = harness.start(long_poll(batch(&numbered("a", 500)), 1000.0));
