@@ -71,8 +71,8 @@ pub enum AccessDecision {
     /// The last acceptance is too old. The caller that gets the [`Recheck`] has to make the
     /// upstream call.
     Recheck(Recheck),
-    /// Another caller makes the recheck. The receiver resolves when it has ended.
-    Wait(watch::Receiver<()>),
+    /// Another caller makes the recheck, and its result counts for this caller too.
+    Wait(RunningRecheck),
     /// The upstream refused the token. It has no hits until a lookup with it succeeds.
     Refused,
 }
@@ -83,8 +83,15 @@ pub enum AccessDecision {
 pub struct Recheck {
     auth: Arc<Auth>,
     digest: Digest,
-    done: Arc<watch::Sender<()>>,
+    done: Arc<RecheckSender>,
 }
+
+/// Recheck that another caller makes.
+#[derive(Debug)]
+pub struct RunningRecheck(watch::Receiver<Option<RecheckResult>>);
+
+/// Holds the result of a recheck once it is known.
+type RecheckSender = watch::Sender<Option<RecheckResult>>;
 
 /// Result of a recheck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +134,7 @@ struct TokenStatus {
     /// No recheck before this time, since the last one was inconclusive.
     paused_until: Option<Instant>,
     /// Wakes the callers that wait for the running recheck.
-    recheck: Option<Arc<watch::Sender<()>>>,
+    recheck: Option<Arc<RecheckSender>>,
     saved_at: Option<Instant>,
     used_at: Instant,
 }
@@ -270,9 +277,9 @@ impl Auth {
             return Some(AccessDecision::Allowed);
         }
         if let Some(running) = &status.recheck {
-            return Some(AccessDecision::Wait(running.subscribe()));
+            return Some(AccessDecision::Wait(RunningRecheck(running.subscribe())));
         }
-        let done = Arc::new(watch::Sender::new(()));
+        let done = Arc::new(RecheckSender::new(None));
         status.recheck = Some(Arc::clone(&done));
         Some(AccessDecision::Recheck(Recheck { auth: Arc::clone(self), digest: *digest, done }))
     }
@@ -330,7 +337,7 @@ impl Auth {
             token = %digest,
             "recheck of a token was inconclusive; its stored tasks are served until the next recheck"
         );
-        done.send_replace(());
+        done.send_replace(Some(RecheckResult::Inconclusive));
     }
 
     /// For short sections, never held across an await. A panic in one leaves the map consistent.
@@ -343,12 +350,18 @@ impl Recheck {
     /// Resolves when a response to the token was inconclusive.
     pub async fn inconclusive(&self) {
         // Cannot fail: `self` holds the sender.
-        let _ = self.done.subscribe().changed().await;
+        let _ = self.done.subscribe().wait_for(|result| *result == Some(RecheckResult::Inconclusive)).await;
     }
 
-    /// Returns the result of an upstream call that began at `since`. If it is inconclusive, hits
-    /// are served for a minute before the next recheck.
+    /// Returns the result of an upstream call that began at `since`, also to the callers that wait
+    /// for it. If it is inconclusive, hits are served for a minute before the next recheck.
     pub fn finish(&self, since: Instant) -> RecheckResult {
+        let result = self.result(since);
+        self.done.send_replace(Some(result));
+        result
+    }
+
+    fn result(&self, since: Instant) -> RecheckResult {
         let mut tokens = self.auth.lock();
         let Some(status) = tokens.get_mut(&self.digest) else { return RecheckResult::Inconclusive };
         if status.is_refused {
@@ -361,6 +374,13 @@ impl Recheck {
             self.auth.end_inconclusive_recheck(&self.digest, status);
         }
         RecheckResult::Inconclusive
+    }
+}
+
+impl RunningRecheck {
+    /// Waits for the result; `None` if the recheck ended without one.
+    pub async fn result(mut self) -> Option<RecheckResult> {
+        *self.0.wait_for(Option::is_some).await.ok()?
     }
 }
 

@@ -59,11 +59,14 @@ impl LookupService {
             match self.auth.decide(&request.caller.digest).await {
                 AccessDecision::Allowed => return Ok(outcomes),
                 AccessDecision::Refused => return Ok(vec![None; ids.len()]),
-                AccessDecision::Wait(mut done) => {
-                    // An error means that the recheck has ended. The next decision knows its
-                    // result.
-                    let _ = done.changed().await;
-                }
+                AccessDecision::Wait(running) => match running.result().await {
+                    // Without another decision, which would recheck again if `access.recheck_after`
+                    // is zero.
+                    Some(RecheckResult::Accepted | RecheckResult::Inconclusive) => {
+                        return self.read_stored(request).await;
+                    }
+                    Some(RecheckResult::Refused) | None => {}
+                },
                 AccessDecision::Recheck(recheck) => {
                     // An id that is not stored, if there is one: its record is needed anyway.
                     let index = outcomes.iter().position(Option::is_none).unwrap_or(0);

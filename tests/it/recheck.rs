@@ -40,19 +40,53 @@ async fn due_for_a_recheck() -> (TestApp, String) {
 #[tokio::test]
 async fn token_is_rechecked_once_for_all_waiting_hits() {
     let (app, id) = due_for_a_recheck().await;
+    assert_one_recheck_for_all_waiting_hits(&app, &id).await;
+}
+
+#[tokio::test]
+async fn one_recheck_is_shared_when_every_hit_needs_one() {
+    let app = TestApp::spawn_with(|config| {
+        without_pending_cache(config);
+        config.access.recheck_after = Duration::ZERO;
+    })
+    .await;
+    let id = app.upstream.create_finished("producer", "t");
+    app.retrieve("t", &id).await;
+    app.upstream.clear_calls();
+    assert_one_recheck_for_all_waiting_hits(&app, &id).await;
+    app.retrieve("t", &id).await;
+    assert_eq!(calls_of_t(&app), 2, "a hit that did not wait for the first recheck");
+}
+
+/// Asserts that 30 lookups of a stored task make one call, which holds up no other token.
+async fn assert_one_recheck_for_all_waiting_hits(app: &TestApp, id: &str) {
     let other = app.upstream.create_finished("producer", "u");
     let (rule, hold) = Rule::lookups().token("t").hold();
     app.upstream.add_rule(rule);
-    let (replies, ()) = tokio::join!(join_all((0..30).map(|_| app.retrieve("t", &id))), async {
+    let hits = stored_records_read(app).await;
+    let (replies, ()) = tokio::join!(join_all((0..30).map(|_| app.retrieve("t", id))), async {
         hold.wait_for_held(1).await;
         app.retrieve("u", &other).await;
+        eventually("all lookups wait", async || stored_records_read(app).await == hits + 30).await;
         assert_eq!(hold.held_calls(), 1, "one call for the token");
         hold.release();
     });
-    let text = app.upstream.task_record(&id).expect("known");
+    let text = app.upstream.task_record(id).expect("known");
     assert!(replies.iter().all(|reply| reply.status == StatusCode::OK && reply.body == text), "{replies:?}");
-    let rechecks = app.upstream.calls().iter().filter(|call| call.token.as_deref() == Some("t")).count();
-    assert_eq!(rechecks, 1);
+    assert_eq!(calls_of_t(app), 1);
+}
+
+/// Returns how many times a record was found in the memory cache.
+async fn stored_records_read(app: &TestApp) -> u64 {
+    let page = app.admin("/metrics").await.body;
+    let page = std::str::from_utf8(&page).expect("text");
+    let prefix = "refrain_store_lookups_total{result=\"memory\"} ";
+    let count = page.lines().find_map(|line| line.strip_prefix(prefix)).expect("the metric");
+    count.parse().expect("a number")
+}
+
+fn calls_of_t(app: &TestApp) -> usize {
+    app.upstream.calls().iter().filter(|call| call.token.as_deref() == Some("t")).count()
 }
 
 #[tokio::test]
