@@ -79,12 +79,14 @@ fn failure(error: LookupError, host: &str) -> Result<Response, ApiError> {
     let failure = match error {
         LookupError::Failed(failure) => failure,
         LookupError::NotStored => {
-            let error = ApiError::timeout(
+            // A recheck of the token may have been sent, so not "sent nothing".
+            return Err(ApiError::timeout(
                 "proxy_internal_response",
-                "not all requested tasks are stored, and only-if-cached forbids a call. \
-                 Ask without only-if-cached.",
-            );
-            return Err(error::refused(error, host));
+                format!(
+                    "refrain refused this lookup: not all of its tasks of {host} are stored, and \
+                     only-if-cached forbids a call for the others. Ask without only-if-cached."
+                ),
+            ));
         }
         LookupError::Busy => {
             return Err(ApiError::unavailable(format!(
