@@ -53,7 +53,7 @@ pub struct ServerLimits {
     pub max_headers: usize,
     /// Longest time without a byte of a request body while the handler waits for one.
     pub body_idle_timeout: Duration,
-    /// Longest time in which a client reads nothing of a response that is ready to send.
+    /// Time in which a client must read at least 4 KiB of a response that is ready to send.
     pub write_idle_timeout: Duration,
     /// Largest number of connections. A further one closes the connection that has been idle for
     /// the longest time. If none is idle, it waits.

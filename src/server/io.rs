@@ -24,6 +24,14 @@ use super::activity::Activity;
 /// that it has already read and can respond to at once.
 const LEAVE_GRACE: Duration = Duration::from_millis(250);
 
+/// Largest number of unsent bytes that the kernel holds for a client, in addition to those in flight.
+/// Otherwise it holds up to 4 MiB, and accepts more only when a third of them were read: a client
+/// that reads 20 kB/s would seem to read nothing for more than a minute.
+const MAX_UNSENT_BYTES: u32 = 64 * 1024;
+
+/// Smallest number of bytes that a client must take within the time limit of a write.
+const MIN_BYTES_TAKEN: usize = 4096;
+
 /// Socket of a client.
 pub(super) struct ClientIo {
     reader: TokioIo<OwnedReadHalf>,
@@ -31,9 +39,16 @@ pub(super) struct ClientIo {
     writer: Arc<OwnedWriteHalf>,
     activity: Arc<Activity>,
     write_idle_timeout: Duration,
-    /// Runs while the socket does not accept bytes.
-    stall_timer: Option<Pin<Box<Sleep>>>,
+    /// Exists while bytes wait for a slow client.
+    stall: Option<Stall>,
     has_timed_out: bool,
+}
+
+/// Time limit for [`MIN_BYTES_TAKEN`].
+struct Stall {
+    timer: Pin<Box<Sleep>>,
+    /// Number of bytes that the socket has accepted since the timer was started.
+    taken: usize,
 }
 
 /// Observer of a client's socket.
@@ -62,12 +77,14 @@ impl ClientWatch {
 }
 
 impl ClientIo {
-    /// Wraps a stream. A write fails after `write_idle_timeout` without progress.
+    /// Wraps a stream. A write fails if bytes wait for `write_idle_timeout` and the client takes fewer
+    /// than [`MIN_BYTES_TAKEN`] in this time.
     pub(super) fn new(
         stream: TcpStream,
         activity: Arc<Activity>,
         write_idle_timeout: Duration,
     ) -> (Self, ClientWatch) {
+        limit_unsent_bytes(&stream);
         let (reader, writer) = stream.into_split();
         let writer = Arc::new(writer);
         let watch = ClientWatch(Arc::clone(&writer));
@@ -76,7 +93,7 @@ impl ClientIo {
             writer,
             activity,
             write_idle_timeout,
-            stall_timer: None,
+            stall: None,
             has_timed_out: false,
         };
         (io, watch)
@@ -91,22 +108,45 @@ impl ClientIo {
     }
 
     /// Records the result of a write and checks the time limit.
-    fn track_write<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn track_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         self.activity.set_write_blocked(poll.is_pending());
-        if poll.is_ready() {
-            if self.stall_timer.take().is_some() {
-                self.activity.record_end();
+        let Poll::Ready(written) = poll else {
+            let stall = self.stall.get_or_insert_with(|| Stall {
+                timer: Box::pin(tokio::time::sleep(self.write_idle_timeout)),
+                taken: 0,
+            });
+            ready!(stall.timer.as_mut().poll(cx));
+            self.has_timed_out = true;
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        };
+        if let Some(stall) = &mut self.stall {
+            stall.taken += *written.as_ref().unwrap_or(&0);
+            if stall.taken >= MIN_BYTES_TAKEN {
+                self.end_stall();
             }
-            return poll;
         }
-        let write_idle_timeout = self.write_idle_timeout;
-        let stall_timer =
-            self.stall_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_idle_timeout)));
-        ready!(stall_timer.as_mut().poll(cx));
-        self.has_timed_out = true;
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        Poll::Ready(written)
+    }
+
+    fn end_stall(&mut self) {
+        if self.stall.take().is_some() {
+            self.activity.record_end();
+        }
     }
 }
+
+#[cfg(target_os = "linux")]
+fn limit_unsent_bytes(stream: &TcpStream) {
+    // This fails if the client has left, which the first read reports.
+    let _ = SockRef::from(stream).set_tcp_notsent_lowat(MAX_UNSENT_BYTES);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn limit_unsent_bytes(_: &TcpStream) {}
 
 impl Read for ClientIo {
     fn poll_read(
@@ -124,8 +164,9 @@ impl Write for ClientIo {
         self.track_write(cx, poll)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A TCP socket has no buffer to flush.
+    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The socket has accepted all bytes. It has no buffer to flush.
+        self.end_stall();
         Poll::Ready(Ok(()))
     }
 
@@ -160,5 +201,43 @@ fn poll_try_write(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             written => return Poll::Ready(written),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Returns whether a client is still waited for after two minutes if it takes this number of
+    /// bytes every 5 s. With `is_all`, there are never more bytes for it.
+    async fn outlasts(taken: usize, is_all: bool) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut io, _watch) = ClientIo::new(stream, Arc::new(Activity::new()), Duration::from_secs(60));
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..24 {
+            if io.track_write(&mut cx, Poll::Pending).is_ready() {
+                return false;
+            }
+            tokio::time::advance(Duration::from_secs(5)).await;
+            assert!(io.track_write(&mut cx, Poll::Ready(Ok(taken))).is_ready());
+            if is_all {
+                assert!(Pin::new(&mut io).poll_flush(&mut cx).is_ready());
+            }
+        }
+        true
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn client_must_take_4_kib_in_the_time_limit() {
+        assert!(!outlasts(0, false).await);
+        assert!(!outlasts(32, false).await);
+        assert!(!outlasts(4096 / 12, false).await);
+        assert!(outlasts(4096 / 12 + 1, false).await);
+        assert!(outlasts(32, true).await, "the client takes everything");
     }
 }

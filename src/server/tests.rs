@@ -489,3 +489,24 @@ async fn client_that_stops_reading_is_closed() {
     let read = client.read_to_end().await.unwrap_or_else(|read| read);
     assert!(read.len() < LENGTH, "{}", read.len());
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn slow_but_steady_reader_is_not_closed() {
+    const LENGTH: usize = 32 << 20;
+    let limits = ServerLimits { write_idle_timeout: Duration::from_millis(400), ..limits() };
+    let server = TestServer::spawn(limits, |_| async { vec![b'x'; LENGTH].into_response() }).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    // Otherwise the client's kernel hides for how long the client reads nothing.
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    let mut client = socket.connect(server.address).await.unwrap();
+    client.write_all(GET.as_bytes()).await.unwrap();
+    let mut part = vec![0; 100_000];
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        soon(client.read_exact(&mut part)).await.unwrap();
+    }
+    // The rest is more than the kernel's buffers hold.
+    let mut rest = vec![0; LENGTH - 20 * part.len()];
+    soon(client.read_exact(&mut rest)).await.unwrap();
+}

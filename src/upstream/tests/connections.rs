@@ -105,6 +105,27 @@ async fn tls_supports_http1_and_http2() {
 }
 
 #[tokio::test]
+async fn slow_readers_do_not_stall_others_on_an_http2_connection() {
+    let (listener, address) = listen().await;
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve_tls(stream, "h2"));
+        }
+    });
+    let (_, passthrough) = build(&https(address), trusting(), None).unwrap();
+    let mut unread = Vec::new();
+    // More than the 5 MB that hyper reads ahead on a connection by default. The responses are as
+    // large as the requests.
+    for _ in 0..32 {
+        let request = Request::post("/x").body(Body::from(vec![b'x'; 1 << 20])).unwrap();
+        unread.push(soon(passthrough.send(request)).await.unwrap());
+    }
+    let request = Request::post("/x").body(Body::from(vec![b'x'; 100_000])).unwrap();
+    let response = soon(passthrough.send(request)).await.unwrap().into_body();
+    assert!(soon(response.collect()).await.unwrap().to_bytes().len() > 100_000);
+}
+
+#[tokio::test]
 async fn response_has_the_time_of_its_new_connection() {
     const SLOW: Duration = Duration::from_millis(150);
     let (listener, address) = listen().await;

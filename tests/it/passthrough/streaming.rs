@@ -268,3 +268,31 @@ async fn large_upload_and_large_download_take_no_memory() {
     let grown = peak_memory(program.id()) - before;
     assert!(grown < ALLOWED, "{grown} bytes for a download");
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn slow_readers_take_little_memory() {
+    const READERS: u64 = 40;
+    const ALLOWED: u64 = 512 << 10;
+    let upstream = simulator().await;
+    upstream.add_rule(Rule::any().large(8 << 20));
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = Program::serve(&upstream.base_url(), folder.path(), &[]);
+    let before = peak_memory(program.id());
+    let mut readers = Vec::new();
+    for _ in 0..READERS {
+        let mut peer = RawPeer::connect(program.address).await;
+        peer.write("GET /large HTTP/1.1\r\nhost: h\r\n\r\n").await;
+        peer.read_head().await;
+        readers.push(peer);
+    }
+    let (mut peak, mut unchanged) = (0, 0);
+    while unchanged < 5 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = peak_memory(program.id());
+        unchanged = if now == peak { unchanged + 1 } else { 0 };
+        peak = now;
+    }
+    let each = (peak - before) / READERS;
+    assert!(each < ALLOWED, "{each} bytes for each reader");
+}
