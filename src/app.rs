@@ -19,6 +19,7 @@ use crate::lookup::{LookupService, ProxyBackend};
 use crate::proxy::ClientPort;
 use crate::server::{self, ServerCounters, ServerLimits};
 use crate::store::Store;
+use crate::task::Durations;
 use crate::telemetry::{CounterSnapshot, Gauges, History, Metrics};
 use crate::upstream;
 
@@ -61,7 +62,8 @@ impl App {
         let shutdown = Shutdown::new();
         let auth =
             Auth::new(&config.access, config.upstream.token.clone(), store.clone(), Arc::clone(&metrics));
-        let backend = ProxyBackend { upstream, store: store.clone(), auth: Arc::clone(&auth) };
+        let durations = Arc::new(Durations::default());
+        let backend = ProxyBackend { upstream, store: store.clone(), auth: Arc::clone(&auth), durations };
         let lookups = Arc::new(LookupService::new(&config, backend, Arc::clone(&metrics), shutdown.clone()));
         let client_port =
             ClientPort::new(&config, auth, Arc::clone(&lookups), passthrough, Arc::clone(&metrics));

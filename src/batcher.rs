@@ -7,7 +7,7 @@
 //!
 //! | file | responsibility |
 //! |---|---|
-//! | `backend` | what the batcher needs from upstream, store and token status |
+//! | `backend` | what the batcher needs from upstream, store, token status and learnt durations |
 //! | `outcome` | options and outcomes of a lookup |
 //! | `queue` | ids, waiters and cached results of one queue; order of the ids |
 //! | `waiter` | outcomes of one lookup while calls resolve its ids |

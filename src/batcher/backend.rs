@@ -1,12 +1,14 @@
-//! Interface to the upstream, the store and the status of tokens.
+//! Interface to the upstream, the store, the status of tokens and the learnt durations.
+
+use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
 
-use crate::task::{FinalRecord, Service, TaskId};
+use crate::task::{Durations, FinalRecord, Service, TaskId};
 use crate::token::Digest;
 use crate::upstream::{Credentials, UpstreamError, UpstreamResponse};
 
-/// Upstream, store and token status, as the batcher needs them.
+/// Upstream, store, token status and learnt durations, as the batcher needs them.
 pub trait Backend: Send + Sync + 'static {
     /// Point in the order of deletes and calls.
     type Epoch: Copy + Send + Sync;
@@ -34,6 +36,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Reports the response to a lookup of a token, so that the token's access can be renewed or
     /// revoked.
     fn report_response(&self, key: &QueueKey, response: &UpstreamResponse);
+
+    /// Learnt durations of tasks, to which the batcher adds those of new final records.
+    fn durations(&self) -> &Arc<Durations>;
 }
 
 /// Key of a queue. Only lookups with the same key share calls (Isolation).

@@ -167,7 +167,9 @@ impl<B: Backend> CallInFlight<B> {
         let finals: Vec<FinalRecord> = found
             .iter()
             .filter_map(|(id, record)| match record {
-                DecodedRecord::Final(record) => Some(FinalRecord { id: id.clone(), json: record.clone() }),
+                DecodedRecord::Final { record, .. } => {
+                    Some(FinalRecord { id: id.clone(), json: record.clone() })
+                }
                 DecodedRecord::Pending { .. } | DecodedRecord::Conflicting(_) => None,
             })
             .collect();
@@ -190,12 +192,18 @@ impl<B: Backend> CallInFlight<B> {
         let mut fetched_finals = Vec::new();
         for (id, record) in found {
             let outcome = match record {
-                DecodedRecord::Final(record) => {
-                    let source = RecordSource::Upstream { is_stored: stored.next().unwrap_or(false) };
+                DecodedRecord::Final { record, duration, kind } => {
+                    let is_stored = stored.next().unwrap_or(false);
+                    // A record that is not stored is fetched again and must not count twice.
+                    if let Some(seconds) = duration.filter(|_| is_stored) {
+                        let durations = &handle.registry.durations;
+                        durations.record(&handle.key.service, kind.as_deref(), seconds);
+                    }
+                    let source = RecordSource::Upstream { is_stored };
                     fetched_finals.push(FetchedFinal { id: id.clone(), record: record.clone(), source });
                     FetchOutcome::Final { record, source }
                 }
-                DecodedRecord::Pending { record, task_age } => FetchOutcome::Pending { record, task_age },
+                DecodedRecord::Pending { record, task_age, .. } => FetchOutcome::Pending { record, task_age },
                 DecodedRecord::Conflicting(record) => FetchOutcome::Conflicting(record),
             };
             self.complete(&id, outcome);

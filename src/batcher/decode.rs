@@ -44,11 +44,19 @@ pub(super) enum DecodedResponse {
 /// One task record of a response.
 #[derive(Debug, PartialEq)]
 pub(super) enum DecodedRecord {
-    Final(Bytes),
+    Final {
+        record: Bytes,
+        /// Time from creation to end, in seconds.
+        duration: Option<f64>,
+        /// Type of the task.
+        kind: Option<Box<str>>,
+    },
     Pending {
         record: Bytes,
         /// Age of the task by its `created_at`.
         task_age: Option<Duration>,
+        /// Type of the task.
+        kind: Option<Box<str>>,
     },
     /// The first of two different records for one id. Neither is stored or cached.
     Conflicting(Bytes),
@@ -79,7 +87,7 @@ fn decode_single(body: &Bytes, id: &TaskId, rules: &ServiceRules) -> DecodedResp
     let record = match inspection.state_of(id) {
         TaskState::Unknown if body.len() <= MAX_EMPTY => return DecodedResponse::Empty,
         TaskState::Unknown | TaskState::Mismatch => return DecodedResponse::Malformed,
-        TaskState::Final | TaskState::Pending => decode_record(&inspection, id, body.clone()),
+        TaskState::Final | TaskState::Pending => decode_record(inspection, id, body.clone()),
     };
     DecodedResponse::Records { found: vec![(id.clone(), record)], missing: Vec::new() }
 }
@@ -106,8 +114,8 @@ fn decode_batch(body: &Bytes, ids: &[TaskId], rules: &ServiceRules) -> DecodedRe
         // A copy does not hold the memory of the whole response.
         let record = Bytes::copy_from_slice(item.get().as_bytes());
         *slot = Some(match slot.take() {
-            None => decode_record(&inspection, &id, record),
-            Some(first @ (DecodedRecord::Final(_) | DecodedRecord::Pending { .. }))
+            None => decode_record(inspection, &id, record),
+            Some(first @ (DecodedRecord::Final { .. } | DecodedRecord::Pending { .. }))
                 if *first.bytes() == record =>
             {
                 first
@@ -125,17 +133,23 @@ fn decode_batch(body: &Bytes, ids: &[TaskId], rules: &ServiceRules) -> DecodedRe
     DecodedResponse::Records { found, missing }
 }
 
-fn decode_record(inspection: &Inspection, id: &TaskId, record: Bytes) -> DecodedRecord {
+fn decode_record(inspection: Inspection, id: &TaskId, record: Bytes) -> DecodedRecord {
     match inspection.state_of(id) {
-        TaskState::Final => DecodedRecord::Final(record),
-        _ => DecodedRecord::Pending { record, task_age: task_age(inspection.created_at) },
+        TaskState::Final => {
+            DecodedRecord::Final { record, duration: inspection.duration(), kind: inspection.kind }
+        }
+        _ => DecodedRecord::Pending {
+            record,
+            task_age: task_age(inspection.created_at),
+            kind: inspection.kind,
+        },
     }
 }
 
 impl DecodedRecord {
     fn bytes(&self) -> &Bytes {
         match self {
-            Self::Final(record) | Self::Pending { record, .. } | Self::Conflicting(record) => record,
+            Self::Final { record, .. } | Self::Pending { record, .. } | Self::Conflicting(record) => record,
         }
     }
 }
@@ -196,11 +210,31 @@ mod tests {
         }
     }
 
+    fn final_record(json: &str) -> DecodedRecord {
+        let record = Bytes::copy_from_slice(json.as_bytes());
+        DecodedRecord::Final { record, duration: None, kind: None }
+    }
+
+    #[test]
+    fn type_and_duration_are_read_from_the_record() {
+        let body = r#"{"items":[{"id":"a","type":"audios","created_at":100.5,"finished_at":160},
+            {"id":"b","type":"videos","created_at":1},{"id":"c","created_at":9,"finished_at":2,"type":7}]}"#;
+        let (found, _) = records(body, &["a", "b", "c"]);
+        let of_final = |record: &DecodedRecord| match record {
+            DecodedRecord::Final { duration, kind, .. } => (*duration, kind.clone()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(of_final(&found[0].1), (Some(59.5), Some("audios".into())));
+        assert!(matches!(&found[1].1, DecodedRecord::Pending { kind: Some(kind), task_age: Some(_), .. }
+                if &**kind == "videos"));
+        assert_eq!(of_final(&found[2].1), (None, None));
+    }
+
     #[test]
     fn single_record_keeps_its_white_space() {
         let body = " {\"id\":\"a\",\"finished_at\":1.50}\n";
         let (found, _) = records(body, &["a"]);
-        assert_eq!(found, [("a".to_owned(), DecodedRecord::Final(Bytes::copy_from_slice(body.as_bytes())))]);
+        assert_eq!(found, [("a".to_owned(), final_record(body))]);
     }
 
     #[test]
@@ -228,13 +262,14 @@ mod tests {
             found[0],
             (
                 "a".to_owned(),
-                DecodedRecord::Pending { record: Bytes::from_static(b"{\"id\":\"a\"}"), task_age: None }
+                DecodedRecord::Pending {
+                    record: Bytes::from_static(b"{\"id\":\"a\"}"),
+                    task_age: None,
+                    kind: None
+                }
             )
         );
-        assert_eq!(
-            found[1],
-            ("b".to_owned(), DecodedRecord::Final(Bytes::from_static(b"{\"id\":\"b\",\"finished_at\":1}")))
-        );
+        assert_eq!(found[1], ("b".to_owned(), final_record(r#"{"id":"b","finished_at":1}"#)));
         assert_eq!(missing, ["c"]);
     }
 

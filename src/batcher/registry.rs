@@ -18,7 +18,7 @@ use super::services::{ServiceState, ServiceStates};
 use crate::config::{TasksConfig, UpstreamConfig};
 use crate::lifecycle::{Shutdown, Supervisor};
 use crate::lru::{evict_least_recently_used, shrink_if_sparse};
-use crate::task::{Service, TaskId};
+use crate::task::{Durations, Service, TaskId};
 use crate::telemetry::Metrics;
 use crate::upstream::Credentials;
 
@@ -42,6 +42,7 @@ const MAX_SNAPSHOT_BYTES: usize = 64 << 20;
 #[derive(Debug)]
 pub(super) struct Registry<B> {
     pub(super) backend: B,
+    pub(super) durations: Arc<Durations>,
     queues: Mutex<HashMap<QueueKey, Arc<QueueHandle<B>>>>,
     pub(super) limiters: TokenLimiters,
     pub(super) breaker: Arc<CircuitBreaker>,
@@ -113,6 +114,7 @@ impl<B: Backend> Registry<B> {
         shutdown: Shutdown,
     ) -> Self {
         Self {
+            durations: Arc::clone(backend.durations()),
             backend,
             queues: Mutex::default(),
             limiters: TokenLimiters::new(upstream.requests_per_second, upstream.burst),

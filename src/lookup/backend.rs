@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::auth::Auth;
 use crate::batcher::{Backend, QueueKey};
 use crate::store::{DeleteEpoch, Store};
-use crate::task::{FinalRecord, Service, TaskId};
+use crate::task::{Durations, FinalRecord, Service, TaskId};
 use crate::upstream::{Credentials, UpstreamClient, UpstreamError, UpstreamResponse};
 
 /// The parts of the proxy that the batcher calls.
@@ -16,6 +16,8 @@ pub struct ProxyBackend {
     pub store: Store,
     /// Receiver of the responses to tokens.
     pub auth: Arc<Auth>,
+    /// Learnt durations of tasks.
+    pub durations: Arc<Durations>,
 }
 
 impl Backend for ProxyBackend {
@@ -40,5 +42,9 @@ impl Backend for ProxyBackend {
 
     fn report_response(&self, key: &QueueKey, response: &UpstreamResponse) {
         self.auth.record_response(&key.token, response.status.as_u16(), &response.body);
+    }
+
+    fn durations(&self) -> &Arc<Durations> {
+        &self.durations
     }
 }

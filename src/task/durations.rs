@@ -14,7 +14,7 @@ use super::Service;
 const MAX_TYPES: usize = 1000;
 
 /// Longest name of a type in bytes. Tasks of types with longer names count for their service only.
-const MAX_TYPE_BYTES: usize = 64;
+pub(super) const MAX_TYPE_BYTES: usize = 64;
 
 /// Models by service and type, shared between threads.
 #[derive(Debug, Default)]

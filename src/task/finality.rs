@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::durations::MAX_TYPE_BYTES;
 use super::{ServiceRules, TaskId};
 
 /// Keys of a status, in any letter case.
@@ -53,6 +54,10 @@ pub struct Inspection {
     pub id: Option<String>,
     /// Time of creation, in Unix seconds by the upstream's clock.
     pub created_at: Option<f64>,
+    /// End of the task, in Unix seconds by the upstream's clock. Present in some pending records too.
+    pub finished_at: Option<f64>,
+    /// Value of `type`, the kind of work, if it is a string of at most 64 bytes.
+    pub kind: Option<Box<str>>,
     /// Whether the object is final, apart from its id.
     is_final: bool,
     is_empty: bool,
@@ -67,6 +72,12 @@ impl Inspection {
             Some(id) if id == requested.as_str() => TaskState::Pending,
             _ => TaskState::Mismatch,
         }
+    }
+
+    /// Returns the time from creation to end in seconds. `None` if one of the times is missing or if
+    /// the end comes first.
+    pub fn duration(&self) -> Option<f64> {
+        Some(self.finished_at? - self.created_at?).filter(|seconds| *seconds >= 0.0)
     }
 }
 
@@ -96,6 +107,7 @@ impl<'de> Visitor<'de> for TaskVisitor<'_> {
         let mut id: Option<Scalar<'de>> = None;
         let mut finished_at: Option<Scalar<'de>> = None;
         let mut created_at: Option<Scalar<'de>> = None;
+        let mut kind: Option<Scalar<'de>> = None;
         let mut response: Option<&RawValue> = None;
         let mut statuses: [Option<&RawValue>; STATUS_KEYS.len()] = [None; STATUS_KEYS.len()];
         let mut is_empty = true;
@@ -110,6 +122,10 @@ impl<'de> Visitor<'de> for TaskVisitor<'_> {
                 "response" => response.replace(map.next_value()?).is_some(),
                 "created_at" => {
                     created_at = Some(map.next_value()?);
+                    false
+                }
+                "type" => {
+                    kind = Some(map.next_value()?);
                     false
                 }
                 _ => match status_key_index(&key) {
@@ -130,8 +146,10 @@ impl<'de> Visitor<'de> for TaskVisitor<'_> {
                 Some(Scalar::Text(id)) => Some(id.into_owned()),
                 _ => None,
             },
-            created_at: match created_at {
-                Some(Scalar::Number(seconds)) => Some(seconds),
+            created_at: number(created_at.as_ref()),
+            finished_at: number(finished_at.as_ref()),
+            kind: match kind {
+                Some(Scalar::Text(kind)) if kind.len() <= MAX_TYPE_BYTES => Some(kind.into()),
                 _ => None,
             },
             is_empty,
@@ -144,7 +162,7 @@ impl TaskVisitor<'_> {
     /// status is in doubt.
     #[expect(clippy::cast_precision_loss, reason = "Unix seconds are far below 2^52")]
     fn is_finished(&self, finished_at: Option<&Scalar<'_>>, has_doubt: bool) -> bool {
-        let Some(&Scalar::Number(finished_at)) = finished_at else { return false };
+        let Some(finished_at) = number(finished_at) else { return false };
         let age = self.now as f64 - finished_at;
         finished_at > 0.0 && if has_doubt { age > MAX_DOUBT } else { age >= -MAX_CLOCK_DIFFERENCE }
     }
@@ -196,6 +214,13 @@ impl<'de> Deserialize<'de> for Scalar<'de> {
             }
             _ => Self::Other,
         })
+    }
+}
+
+fn number(value: Option<&Scalar<'_>>) -> Option<f64> {
+    match value {
+        Some(Scalar::Number(number)) => Some(*number),
+        _ => None,
     }
 }
 

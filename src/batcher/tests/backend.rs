@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::batcher::{Backend, QueueKey};
 use crate::clock;
-use crate::task::{FinalRecord, Service, TaskId};
+use crate::task::{Durations, FinalRecord, Service, TaskId};
 use crate::upstream::{Credentials, Unreachable, UpstreamError, UpstreamResponse};
 
 /// Error of a refused connection.
@@ -98,6 +98,7 @@ pub(super) struct SimulatedBackend {
     insert_panics: AtomicBool,
     is_disk_full: AtomicBool,
     reported_statuses: Mutex<Vec<u16>>,
+    pub(super) durations: Arc<Durations>,
 }
 
 struct InFlightGuard<'a>(&'a SimulatedBackend);
@@ -127,6 +128,7 @@ impl SimulatedBackend {
             insert_panics: AtomicBool::new(false),
             is_disk_full: AtomicBool::new(false),
             reported_statuses: Mutex::default(),
+            durations: Arc::default(),
         }
     }
 
@@ -294,5 +296,9 @@ impl Backend for Arc<SimulatedBackend> {
 
     fn report_response(&self, _key: &QueueKey, response: &UpstreamResponse) {
         lock(&self.reported_statuses).push(response.status.as_u16());
+    }
+
+    fn durations(&self) -> &Arc<Durations> {
+        &self.durations
     }
 }

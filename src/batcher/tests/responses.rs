@@ -92,3 +92,21 @@ async fn full_disk_does_not_withhold_the_record() {
         TaskOutcome::Final { source: RecordSource::Upstream { is_stored: false }, .. }
     ));
 }
+
+#[tokio::test(start_paused = true)]
+async fn durations_are_learnt_from_records_that_are_stored() {
+    let body = r#"{"items":[{"id":"a","type":"audios","created_at":10,"finished_at":70},
+        {"id":"b","created_at":10,"finished_at":70},{"id":"c","created_at":10},{"id":"d","finished_at":70}]}"#;
+    for is_disk_full in [false, true] {
+        let harness = Harness::new();
+        if is_disk_full {
+            harness.fill_disk();
+        }
+        harness.script([Reply::body(body)]);
+        harness.look_up(batch(&["a", "b", "c", "d"])).await;
+        let changed = harness.durations.take_changed();
+        let mut samples: Vec<_> = changed.iter().map(|saved| (&*saved.kind, saved.samples)).collect();
+        samples.sort_unstable();
+        assert_eq!(samples, if is_disk_full { vec![] } else { vec![("", 2), ("audios", 1)] });
+    }
+}
