@@ -26,7 +26,9 @@ use bytes::Bytes;
 
 pub use error::{DatabaseError, StoreError};
 pub use listing::{ListCursor, ListedTask, RecordDetails, TaskFilter, TaskPage};
-pub use sqlite::{ExportPage, ExportedTask, ImportedTask, ServiceTotals, StoreMaintenance, StoreTotals};
+pub use sqlite::{
+    ExportPage, ExportedTask, IdMatches, ImportedTask, ServiceTotals, StoreMaintenance, StoreTotals,
+};
 
 use crate::clock;
 use crate::config::StoreConfig;

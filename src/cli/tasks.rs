@@ -9,6 +9,7 @@ mod export;
 mod import;
 mod list;
 mod output;
+mod selection;
 mod show;
 mod stats;
 
@@ -48,7 +49,7 @@ pub(super) struct ListArguments {
     #[arg(long, value_parser = service)]
     service: Option<Service>,
     /// Number of tasks
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = limit)]
     limit: u64,
     /// Start after the task with this cursor
     #[arg(long, value_name = "CURSOR")]
@@ -60,7 +61,7 @@ pub(super) struct ListArguments {
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub(super) struct ShowArguments {
-    /// The task's id
+    /// The task's id, or its beginning if no other id begins with it
     #[arg(value_parser = id)]
     id: TaskId,
     /// Only in this service
@@ -90,7 +91,7 @@ pub(super) struct DeleteArguments {
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 #[group(required = true, multiple = false)]
 struct DeleteSelection {
-    /// Ids of tasks, in every service
+    /// Ids of tasks, in every service, or their beginnings
     #[arg(value_name = "ID", value_parser = id)]
     ids: Vec<TaskId>,
     /// All tasks of a service
@@ -169,6 +170,10 @@ fn service(text: &str) -> Result<Service, &'static str> {
 
 fn id(text: &str) -> Result<TaskId, &'static str> {
     TaskId::parse(text).ok_or("an id has 1 to 1024 bytes")
+}
+
+fn limit(text: &str) -> Result<u64, &'static str> {
+    text.parse().ok().filter(|limit| *limit > 0).ok_or("expected a number of tasks of at least 1")
 }
 
 fn digits(text: &str) -> Result<String, &'static str> {

@@ -49,7 +49,9 @@ use sqlx::SqliteConnection;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-pub use maintenance::{ExportPage, ExportedTask, ImportedTask, ServiceTotals, StoreMaintenance, StoreTotals};
+pub use maintenance::{
+    ExportPage, ExportedTask, IdMatches, ImportedTask, ServiceTotals, StoreMaintenance, StoreTotals,
+};
 
 pub(super) use select::FoundTask;
 

@@ -112,7 +112,8 @@ fn wrong_usage_and_missing_stores_are_refused() {
     for (arguments, words) in [
         (&[][..], &["list", "backup"][..]),
         (&["shw"], &["shw"]),
-        (&["list", "--limit", "0"], &["0"]),
+        (&["list", "--limit", "0"], &["--limit", "at least 1"]),
+        (&["list", "--limit", "many"], &["--limit", "at least 1"]),
         (&["list", "--service", "a/b"], &["service"]),
         (&["show"], &["<ID>"]),
         (&["show", "x", "--all", "--reader", "a"], &["--reader"]),

@@ -49,6 +49,11 @@ pub(super) async fn list(store: &mut StoreMaintenance, arguments: &ListArguments
         }
     }
     output.finish()?;
+    if left == arguments.limit && !arguments.json {
+        let further = if arguments.after.is_some() { "further " } else { "" };
+        let service = arguments.service.as_ref().map_or_else(String::new, |service| format!(" of {service}"));
+        write_stderr(&format!("no {further}task{service} is stored"));
+    }
     // Looks one task ahead, so that the hint appears only if there are more.
     let mut next = cursor.clone().filter(|_| !arguments.json);
     while next.is_some() {

@@ -2,6 +2,7 @@
 
 use super::ShowArguments;
 use super::output::{Output, printable, time, write_stderr};
+use super::selection::find_id;
 use crate::cli::CliError;
 use crate::store::{RecordDetails, StoreMaintenance};
 use crate::token::Digest;
@@ -10,9 +11,11 @@ use crate::token::Digest;
 const MAX_READERS: usize = 8;
 
 pub(super) async fn show(store: &mut StoreMaintenance, arguments: &ShowArguments) -> Result<(), CliError> {
-    let name = printable(arguments.id.as_str());
+    let service = arguments.service.as_ref();
+    let id = find_id(store, service, &arguments.id).await?.unwrap_or_else(|| arguments.id.clone());
+    let name = printable(id.as_str());
     let failed = |reason: &str| Err(CliError::Runtime(format!("task {name} {reason}")));
-    let mut texts = store.records(arguments.service.as_ref(), &arguments.id).await?;
+    let mut texts = store.records(service, &id).await?;
     if texts.is_empty() {
         return failed("is not stored");
     }

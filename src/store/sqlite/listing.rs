@@ -258,7 +258,7 @@ fn one_more(count: usize) -> i64 {
 
 /// Returns the smallest bytes that are greater than everything that begins with `prefix`. The
 /// prefix is UTF-8, which has no byte 255.
-fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
+pub(super) fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     match end.last_mut() {
         Some(last) => *last = last.saturating_add(1),

@@ -6,6 +6,7 @@
 
 mod export;
 mod import;
+pub(super) mod selection;
 mod totals;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use sqlx::{Connection, SqliteConnection};
 
 pub use export::{ExportPage, ExportedTask};
 pub use import::ImportedTask;
+pub use selection::IdMatches;
 pub use totals::{ServiceTotals, StoreTotals};
 
 use super::delete::{DeleteStep, begin_delete, continue_delete, delete_everywhere};

@@ -88,3 +88,18 @@ async fn show_with_several_records_of_one_id_requires_a_choice() {
     let other = "00000000000000000000000000000000";
     assert_fails(&tasks_with(folder, &["show", "x", "--reader", other], &[], b""), 1, &["not for a reader"]);
 }
+
+#[tokio::test]
+async fn empty_list_is_reported_on_stderr() {
+    let proxy = ProxyProcess::start().await;
+    let reported = |arguments: &[&str]| {
+        let output = tasks_with(proxy.path(), &[&["list"], arguments].concat(), &[], b"");
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), ""), "{output:?}");
+        text(&output.stderr).to_owned()
+    };
+    assert_eq!(reported(&[]), "no task is stored\n");
+    assert_eq!(reported(&["--json"]), "");
+    proxy.store("t", "first", &final_record("first", "x")).await;
+    assert_eq!(reported(&["--service", "suno"]), "no task of suno is stored\n");
+    assert_eq!(reported(&["--after", "1"]), "no further task is stored\n");
+}

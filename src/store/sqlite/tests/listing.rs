@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::store::sqlite::listing::{BY_ID, COUNT_OF_SERVICE, DETAILS, NEWEST, NEWEST_OF_SMALL_SERVICE};
+use crate::store::sqlite::maintenance::selection::{COUNT_IDS, FIRST_IDS};
 use crate::store::sqlite::records::{NEXT_SERVICE, ROWS_OF_ID};
 
 #[tokio::test]
@@ -40,6 +41,18 @@ async fn every_statement_uses_an_index_and_none_sorts() {
     assert!(!steps.iter().any(|step| step.contains("TEMP B-TREE")), "{steps:?}");
     let grants = "SEARCH g USING PRIMARY KEY (service=? AND id=?)";
     assert!(steps.iter().any(|step| step == grants), "{steps:?}");
+}
+
+#[tokio::test]
+async fn ids_with_a_beginning_are_a_range_of_the_index() {
+    let db = TestDatabase::new();
+    db.open().await.close().await;
+    let mut conn = db.connect().await;
+    for sql in [COUNT_IDS, FIRST_IDS] {
+        let steps = query_plan(&mut conn, sql).await;
+        let range = "SEARCH task USING COVERING INDEX task_by_id (service=? AND id>? AND id<?)";
+        assert!(steps.iter().any(|step| step == range), "{steps:?}");
+    }
 }
 
 /// Opens a store with a number of small tasks. The first 2 are of one service, the next 5,002 of
