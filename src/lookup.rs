@@ -24,6 +24,7 @@ use crate::batcher::{
     Backend, Batcher, Handling, LookupFailure, LookupOptions, LookupResult, QueueKey, TaskOutcome,
 };
 use crate::config::Config;
+use crate::headers;
 use crate::lifecycle::Shutdown;
 use crate::store::{DeleteScope, Store, StoreError};
 use crate::task::{InterpretedService, LookupIds, Service, TaskId};
@@ -285,12 +286,12 @@ fn single(outcome: Option<TaskOutcome>) -> Result<ResponseContent, LookupError> 
     }
 }
 
-/// Returns the request's headers of the given names, in the order of `names`. They may hold
-/// secrets.
+/// Returns copies of the request's headers of the given names, in the order of `names`. They may
+/// hold secrets.
 fn forwarded_headers(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderName, HeaderValue)> {
     names
         .iter()
-        .flat_map(|name| headers.get_all(name).iter().map(|value| (name.clone(), value.clone())))
+        .flat_map(|name| headers.get_all(name).iter().map(|value| (name.clone(), headers::copy(value))))
         .map(|(name, mut value)| {
             value.set_sensitive(true);
             (name, value)
@@ -300,4 +301,25 @@ fn forwarded_headers(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderNa
 
 fn kib(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forwarded_headers_do_not_hold_the_head_of_their_request() {
+        let head = Bytes::from("x-a: 1\r\nx-b: 2\r\nx-a: 3\r\n".to_owned());
+        let value = |at: usize| HeaderValue::from_maybe_shared(head.slice(at..=at)).unwrap();
+        let (a, b) = (HeaderName::from_static("x-a"), HeaderName::from_static("x-b"));
+        let mut headers = HeaderMap::new();
+        for (name, at) in [(&a, 5), (&b, 13), (&a, 21)] {
+            headers.append(name, value(at));
+        }
+        let forwarded = forwarded_headers(&headers, &[b, a]);
+        drop(headers);
+        assert!(head.is_unique());
+        assert_eq!(forwarded.iter().map(|(_, value)| value).collect::<Vec<_>>(), ["2", "1", "3"]);
+        assert!(forwarded.iter().all(|(_, value)| value.is_sensitive()));
+    }
 }

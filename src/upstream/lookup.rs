@@ -17,6 +17,7 @@ use super::content_coding::BodyDecoder;
 use super::error::UpstreamError;
 use super::{UpstreamSetupError, has_unambiguous_framing, origin};
 use crate::config::UpstreamConfig;
+use crate::headers;
 use crate::task::{Service, TaskId};
 use crate::token::Token;
 
@@ -178,8 +179,8 @@ impl UpstreamClient {
             return Err(UpstreamError::TooLarge);
         }
         let status = response.status();
-        let content_type = headers.get(header::CONTENT_TYPE).cloned();
-        let retry_after = headers.get(header::RETRY_AFTER).cloned();
+        let content_type = headers.get(header::CONTENT_TYPE).map(headers::copy);
+        let retry_after = headers.get(header::RETRY_AFTER).map(headers::copy);
         while let Some(chunk) = response.chunk().await.map_err(|error| UpstreamError::from_lookup(&error))? {
             body.decode(&chunk).await?;
         }
