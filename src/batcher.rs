@@ -42,8 +42,8 @@ use tokio::time::Instant;
 
 pub use self::backend::{Backend, QueueKey};
 pub use self::outcome::{
-    Enqueued, Freshness, Handling, LookupFailure, LookupKind, LookupOptions, LookupResult, RecordSource,
-    TaskOutcome,
+    Enqueued, Freshness, Handling, LookupFailure, LookupKind, LookupOptions, LookupResult, QueueLimit,
+    RecordSource, TaskOutcome,
 };
 use self::registry::Registry;
 pub use self::view::{Listing, PendingView, QueueView, ServiceView};
@@ -95,8 +95,8 @@ impl<B: Backend> Batcher<B> {
         outcomes: Vec<Option<TaskOutcome>>,
     ) -> LookupResult {
         match self.registry.lease(key, credentials) {
-            Some(lease) => lease.handle.look_up(ids, options, outcomes).await,
-            None => LookupResult::too_many_queues(outcomes),
+            Ok(lease) => lease.handle.look_up(ids, options, outcomes).await,
+            Err(limit) => LookupResult::too_many_queues(limit, outcomes),
         }
     }
 

@@ -160,10 +160,26 @@ pub enum LookupFailure {
         /// Time that the queue is estimated to need.
         retry_after: Duration,
     },
+    /// The lookup needs another queue, and all those within the limit are busy.
+    TooManyQueues {
+        /// The limit.
+        limit: QueueLimit,
+        /// Time after which a queue may have become idle.
+        retry_after: Duration,
+    },
     /// The shutdown deadline has passed.
     ShuttingDown,
     /// A defect of this program.
     Internal,
+}
+
+/// Limit of the number of queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueLimit {
+    /// That of one token.
+    Token,
+    /// That of all tokens together.
+    Total,
 }
 
 /// Result of a lookup.
@@ -191,10 +207,11 @@ pub struct Enqueued {
 
 impl LookupResult {
     /// Completes `outcomes` with a failure because there are too many queues.
-    pub(super) fn too_many_queues(mut outcomes: Vec<Option<TaskOutcome>>) -> Self {
+    pub(super) fn too_many_queues(limit: QueueLimit, mut outcomes: Vec<Option<TaskOutcome>>) -> Self {
         let cycle = Duration::from_secs(1);
         for outcome in &mut outcomes {
-            outcome.get_or_insert(TaskOutcome::Failed(LookupFailure::QueueFull { retry_after: cycle }));
+            let failure = LookupFailure::TooManyQueues { limit, retry_after: cycle };
+            outcome.get_or_insert(TaskOutcome::Failed(failure));
         }
         Self { outcomes, enqueued: Enqueued::default(), cycle }
     }

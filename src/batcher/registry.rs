@@ -1,6 +1,7 @@
 //! Registry of queues, and the state that all queues share.
 
-use std::collections::HashMap;
+mod queue_map;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,21 +10,18 @@ use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
+use self::queue_map::QueueMap;
 use super::backend::{Backend, QueueKey};
 use super::breaker::CircuitBreaker;
-use super::outcome::RecordSource;
+use super::outcome::{QueueLimit, RecordSource};
 use super::queue::{Queue, QueueContext, SnapshotBytes, SweepScope};
 use super::rate_limit::{LimiterLease, TokenLimiters};
 use super::services::{ServiceState, ServiceStates};
 use crate::config::{TasksConfig, UpstreamConfig};
 use crate::lifecycle::{Shutdown, Supervisor};
-use crate::lru::{evict_least_recently_used, shrink_if_sparse};
 use crate::task::{Durations, Service, TaskId};
 use crate::telemetry::Metrics;
 use crate::upstream::Credentials;
-
-/// Most queues at a time. The longest unused ones are evicted.
-const MAX_QUEUES: usize = 10_000;
 
 /// Smallest bound of the ids in one queue. The bound is larger where `tasks.max_ids` permits larger
 /// lookups.
@@ -43,7 +41,7 @@ const MAX_SNAPSHOT_BYTES: usize = 64 << 20;
 pub(super) struct Registry<B> {
     pub(super) backend: B,
     pub(super) durations: Arc<Durations>,
-    queues: Mutex<HashMap<QueueKey, Arc<QueueHandle<B>>>>,
+    queues: Mutex<QueueMap<B>>,
     pub(super) limiters: TokenLimiters,
     pub(super) breaker: Arc<CircuitBreaker>,
     /// One permit for each lookup call in flight.
@@ -137,21 +135,22 @@ impl<B: Backend> Registry<B> {
         }
     }
 
-    /// Returns the queue of a key, a new one if there is none; `None` if there are too many busy
-    /// queues.
-    pub(super) fn lease(self: &Arc<Self>, key: QueueKey, credentials: &Credentials) -> Option<QueueLease<B>> {
+    /// Returns the queue of a key, a new one if there is none.
+    ///
+    /// # Errors
+    /// If there are too many busy queues.
+    pub(super) fn lease(
+        self: &Arc<Self>,
+        key: QueueKey,
+        credentials: &Credentials,
+    ) -> Result<QueueLease<B>, QueueLimit> {
         let now = Instant::now();
         let mut queues = lock(&self.queues);
         if let Some(handle) = queues.get(&key) {
             *lock(&handle.used_at) = now;
-            return Some(QueueLease::new(handle));
+            return Ok(QueueLease::new(handle));
         }
-        if queues.len() >= MAX_QUEUES {
-            evict_least_recently_used(&mut queues, MAX_QUEUES / 10, |handle| handle.idle_since());
-            if queues.len() >= MAX_QUEUES {
-                return None;
-            }
-        }
+        queues.make_room(&key.token)?;
         let service = self.services.get(&key.service).expect("only interpreted services have lookups");
         let handle = Arc::new(QueueHandle {
             service: Arc::clone(service),
@@ -167,7 +166,7 @@ impl<B: Backend> Registry<B> {
         });
         let lease = QueueLease::new(&handle);
         queues.insert(key, handle);
-        Some(lease)
+        Ok(lease)
     }
 
     /// Returns all queues. Each is locked on its own afterwards, so that lookups wait for one of
@@ -212,8 +211,7 @@ impl<B: Backend> Registry<B> {
         self.snapshot_bytes.store(bytes, Ordering::Relaxed);
         drop(handles);
         let mut queues = lock(&self.queues);
-        queues.retain(|_, handle| handle.is_leased() || !handle.lock().is_empty());
-        shrink_if_sparse(&mut queues);
+        queues.retain(|handle| handle.is_leased() || !handle.lock().is_empty());
         drop(queues);
         self.limiters.sweep(now);
     }

@@ -10,7 +10,7 @@ use super::error::{self, FailedCall};
 use super::response_body::ResponseBody;
 use super::response_headers::{CACHE_STATUS, MISS, X_CACHE};
 use crate::api_error::ApiError;
-use crate::batcher::{Handling, LookupFailure, LookupKind, LookupOptions};
+use crate::batcher::{Handling, LookupFailure, LookupKind, LookupOptions, QueueLimit};
 use crate::headers::{self, X_REQUEST_ID};
 use crate::lookup::{CacheResult, CacheSummary, LookupError, LookupResponse, ResponseContent};
 use crate::upstream::UpstreamResponse;
@@ -133,6 +133,20 @@ fn failure(error: LookupError, host: &str) -> Result<Response, ApiError> {
                 "refrain did not queue this lookup for {host}: the queue of this token is full. \
                  Try again after the time in retry-after."
             ),
+        ),
+        LookupFailure::TooManyQueues { limit, retry_after } => ApiError::too_many_requests(
+            retry_after,
+            match limit {
+                QueueLimit::Token => format!(
+                    "refrain did not queue this lookup for {host}: this token has too many combinations of \
+                     services and forwarded headers (tasks.forward_headers) in use. Use fewer values of these \
+                     headers at a time, or try again after the time in retry-after."
+                ),
+                QueueLimit::Total => format!(
+                    "refrain did not queue this lookup for {host}: the queues of all tokens together are too \
+                     many. Try again after the time in retry-after."
+                ),
+            },
         ),
         LookupFailure::ShuttingDown => ApiError::unavailable(format!(
             "refrain is shutting down and has no response of {host} to this lookup yet. Try again."
@@ -326,6 +340,8 @@ mod tests {
             LookupFailure::InvalidResponse,
             LookupFailure::QueueTimeout { retry_after },
             LookupFailure::QueueFull { retry_after },
+            LookupFailure::TooManyQueues { limit: QueueLimit::Token, retry_after },
+            LookupFailure::TooManyQueues { limit: QueueLimit::Total, retry_after },
             LookupFailure::ShuttingDown,
             LookupFailure::Internal,
         ];

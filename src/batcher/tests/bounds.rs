@@ -2,7 +2,7 @@
 
 use super::backend::Reply;
 use super::harness::*;
-use crate::batcher::{LookupFailure, LookupResult, TaskOutcome};
+use crate::batcher::{LookupFailure, LookupResult, QueueLimit, TaskOutcome};
 use crate::token::Digest;
 
 /// Returns the number of ids that a full queue refused. All ids must have failed if they have an
@@ -57,7 +57,7 @@ async fn lookup_beyond_the_bound_of_busy_queues_is_refused() {
     sleep(0.1).await;
     assert_eq!(harness.batcher.totals().queues, 10_000);
     let outcome = only_outcome(harness.look_up_as(&client("extra"), single("a")).await);
-    assert!(matches!(failure(&outcome), LookupFailure::QueueFull { retry_after } if !retry_after.is_zero()));
+    assert_refused_by(QueueLimit::Total, &outcome);
     // Lookups with a queue are served, within the bound of calls in flight.
     assert_eq!(harness.call_count(), 512);
     harness.add_final("a");
@@ -67,6 +67,51 @@ async fn lookup_beyond_the_bound_of_busy_queues_is_refused() {
     }
     assert!(harness.max_in_flight() <= 512);
     assert!(is_final(&only_outcome(harness.look_up_as(&client("extra"), single("a")).await)));
+}
+
+#[track_caller]
+fn assert_refused_by(expected: QueueLimit, outcome: &TaskOutcome) {
+    match failure(outcome) {
+        LookupFailure::TooManyQueues { limit, retry_after } => {
+            assert_eq!(*limit, expected);
+            assert!(!retry_after.is_zero());
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_header_values_of_one_token_evict_only_its_own_queues() {
+    let harness = Harness::new();
+    harness.add_pending("a");
+    let other = client("other");
+    harness.look_up_as(&other, single("a")).await;
+    for value in 0..12_000 {
+        harness.look_up_as(&client("t").with_header(&value.to_string()), single("a")).await;
+        assert!(harness.batcher.totals().queues <= 257);
+    }
+    assert!(harness.batcher.queues(300).items.iter().any(|queue| queue.token == other.key().token));
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_with_too_many_busy_queues_shuts_out_no_other() {
+    let harness = Harness::with(|_, tasks| tasks.queue_timeout = seconds(100.0));
+    harness.hold_calls();
+    let callers: Vec<_> = (0..256)
+        .map(|value| harness.start_as(&client("t").with_header(&value.to_string()), single("a")))
+        .collect();
+    sleep(0.1).await;
+    let extra = client("t").with_header("extra");
+    assert_refused_by(QueueLimit::Token, &only_outcome(harness.look_up_as(&extra, single("a")).await));
+    harness.add_final("a");
+    harness.release_calls();
+    let other = only_outcome(harness.look_up_as(&client("other"), single("a")).await);
+    assert!(is_final(&other));
+    for caller in callers {
+        caller.abort();
+    }
+    sleep(300.0).await;
+    assert!(is_final(&only_outcome(harness.look_up_as(&extra, single("a")).await)));
 }
 
 #[tokio::test(start_paused = true)]
