@@ -45,7 +45,7 @@ pub fn router(port: Arc<AdminPort>) -> Router {
         .merge(guarded)
         .merge(dashboard::router())
         .fallback(|| async { not_found() })
-        .layer(middleware::from_fn_with_state(Arc::clone(&port), guard::require_loopback_host))
+        .layer(middleware::from_fn_with_state(Arc::clone(&port), guard::check_host))
         .layer(middleware::map_response(guard::add_security_headers))
         .with_state(port)
 }

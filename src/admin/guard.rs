@@ -12,7 +12,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, ORIGIN, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode, Version};
 
 use super::state::AdminPort;
 use crate::api_error::ApiError;
@@ -36,12 +36,21 @@ pub(super) async fn require_token(
     ApiError::invalid_token("The admin port requires admin.token, as authorization: Bearer.").into_response()
 }
 
-/// Responds with 403 if no token is set and `Host` is not a loopback name or address.
-pub(super) async fn require_loopback_host(
-    State(port): State<Arc<AdminPort>>,
-    request: Request,
-    next: Next,
-) -> Response {
+/// Responds with 400 unless there is exactly one `Host` (RFC 9112 3.2), and with 403 if no token is
+/// set and it is not a loopback name or address.
+///
+/// HTTP/1.0 needs no `Host`. Some probes use it, and no browser does.
+pub(super) async fn check_host(State(port): State<Arc<AdminPort>>, request: Request, next: Next) -> Response {
+    let hosts = RequestHeaders::parse(request.headers()).host;
+    let (is_absent, is_valid) = (hosts.is_absent(), hosts.only().is_some());
+    if is_absent && request.version() < Version::HTTP_11 {
+        return next.run(request).await;
+    }
+    if !is_valid {
+        return ApiError::bad_request("The admin port needs exactly one Host header.")
+            .close()
+            .into_response();
+    }
     if port.token.is_none() && !has_loopback_host(request.headers()) {
         return ApiError::refused(
             StatusCode::FORBIDDEN,

@@ -122,6 +122,25 @@ async fn admin_pages_are_absent_from_the_client_port() {
 }
 
 #[tokio::test]
+async fn admin_port_needs_exactly_one_host_from_http_1_1_on() {
+    for token in [None, Token::parse("admin-token")] {
+        let app = TestApp::spawn_with(|config| config.admin.token = token).await;
+        for (request, status) in [
+            ("GET /readyz HTTP/1.0\r\n\r\n", 200),
+            ("GET /readyz HTTP/1.0\r\nhost: localhost\r\n\r\n", 200),
+            ("GET /readyz HTTP/1.0\r\nhost: localhost\r\nhost: localhost\r\n\r\n", 400),
+            ("GET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n", 200),
+            ("GET /readyz HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\n\r\n", 400),
+            ("GET /readyz HTTP/1.1\r\n\r\n", 400),
+        ] {
+            let mut peer = RawPeer::connect(app.admin).await;
+            peer.write(request).await;
+            assert_eq!(peer.read_head().await.status(), status, "{request}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn admin_port_beyond_loopback_requires_a_token() {
     let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
     let mut command = Program::command();
