@@ -99,6 +99,12 @@ impl Passthrough {
         if let Some(authorization) = &self.proxy_authorization {
             request.headers_mut().insert(header::PROXY_AUTHORIZATION, authorization.clone());
         }
+        if let Some(connection) = request.headers_mut().remove(header::CONNECTION) {
+            // On HTTP/2, hyper removes the headers that the first line of `connection` names, but
+            // `te: trailers` is valid there.
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("keep-alive"));
+            request.headers_mut().append(header::CONNECTION, connection);
+        }
         let connection = capture_connection(&mut request);
         let response = self.client.request(request).await.map_err(|error| {
             tracing::debug!(%error, "a passed-through request failed");

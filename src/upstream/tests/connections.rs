@@ -33,6 +33,15 @@ async fn describe(request: Request<Incoming>) -> Result<Response<Full<bytes::Byt
     let (parts, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
     let host = parts.headers.get("host").map_or("none", |host| host.to_str().unwrap());
+    if parts.uri.path() == "/te" {
+        let values = |name| {
+            parts.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect::<Vec<_>>()
+        };
+        let lines = ["te", "connection"].map(|name| (name, values(name).join(" ")));
+        let lines = lines.iter().filter(|(_, values)| !values.is_empty());
+        let description = lines.map(|(name, values)| format!("{name}: {values}")).collect::<Vec<_>>();
+        return Ok(Response::new(Full::from(description.join("; "))));
+    }
     let description = format!("{:?} {} {host} {}", parts.version, parts.uri, String::from_utf8_lossy(&body));
     Ok(Response::new(Full::from(description)))
 }
@@ -101,6 +110,25 @@ async fn tls_supports_http1_and_http2() {
         let request = Request::get("/").body(Body::empty()).unwrap();
         let error = soon(strict.1.send(request)).await.unwrap_err();
         assert_eq!(error, UpstreamError::Unreachable(Unreachable::Tls));
+    }
+}
+
+#[tokio::test]
+async fn te_trailers_reaches_an_http1_and_an_http2_upstream() {
+    for protocol in ["http/1.1", "h2"] {
+        let (listener, address) = listen().await;
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve_tls(stream, protocol));
+            }
+        });
+        let (_, passthrough) = build(&https(address), trusting(), None).unwrap();
+        let request = Request::post("/te").header("te", "trailers").header("connection", "te");
+        let response = soon(passthrough.send(request.body(Body::empty()).unwrap())).await.unwrap();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let expected =
+            if protocol == "h2" { "te: trailers" } else { "te: trailers; connection: keep-alive te" };
+        assert_eq!(body, expected);
     }
 }
 
