@@ -18,6 +18,7 @@ mod candidate;
 mod cors;
 mod delete;
 mod error;
+mod hops;
 mod lookup_handler;
 mod lookup_response;
 mod passthrough;

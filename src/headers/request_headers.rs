@@ -57,6 +57,8 @@ pub struct RequestHeaders<'a> {
     pub prefer: HeaderValues<'a>,
     /// Values of `transfer-encoding`.
     pub transfer_encoding: HeaderValues<'a>,
+    /// Values of `via`.
+    pub via: HeaderValues<'a>,
     /// Whether a header other than `authorization` identifies the caller: `cookie`, `x-api-key` or
     /// `payment-signature`.
     pub has_other_credentials: bool,
@@ -76,6 +78,7 @@ impl<'a> RequestHeaders<'a> {
                 "host" => &mut found.host,
                 "prefer" => &mut found.prefer,
                 "transfer-encoding" => &mut found.transfer_encoding,
+                "via" => &mut found.via,
                 "cookie" | "x-api-key" | "payment-signature" => {
                     found.has_other_credentials = true;
                     continue;

@@ -32,7 +32,8 @@ pub(super) enum Outcome {
     Bypass,
     /// Refused by refrain.
     Refused,
-    /// Answered by refrain, but not a lookup: a CORS preflight or `OPTIONS *`.
+    /// Answered by refrain, but not a lookup: a CORS preflight or `OPTIONS` for
+    /// refrain itself.
     Answered,
     /// A lookup that the upstream failed.
     Failed,

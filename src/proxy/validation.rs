@@ -13,21 +13,22 @@ use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{Method, StatusCode, Uri, Version, header};
 
+use super::hops;
 use crate::api_error::ApiError;
 use crate::headers::{HeaderValues, RequestHeaders, list_members};
 
 /// Value of `allow` on refrain's own responses.
 const ALLOWED_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
-/// Returns the response to `OPTIONS *`, which concerns the server itself (RFC 9110 9.3.7), and
-/// `None` for any other valid request.
+/// Returns the response to `OPTIONS *`, which concerns the server itself (RFC 9110 9.3.7), and to
+/// `OPTIONS` with `max-forwards: 0` (7.6.2). `None` for any other valid request.
 ///
 /// # Errors
 /// The request is invalid. The message begins with the reason, for a text in front of it.
 pub(super) fn respond(parts: &Parts, headers: &RequestHeaders<'_>) -> Result<Option<Response>, ApiError> {
     check(parts, headers)?;
     let options = || (StatusCode::NO_CONTENT, [(header::ALLOW, ALLOWED_METHODS)]).into_response();
-    Ok(is_asterisk(&parts.uri).then(options))
+    Ok((is_asterisk(&parts.uri) || hops::max_forwards(parts) == Some(0)).then(options))
 }
 
 fn check(parts: &Parts, headers: &RequestHeaders<'_>) -> Result<(), ApiError> {
@@ -50,6 +51,10 @@ fn check(parts: &Parts, headers: &RequestHeaders<'_>) -> Result<(), ApiError> {
             .close());
         }
         _ => {}
+    }
+    if hops::is_loop(&headers.via) {
+        let reason = "this refrain has forwarded it before. upstream.base_url leads back to it.";
+        return Err(ApiError::refused(StatusCode::LOOP_DETECTED, reason));
     }
     check_host(parts.version, &headers.host)?;
     check_connection(&headers.connection)?;

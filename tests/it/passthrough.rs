@@ -8,7 +8,7 @@ mod streaming;
 use bytes::Bytes;
 use refrain_simulator::{RecordedCall, Rule};
 
-use crate::support::{RawPeer, RawResponse, TestApp, exchange, final_record, request, simulator};
+use crate::support::{RawPeer, RawResponse, TestApp, error_code, exchange, final_record, request, simulator};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const BEARER: (&str, &str) = ("authorization", "Bearer t");
@@ -400,4 +400,29 @@ async fn interim_responses_are_not_final_responses() {
     peer.write(body).await;
     assert_eq!(peer.read_response().await.text(), "done");
     assert_eq!(app.upstream.calls().pop().expect("a call").body, "0123456789");
+}
+
+#[tokio::test]
+async fn request_that_was_forwarded_before_is_a_508() {
+    let app = TestApp::spawn().await;
+    let (_, call) = forwarded(&app, &request("GET /x", &[("via", "1.0 near, 1.1 refrain")], "")).await;
+    let via = call.headers.iter().rfind(|(name, _)| name == "via").expect("via");
+    let via = String::from_utf8_lossy(&via.1).into_owned();
+    for line in ["GET /x", "POST /producer/tasks"] {
+        let response = app.raw(request(line, &[BEARER, ("via", &format!("1.1 other, {via}"))], "")).await;
+        assert_eq!((response.status, error_code(&response.body).as_str()), (508, "bad_request"), "{line}");
+    }
+    assert_eq!(app.upstream.call_count(), 1);
+}
+
+#[tokio::test]
+async fn max_forwards_of_options_is_obeyed() {
+    let app = TestApp::spawn().await;
+    let last = app.raw(request("OPTIONS /x", &[("max-forwards", "0")], "")).await;
+    assert_eq!((last.status, last.header("allow").is_some()), (204, true), "{last:?}");
+    assert_eq!(app.upstream.call_count(), 0);
+    let (_, call) = forwarded(&app, &request("OPTIONS /x", &[("max-forwards", "2")], "")).await;
+    assert_eq!(call.header("max-forwards"), Some("1"));
+    let (_, call) = forwarded(&app, &request("GET /x", &[("max-forwards", "0")], "")).await;
+    assert_eq!(call.header("max-forwards"), Some("0"), "only for OPTIONS");
 }

@@ -4,9 +4,10 @@
 //! others.
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use crate::headers::list_members;
+use crate::proxy::hops;
 use crate::token::Token;
 
 /// Headers that may hold a secret. They are marked as sensitive, so that no library prints them.
@@ -45,6 +46,7 @@ fn hop_by_hop_filter(headers: &HeaderMap) -> impl Fn(&HeaderName) -> bool + use<
 /// `authorization` replaces the client's own.
 pub(super) fn for_upstream(parts: &Parts, length: Option<u64>, authorization: Option<&Token>) -> HeaderMap {
     let is_dropped = hop_by_hop_filter(&parts.headers);
+    let max_forwards = hops::max_forwards(parts);
     let mut headers = HeaderMap::with_capacity(parts.headers.len() + 3);
     for (name, value) in &parts.headers {
         // The client adds the upstream's `host`. The length is written below.
@@ -58,7 +60,10 @@ pub(super) fn for_upstream(parts: &Parts, length: Option<u64>, authorization: Op
         if *name == header::AUTHORIZATION && authorization.is_some() {
             continue;
         }
-        let mut value = value.clone();
+        let mut value = match (name, max_forwards) {
+            (&header::MAX_FORWARDS, Some(limit)) => limit.saturating_sub(1).into(),
+            _ => value.clone(),
+        };
         if SECRETS.contains(name) {
             value.set_sensitive(true);
         }
@@ -86,8 +91,7 @@ pub(super) fn for_upstream(parts: &Parts, length: Option<u64>, authorization: Op
         headers.append(header::CONNECTION, HeaderValue::from_static("te"));
     }
     // Required of a gateway by RFC 9110 7.6.3.
-    let via = if parts.version < Version::HTTP_11 { "1.0 refrain" } else { "1.1 refrain" };
-    headers.append(header::VIA, HeaderValue::from_static(via));
+    headers.append(header::VIA, hops::via(parts.version));
     headers
 }
 
@@ -111,7 +115,7 @@ pub(super) fn for_client(upstream: &HeaderMap) -> HeaderMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::Request;
+    use http::{Request, Version};
 
     fn parts(fields: &[(&str, &str)]) -> Parts {
         let mut request = Request::builder().method("POST").uri("/x");
@@ -122,7 +126,10 @@ mod tests {
     }
 
     fn lines(headers: &HeaderMap) -> Vec<String> {
-        headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect()
+        let own = hops::via(Version::HTTP_11);
+        let text =
+            |value: &HeaderValue| if value == own { "own" } else { value.to_str().unwrap() }.to_owned();
+        headers.iter().map(|(name, value)| format!("{name}: {}", text(value))).collect()
     }
 
     #[test]
@@ -152,7 +159,7 @@ mod tests {
                 "x-a: 3",
                 "x-b: 2",
                 "via: 1.0 other",
-                "via: 1.1 refrain",
+                "via: own",
                 "authorization: Bearer t",
                 "trailer: x-sum",
                 "content-length: 7",
@@ -167,8 +174,16 @@ mod tests {
         let parts = parts(&[("authorization", "Bearer key"), ("authorization", "Bearer other")]);
         let team = Token::parse("team").unwrap();
         let headers = for_upstream(&parts, Some(0), Some(&team));
-        assert_eq!(lines(&headers), ["authorization: Bearer team", "via: 1.1 refrain"]);
+        assert_eq!(lines(&headers), ["authorization: Bearer team", "via: own"]);
         assert!(headers[header::AUTHORIZATION].is_sensitive());
+    }
+
+    #[test]
+    fn max_forwards_of_options_is_decremented() {
+        let mut parts = parts(&[("max-forwards", "3")]);
+        assert_eq!(lines(&for_upstream(&parts, Some(0), None)), ["max-forwards: 3", "via: own"]);
+        parts.method = Method::OPTIONS;
+        assert_eq!(lines(&for_upstream(&parts, Some(0), None)), ["max-forwards: 2", "via: own"]);
     }
 
     #[test]
