@@ -27,6 +27,9 @@ use crate::upstream;
 /// `server.shutdown_timeout`, when connections are cut. It lets those errors reach their clients.
 const DRAIN_MARGIN: Duration = Duration::from_secs(1);
 
+/// Time between two saves of the learnt durations of tasks.
+const DURATIONS_INTERVAL: Duration = Duration::from_secs(60);
+
 /// The proxy, built but not yet running.
 pub struct App {
     client_listener: TcpListener,
@@ -35,6 +38,7 @@ pub struct App {
     admin_port: Arc<AdminPort>,
     lookups: Arc<LookupService>,
     store: Store,
+    durations: Arc<Durations>,
     /// Counters of the client port.
     counters: ServerCounters,
     shutdown_timeout: Duration,
@@ -63,7 +67,13 @@ impl App {
         let auth =
             Auth::new(&config.access, config.upstream.token.clone(), store.clone(), Arc::clone(&metrics));
         let durations = Arc::new(Durations::default());
-        let backend = ProxyBackend { upstream, store: store.clone(), auth: Arc::clone(&auth), durations };
+        durations.load(store.durations().await);
+        let backend = ProxyBackend {
+            upstream,
+            store: store.clone(),
+            auth: Arc::clone(&auth),
+            durations: Arc::clone(&durations),
+        };
         let lookups = Arc::new(LookupService::new(&config, backend, Arc::clone(&metrics), shutdown.clone()));
         let client_port =
             ClientPort::new(&config, auth, Arc::clone(&lookups), passthrough, Arc::clone(&metrics));
@@ -88,6 +98,7 @@ impl App {
             admin_port,
             lookups,
             store,
+            durations,
             counters,
             shutdown_timeout: config.server.shutdown_timeout,
             shutdown,
@@ -136,6 +147,13 @@ impl App {
         supervisor.spawn_essential("queue sweep", shutdown, async move {
             lookups.batcher().run_sweep().await;
         });
+        let (store, durations, until) = (self.store.clone(), Arc::clone(&self.durations), shutdown.clone());
+        supervisor.spawn("durations", async move {
+            let mut interval = tokio::time::interval(DURATIONS_INTERVAL);
+            while until.until_deadline(interval.tick()).await.is_some() {
+                save_durations(&store, &durations).await;
+            }
+        });
         let clients = server::serve(
             self.client_listener,
             self.client_port,
@@ -152,10 +170,20 @@ impl App {
         if tokio::time::timeout(DRAIN_MARGIN, self.lookups.batcher().stopped()).await.is_err() {
             tracing::warn!("upstream lookups are still under way; their responses are not stored");
         }
+        save_durations(&self.store, &self.durations).await;
         self.store.close().await;
         admin_shutdown.abort();
         supervisor.wait().await;
         result
+    }
+}
+
+/// Saves the durations that changed. If that fails, they stay changed and are saved the next time.
+/// The store counts and logs the cause.
+async fn save_durations(store: &Store, durations: &Durations) {
+    let changed = durations.take_changed();
+    if !changed.is_empty() && store.save_durations(changed.clone()).await.is_err() {
+        durations.mark_changed(changed);
     }
 }
 

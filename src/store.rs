@@ -32,7 +32,7 @@ pub use sqlite::{
 
 use crate::clock;
 use crate::config::StoreConfig;
-use crate::task::{FinalRecord, Service, TaskId};
+use crate::task::{FinalRecord, SavedDurations, Service, TaskId};
 use crate::telemetry::{Metrics, StoreLookupResult, StoreStats};
 use crate::token::Digest;
 use memory::{CacheEntry, MemoryCache};
@@ -349,6 +349,20 @@ impl Store {
     /// is written within seconds. The refusal of a token that was never accepted is not written.
     pub fn record_acceptance(&self, token: Digest, acceptance: TokenAcceptance) {
         self.sqlite.record_acceptance(token, acceptance);
+    }
+
+    /// Returns the saved durations of tasks, last saved first. Damaged ones are left out, as are all
+    /// if the database cannot be read.
+    pub async fn durations(&self) -> Vec<SavedDurations> {
+        self.sqlite.durations().await
+    }
+
+    /// Saves durations in place of those of the same service and type. Takes at most 7 s.
+    ///
+    /// # Errors
+    /// If they could not be written. Nothing is saved then, unless the time was over.
+    pub async fn save_durations(&self, durations: Vec<SavedDurations>) -> Result<(), StoreError> {
+        self.sqlite.save_durations(durations).await
     }
 
     /// Returns a page of up to `limit` stored tasks, last stored first, or by service and id if the

@@ -1,4 +1,5 @@
--- Final task records, the tokens that may read them, and deletes that late responses must not undo.
+-- Final task records, the tokens that may read them, deletes that late responses must not undo, and
+-- the durations of tasks.
 
 -- One row. The counters must never need a table scan; triggers maintain them, so that they stay
 -- correct when a command writes beside the running proxy.
@@ -80,6 +81,22 @@ CREATE TABLE tombstone (
     service TEXT,
     id      BLOB
 ) STRICT;
+
+-- How long tasks took from creation to end. It has no ids and no tokens.
+CREATE TABLE duration (
+    service    TEXT    NOT NULL,
+    -- Type of the tasks. Empty: all tasks of the service.
+    type       TEXT    NOT NULL,
+    -- Number of tasks so far.
+    samples    INTEGER NOT NULL,
+    -- Decayed number of tasks in each bucket of a histogram, as little-endian 32-bit floats.
+    weights    BLOB    NOT NULL,
+    -- Seconds since the Unix epoch.
+    updated_at INTEGER NOT NULL,
+    -- XXH3-64 of service, type, samples and weights.
+    checksum   INTEGER NOT NULL,
+    PRIMARY KEY (service, type)
+) STRICT, WITHOUT ROWID;
 
 CREATE TRIGGER task_inserted AFTER INSERT ON task BEGIN
     UPDATE meta SET tasks = tasks + 1, bytes = bytes + NEW.size;

@@ -15,6 +15,7 @@ mod coalescer;
 mod connect;
 mod deferred_writes;
 mod delete;
+mod durations;
 mod error_code;
 mod file;
 mod health;
@@ -59,7 +60,7 @@ use super::{
     DeleteScope, ListCursor, ListedTask, LocalState, RecordDetails, StoreError, TaskFilter, TaskPage,
     TokenAcceptance,
 };
-use crate::task::{FinalRecord, Service, TaskId};
+use crate::task::{FinalRecord, SavedDurations, Service, TaskId};
 use crate::telemetry::{StoreErrorKind, StoreStats};
 use crate::token::Digest;
 use coalescer::ReadCoalescer;
@@ -175,6 +176,21 @@ impl Sqlite {
 
     pub(super) fn record_acceptance(&self, token: Digest, acceptance: TokenAcceptance) {
         self.state.deferred.record_acceptance(token, acceptance);
+    }
+
+    pub(super) async fn durations(&self) -> Vec<SavedDurations> {
+        let Ok(loaded) = self.read_for_operator(durations::load).await else { return Vec::new() };
+        for _ in 0..loaded.damaged {
+            self.state.count(StoreErrorKind::Checksum);
+        }
+        if loaded.damaged > 0 {
+            tracing::warn!(rows = loaded.damaged, "stored task durations are damaged; they are learnt again");
+        }
+        loaded.durations
+    }
+
+    pub(super) async fn save_durations(&self, durations: Vec<SavedDurations>) -> Result<(), StoreError> {
+        self.writes.save_durations(durations).await
     }
 
     pub(super) async fn list(

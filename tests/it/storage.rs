@@ -406,6 +406,26 @@ async fn second_serve_is_refused_through_a_link_or_without_lock_file() {
 }
 
 #[tokio::test]
+async fn learnt_durations_are_saved_at_the_end_and_continued() {
+    let samples = [
+        "UPDATE duration SET updated_at = updated_at WHERE type IN ('', 'audios') AND samples = 1",
+        "UPDATE duration SET updated_at = updated_at WHERE type IN ('', 'audios') AND samples = 2",
+    ];
+    let mut app = TestApp::spawn().await;
+    for (n, samples) in samples.into_iter().enumerate() {
+        let record = format!(r#"{{"id":"t{n}","type":"audios","created_at":100,"finished_at":160.5}}"#);
+        app.upstream.put_record("producer", "t", &format!("t{n}"), record);
+        for cache in ["MISS", "HIT"] {
+            assert_eq!(app.retrieve("t", &format!("t{n}")).await.x_cache(), cache);
+        }
+        app = app.restart().await;
+        let mut file = StoreFile::open(app.folder.path()).await;
+        assert_eq!(file.run(samples).await, 2);
+        file.close().await;
+    }
+}
+
+#[tokio::test]
 async fn store_without_memory_cache_serves_from_the_file() {
     let app = TestApp::spawn_with(|config| config.store.memory_bytes = 0).await;
     app.upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);

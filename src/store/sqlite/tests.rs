@@ -1,6 +1,7 @@
 //! Behaviour that is specific to SQLite and its file.
 
 mod damage;
+mod durations;
 mod grants;
 mod listing;
 mod sweep;

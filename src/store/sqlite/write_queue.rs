@@ -1,4 +1,4 @@
-//! The bounded queue of inserts and deletes before the writer.
+//! The bounded queue of changes before the writer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::health::Health;
 use super::state::SqliteState;
 use crate::store::{DeleteScope, StoreError};
-use crate::task::{FinalRecord, Service};
+use crate::task::{FinalRecord, SavedDurations, Service};
 use crate::token::Digest;
 
 /// Largest number of queued jobs.
@@ -17,7 +17,7 @@ const MAX_JOBS: usize = 1024;
 /// Largest size of the queued records, in KiB.
 const MAX_KIB: u32 = 128 << 10;
 
-/// Longest time that an insert takes: the busy timeout and 5 s.
+/// Longest time that an insert takes, or a save of durations: the busy timeout and 5 s.
 pub(super) const INSERT_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// Longest time that a delete takes. A wide one removes many rows.
@@ -38,6 +38,10 @@ pub(super) enum Job {
         scope: DeleteScope,
         result: oneshot::Sender<Result<u64, StoreError>>,
     },
+    SaveDurations {
+        durations: Vec<SavedDurations>,
+        result: oneshot::Sender<Result<(), StoreError>>,
+    },
 }
 
 impl Job {
@@ -45,7 +49,7 @@ impl Job {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Insert { tasks, .. } => record_bytes(tasks),
-            Self::Delete { .. } => 0,
+            Self::Delete { .. } | Self::SaveDurations { .. } => 0,
         }
     }
 
@@ -122,6 +126,22 @@ impl WriteQueue {
             self.state.local.pending_deletes.add(scope);
             Err(StoreError::Unavailable)
         })
+    }
+
+    /// See [`Store::save_durations`](crate::store::Store::save_durations).
+    pub(super) async fn save_durations(&self, durations: Vec<SavedDurations>) -> Result<(), StoreError> {
+        let (result, received) = oneshot::channel();
+        let saved = tokio::time::timeout(INSERT_TIMEOUT, async {
+            self.jobs.send(Job::SaveDurations { durations, result }).await.ok()?;
+            received.await.ok()
+        });
+        match saved.await {
+            Ok(saved) => saved.unwrap_or(Err(StoreError::Unavailable)),
+            Err(_) => {
+                self.state.record_write_failure("saving task durations timed out");
+                Err(StoreError::Unavailable)
+            }
+        }
     }
 
     /// Number of queued jobs.

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use super::delete::{DeleteStep, begin_delete, continue_delete};
+use super::durations;
 use super::error_code;
 use super::health::Health;
 use super::insert::{InsertResult, NewTasks, insert_tasks};
@@ -56,6 +57,7 @@ const BATCH_BYTES: usize = 16 << 20;
 enum JobResult {
     Inserted(Vec<InsertResult>),
     Deleted(u64),
+    Saved,
 }
 
 /// Additional content of a commit, pending deletes and deferred writes.
@@ -206,6 +208,9 @@ impl Writer {
                     }
                     let _ = result.send(Ok(rows));
                 }
+                (Job::SaveDurations { result, .. }, JobResult::Saved) => {
+                    let _ = result.send(Ok(()));
+                }
                 _ => unreachable!("results are in the order of the jobs"),
             }
         }
@@ -220,6 +225,9 @@ impl Writer {
                 }
                 Job::Delete { scope, result } => {
                     self.state.local.pending_deletes.add(scope);
+                    let _ = result.send(Err(StoreError::Unavailable));
+                }
+                Job::SaveDurations { result, .. } => {
                     let _ = result.send(Err(StoreError::Unavailable));
                 }
             }
@@ -259,6 +267,10 @@ impl Writer {
                         let rows = begin_delete(tx, scope, now).await?.rows;
                         deleted += rows;
                         JobResult::Deleted(rows)
+                    }
+                    Job::SaveDurations { durations, .. } => {
+                        durations::save(tx, durations, now).await?;
+                        JobResult::Saved
                     }
                 });
             }
