@@ -9,6 +9,7 @@
 //! [`Store::readiness`] returns the reason.
 
 mod error;
+mod large_records;
 mod listing;
 mod memory;
 mod pending_deletes;
@@ -247,12 +248,12 @@ impl Store {
                     service,
                     id,
                     row_id: task.row_id,
-                    record: task.record.clone(),
+                    record: task.record,
                     stored_at: task.stored_at,
                     used_hour: hour,
                 };
-                memory.insert(generation, entry);
-                *slot = Some(StoredTask { record: task.record, stored_at: task.stored_at });
+                let record = memory.insert(generation, entry);
+                *slot = Some(StoredTask { record, stored_at: task.stored_at });
                 ControlFlow::Continue(())
             };
             self.sqlite.read(reader, service, &missing, visit).await;

@@ -14,11 +14,12 @@ use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Equivalent, OptionsBuilder, Weighter};
 
 use super::StoredTask;
+use super::large_records::{LargeRecords, RecordInUse};
 use crate::task::{Service, TaskId};
 use crate::token::Digest;
 
 /// Largest number of readers in one entry. The one added first is dropped first.
-const MAX_READERS: usize = 64;
+pub(super) const MAX_READERS: usize = 64;
 
 /// Bytes of an entry besides its record, its id and its readers: key, pointers, the cache's tables,
 /// and unused space between allocations.
@@ -86,6 +87,7 @@ pub(super) struct CacheHit {
 /// See the module documentation.
 pub(super) struct MemoryCache {
     cache: Option<Cache<CacheKey, Arc<CachedTask>, ByBytes>>,
+    large: LargeRecords,
     /// Number of removals. An insert compares it under the read lock, a removal increments it under
     /// the write lock: a task that was read before a removal cannot be inserted after it.
     generation: RwLock<u64>,
@@ -114,7 +116,7 @@ impl MemoryCache {
                 quick_cache::sync::DefaultLifecycle::default(),
             )
         });
-        Self { cache, generation: RwLock::new(0) }
+        Self { cache, large: LargeRecords::default(), generation: RwLock::new(0) }
     }
 
     /// Whether the cache can hold anything.
@@ -122,8 +124,28 @@ impl MemoryCache {
         self.cache.is_some()
     }
 
-    /// Returns the task if it is cached and `reader` is known to have a grant.
+    /// Returns the task if it is in memory and `reader` is known to have a grant.
     pub(super) fn get(&self, reader: &Digest, service: &Service, id: &TaskId, hour: i64) -> Option<CacheHit> {
+        self.get_cached(reader, service, id, hour).or_else(|| {
+            let RecordInUse { row_id, stored_at, used_hour, record } =
+                self.large.get(reader, service, id, hour)?;
+            let first_use = (used_hour < hour).then_some(row_id);
+            Some(CacheHit { task: StoredTask { record, stored_at }, first_use })
+        })
+    }
+
+    /// Returns the record if it is a large one in use and `reader` is known to have a grant.
+    pub(super) fn get_large(
+        &self,
+        reader: &Digest,
+        service: &Service,
+        id: &TaskId,
+        hour: i64,
+    ) -> Option<RecordInUse> {
+        self.large.get(reader, service, id, hour)
+    }
+
+    fn get_cached(&self, reader: &Digest, service: &Service, id: &TaskId, hour: i64) -> Option<CacheHit> {
         let task = self.cache.as_ref()?.get(&CacheKeyRef { service, id })?;
         if !task.readers.contains(reader) {
             return None;
@@ -142,13 +164,20 @@ impl MemoryCache {
         *self.generation.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Inserts a committed, verified task, unless something was removed since `generation`.
-    pub(super) fn insert(&self, generation: u64, entry: CacheEntry<'_>) {
-        let Some(cache) = &self.cache else { return };
+    /// Inserts a committed, verified task, unless something was removed since `generation`. Returns
+    /// the record as it is to be used: a large one that is in use already is not held twice.
+    pub(super) fn insert(&self, generation: u64, entry: CacheEntry<'_>) -> Bytes {
         let current = self.generation.read().unwrap_or_else(PoisonError::into_inner);
         if *current != generation {
-            return;
+            return entry.record;
         }
+        let record = self.large.share(&entry);
+        self.insert_into_cache(CacheEntry { record: record.clone(), ..entry });
+        record
+    }
+
+    fn insert_into_cache(&self, entry: CacheEntry<'_>) {
+        let Some(cache) = &self.cache else { return };
         let readers: Box<[Digest]> = match cache.peek(&CacheKeyRef { service: entry.service, id: entry.id }) {
             // Another record of the same id, which belongs to other readers. The first one stays.
             Some(cached) if cached.row_id != entry.row_id => return,
@@ -175,6 +204,7 @@ impl MemoryCache {
         if let Some(cache) = &self.cache {
             cache.remove(&CacheKeyRef { service, id });
         }
+        self.large.remove(service, id);
     }
 
     /// Removes everything. Reads that began earlier cannot insert anything again.
@@ -183,6 +213,7 @@ impl MemoryCache {
         if let Some(cache) = &self.cache {
             cache.clear();
         }
+        self.large.clear();
     }
 
     /// Returns the number of tasks and their weight in bytes.

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use super::coalescer::{IDS_PER_STATEMENT, ReadCoalescer};
 use super::select::{FoundTask, JoinedResult, select_rows};
 use super::state::SqliteState;
+use crate::store::current_hour;
+use crate::store::large_records::RecordInUse;
 use crate::task::{Service, TaskId};
 use crate::token::Digest;
 
@@ -43,7 +45,21 @@ pub(super) async fn read_tasks(
     if separate.is_empty() {
         return Ok(());
     }
+    let mut connection = pool.acquire().await?;
+    // Without those that another lookup has read while this one waited for the connection.
+    let (hour, mut is_stopped) = (current_hour(), false);
+    separate.retain(|&index| {
+        let Some(in_use) = state.local.memory.get_large(reader, service, ids[index], hour) else {
+            return true;
+        };
+        let RecordInUse { row_id, stored_at, used_hour, record } = in_use;
+        is_stopped |= visit(FoundTask { index, row_id, stored_at, used_hour, record }).is_break();
+        false
+    });
+    if is_stopped || separate.is_empty() {
+        return Ok(());
+    }
     let picked: Vec<&TaskId> = separate.iter().map(|index| ids[*index]).collect();
     let visit = |task: FoundTask| visit(FoundTask { index: separate[task.index], ..task });
-    select_rows(&pool, reader, service, &picked, visit, |row| state.record_corrupt_row(row)).await
+    select_rows(&mut connection, reader, service, &picked, visit, |row| state.record_corrupt_row(row)).await
 }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
 use super::checksum::{grant_checksum, record_checksum};
@@ -159,7 +159,7 @@ fn parse_numbers(text: &[u8]) -> Option<[i64; 7]> {
 /// Reads tasks one row each. Passes verified ones to `visit`, and damaged ones to `report_corrupt`,
 /// with their row if it is known.
 pub(super) async fn select_rows(
-    pool: &SqlitePool,
+    conn: &mut SqliteConnection,
     reader: &Digest,
     service: &Service,
     ids: &[&TaskId],
@@ -170,7 +170,7 @@ pub(super) async fn select_rows(
         .bind(json_array::of_hex(ids.iter().map(|id| [id.as_str().as_bytes()])))
         .bind(service.as_str())
         .bind(reader.as_bytes().as_slice())
-        .fetch(pool);
+        .fetch(conn);
     while let Some(row) = rows.try_next().await? {
         match verify(&row, reader, service, ids) {
             Ok(Ok(task)) => {

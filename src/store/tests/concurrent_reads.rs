@@ -108,3 +108,30 @@ async fn close_ends_concurrent_reads() {
     assert!(start.elapsed() < Duration::from_secs(5), "no read waits for its timeout");
     assert_eq!(db.errors("read"), 0);
 }
+
+#[tokio::test]
+async fn readers_of_a_large_record_share_its_bytes() {
+    let db = TestDatabase::without_memory();
+    let store = db.open().await;
+    let text = "x".repeat(4 << 20);
+    assert!(insert(&store, A, "t", &text).await && insert(&store, B, "t", &text).await);
+    let read = async |by: [u8; 32]| {
+        let mut found = store.get(&reader(by), &service(), &[id("t")], u64::MAX).await.unwrap();
+        found.pop().unwrap().map(|task| task.record)
+    };
+    let mut held: Vec<Bytes> = join_all((0..50).map(|_| read(A))).await.into_iter().flatten().collect();
+    assert_eq!(held.len(), 50);
+    assert_eq!(read([3; 32]).await, None, "a reader without a grant");
+    held.extend(read(B).await);
+    assert!(held.iter().all(|record| *record == text && record.as_ptr() == held[0].as_ptr()));
+    assert!(get_cached(&store, B, "t").is_some() && get_cached(&store, [3; 32], "t").is_none());
+    // A record that nobody holds is read again.
+    held.clear();
+    assert_eq!(get_cached(&store, A, "t"), None);
+    held.extend(read(A).await);
+    let scope = DeleteScope::Task { service: service(), id: id("t") };
+    assert_eq!(store.delete(scope).await.unwrap(), 1);
+    assert_eq!((get_cached(&store, A, "t"), read(A).await), (None, None));
+    assert!(insert(&store, A, "t", &"y".repeat(4 << 20)).await);
+    assert_ne!(read(A).await.unwrap(), held[0]);
+}
