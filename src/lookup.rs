@@ -7,18 +7,19 @@ mod backend;
 mod batch_body;
 mod stored;
 mod summary;
+mod unsent;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 pub use self::backend::ProxyBackend;
 pub use self::batch_body::BatchBody;
 pub use self::summary::{CacheResult, CacheSummary};
+use self::unsent::UnsentResponses;
 use crate::auth::{Auth, Caller};
 use crate::batcher::{
     Backend, Batcher, Handling, LookupFailure, LookupOptions, LookupResult, QueueKey, TaskOutcome,
@@ -30,10 +31,6 @@ use crate::store::{DeleteScope, Store, StoreError};
 use crate::task::{InterpretedService, LookupIds, Service, TaskId};
 use crate::telemetry::{IdOutcome, Label, Metrics};
 use crate::upstream::{Credentials, UpstreamResponse};
-
-/// Memory for batch responses that clients have not received yet, in bytes, over all connections.
-/// At least four of the largest allowed responses fit, whatever this value.
-const MAX_UNSENT_BATCH_BYTES: u64 = 512 << 20;
 
 /// Lookup of one request.
 pub struct LookupRequest<'a> {
@@ -93,8 +90,7 @@ pub struct LookupService {
     forward_headers: Vec<HeaderName>,
     max_batch: usize,
     max_response_bytes: u64,
-    /// Memory for batch responses that clients have not received yet, in KiB.
-    unsent_batches: Arc<Semaphore>,
+    unsent: UnsentResponses,
 }
 
 impl LookupService {
@@ -103,7 +99,6 @@ impl LookupService {
         let (auth, store) = (Arc::clone(&backend.auth), backend.store.clone());
         let batcher = Batcher::new(backend, &config.upstream, &config.tasks, Arc::clone(&metrics), shutdown);
         let max_response_bytes = config.upstream.max_response_bytes;
-        let unsent = kib(MAX_UNSENT_BATCH_BYTES.max(max_response_bytes.saturating_mul(4)));
         Self {
             auth,
             store,
@@ -112,7 +107,7 @@ impl LookupService {
             forward_headers: config.tasks.forward_headers.clone(),
             max_batch: config.upstream.max_batch,
             max_response_bytes,
-            unsent_batches: Arc::new(Semaphore::new((unsent as usize).min(Semaphore::MAX_PERMITS))),
+            unsent: UnsentResponses::new(max_response_bytes),
         }
     }
 
@@ -127,6 +122,7 @@ impl LookupService {
         let mut summary =
             CacheSummary { requested: request.ids.positions().len(), ..CacheSummary::default() };
         let result = self.resolve(request, &mut summary).await;
+        let result = self.unsent.count_single(result);
         let response = LookupResponse { result, summary };
         self.count(&response, wait.map(|_| received_at.elapsed()));
         response
@@ -243,8 +239,7 @@ impl LookupService {
         if length > self.max_response_bytes {
             return Err(LookupError::TooLarge);
         }
-        let memory = Arc::clone(&self.unsent_batches).try_acquire_many_owned(kib(length));
-        let body = body.hold(memory.map_err(|_| LookupError::Busy)?);
+        let body = body.hold(self.unsent.reserve(length)?);
         Ok(ResponseContent::Batch(Box::new(body)))
     }
 
@@ -297,10 +292,6 @@ fn forwarded_headers(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderNa
             (name, value)
         })
         .collect()
-}
-
-fn kib(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
