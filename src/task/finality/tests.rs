@@ -379,3 +379,23 @@ fn records(json: &str) -> Vec<&str> {
         Err(_) => vec![json],
     }
 }
+
+#[test]
+fn type_and_duration_are_those_of_the_record() {
+    let inspect = |json: &str| inspect(json.as_bytes(), &USUAL, NOW).unwrap();
+    let record = inspect(r#"{"id":"t1","type":"\u0061udios","created_at":1.5,"finished_at":9}"#);
+    assert_eq!((record.kind.as_deref(), record.duration()), (Some("audios"), Some(7.5)));
+    for (length, is_kept) in [(64, true), (65, false)] {
+        let record = inspect(&format!(r#"{{"id":"t1","type":"{}"}}"#, "x".repeat(length)));
+        assert_eq!(record.kind.is_some(), is_kept, "{length}");
+    }
+    for json in [
+        r#"{"created_at":9,"finished_at":8}"#,
+        r#"{"created_at":1,"finished_at":1e999}"#,
+        r#"{"created_at":"1","finished_at":9}"#,
+        r#"{"finished_at":9,"type":["audios"]}"#,
+    ] {
+        let record = inspect(json);
+        assert_eq!((record.duration(), record.kind), (None, None), "{json}");
+    }
+}
