@@ -10,8 +10,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::activity::Activity;
 
+/// Shortest idle time of a connection that is closed. A client sends its request directly after it
+/// has connected, so in a burst of clients no new connection is closed before its request arrives.
+const MIN_IDLE: Duration = Duration::from_millis(250);
+
 /// Time after which an idle connection is searched for again.
-const EVICTION_RETRY: Duration = Duration::from_millis(50);
+const EVICTION_RETRY: Duration = Duration::from_millis(25);
 
 /// Open connections of a server, and the slots that bound their number.
 #[derive(Debug)]
@@ -48,8 +52,8 @@ impl OpenConnections {
                 return slot;
             }
             self.evict_longest_idle();
-            // Tries again if no connection is idle, or if the evicted one has just received a
-            // request.
+            // Tries again if no connection has been idle for long enough, or if the evicted one has
+            // just received a request.
             let freed = Arc::clone(&self.slots).acquire_owned();
             if let Ok(slot) = tokio::time::timeout(EVICTION_RETRY, freed).await {
                 return slot.expect("the semaphore is never closed");
@@ -57,11 +61,14 @@ impl OpenConnections {
         }
     }
 
-    /// Closes the connection that has been idle for the longest time, if any is idle.
+    /// Closes the connection that has been idle for the longest time, if this is at least
+    /// [`MIN_IDLE`].
     pub(super) fn evict_longest_idle(&self) {
         let connections = self.lock();
         let idle = connections.open.values().filter(|activity| activity.is_idle());
-        if let Some(longest) = idle.min_by_key(|activity| activity.idle_since()) {
+        if let Some(longest) = idle.min_by_key(|activity| activity.idle_since())
+            && longest.idle_since().elapsed() >= MIN_IDLE
+        {
             longest.evict();
         }
     }

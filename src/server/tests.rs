@@ -249,6 +249,21 @@ async fn slow_handler_does_not_time_out_the_body() {
 }
 
 #[tokio::test]
+async fn burst_of_clients_is_served_although_all_slots_are_taken() {
+    let server = TestServer::spawn(ServerLimits { max_connections: 4, ..limits() }, hello).await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(RawPeer::connect(server.address).await);
+    }
+    for client in &mut clients {
+        client.write(GET).await;
+    }
+    for client in &mut clients {
+        assert_eq!(client.read_response().await.body, "hello");
+    }
+}
+
+#[tokio::test]
 async fn connection_waits_while_all_others_are_busy() {
     let (running, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let (running_, go_) = (running.clone(), go.clone());
