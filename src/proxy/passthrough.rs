@@ -11,7 +11,8 @@ mod tests;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
-use http::{Method, Request, Version, header, response};
+use http::{HeaderMap, Method, Request, Version, header, response};
+use http_body::Frame;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use hyper::body::Incoming;
@@ -68,7 +69,7 @@ fn relay(response: Response<Incoming>, is_head: bool) -> Response {
 pub(super) enum ForwardedResponse {
     /// Complete response within the limit.
     Buffered(BufferedResponse),
-    /// Response that exceeds the limit, breaks off or has trailers. It can only be forwarded.
+    /// Response that exceeds the limit or breaks off. It can only be forwarded.
     Streaming(Response),
 }
 
@@ -79,12 +80,22 @@ pub(super) struct BufferedResponse {
     pub(super) parts: response::Parts,
     /// Complete body.
     pub(super) body: Bytes,
+    /// Trailers of a chunked response.
+    trailers: Option<HeaderMap>,
 }
 
 impl BufferedResponse {
     /// Returns the response for the client.
     pub(super) fn into_response(self) -> Response {
-        Response::from_parts(self.parts, Body::from(self.body))
+        let Self { parts, body, trailers } = self;
+        let body = match trailers {
+            None => Body::from(body),
+            Some(trailers) => {
+                let trailers = Some(Ok(Frame::trailers(trailers)));
+                Body::new(PrefixedBody::new(body, trailers, Body::empty()))
+            }
+        };
+        Response::from_parts(parts, body)
     }
 }
 
@@ -102,10 +113,13 @@ pub(super) async fn forward_buffered(
         return Ok(ForwardedResponse::Streaming(response));
     }
     let (parts, mut body) = response.into_parts();
-    let mut read = BytesMut::new();
-    let last = loop {
+    let (mut read, mut trailers) = (BytesMut::new(), None);
+    let error = loop {
         match body.frame().await {
-            None => return Ok(ForwardedResponse::Buffered(BufferedResponse { parts, body: read.freeze() })),
+            None => {
+                let body = read.freeze();
+                return Ok(ForwardedResponse::Buffered(BufferedResponse { parts, body, trailers }));
+            }
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     read.extend_from_slice(&data);
@@ -113,11 +127,11 @@ pub(super) async fn forward_buffered(
                         break None;
                     }
                 }
-                Err(frame) => break Some(Ok(frame)),
+                Err(frame) => trailers = frame.into_trailers().ok(),
             },
             Some(Err(error)) => break Some(Err(error)),
         }
     };
-    let body = Body::new(PrefixedBody::new(read.freeze(), last, body));
+    let body = Body::new(PrefixedBody::new(read.freeze(), error, body));
     Ok(ForwardedResponse::Streaming(Response::from_parts(parts, body)))
 }

@@ -18,7 +18,7 @@ pub(in crate::proxy) fn with_prefix(prefix: Bytes, rest: Body) -> Body {
     if prefix.is_empty() { rest } else { Body::new(PrefixedBody::new(prefix, None, rest)) }
 }
 
-/// Body of a prefix, then the frame or error that was read after it, if any, then the rest.
+/// Body of a prefix, then the trailers or the error that were read after it, if any, then the rest.
 pub(super) struct PrefixedBody {
     prefix: Bytes,
     next: Option<Result<Frame<Bytes>, axum::Error>>,

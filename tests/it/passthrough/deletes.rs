@@ -4,7 +4,7 @@ use refrain_simulator::Rule;
 use serde_json::json;
 
 use super::{BEARER, BYPASS, JSON, forwarded};
-use crate::support::{RawResponse, TestApp, final_record, request};
+use crate::support::{RawPeer, RawResponse, TestApp, final_record, request};
 
 fn delete(id: &str) -> String {
     json!({"action": "delete", "id": id, "user_id": "u", "application_id": "p"}).to_string()
@@ -39,6 +39,23 @@ async fn confirmed_delete_removes_the_record_for_every_token() {
     }
     let app = app.restart().await;
     assert_eq!(app.retrieve("t", &id).await.body, "{}");
+}
+
+#[tokio::test]
+async fn confirmation_in_a_response_with_trailers_counts() {
+    let app = TestApp::spawn().await;
+    let id = app.upstream.create_finished("producer", "t");
+    app.retrieve("t", &id).await;
+    let body = format!(r#"{{"id":"{id}","deleted":true}}"#);
+    let head = "HTTP/1.1 200 OK\r\ntrailer: x-sum\r\ntransfer-encoding: chunked\r\n\r\n";
+    let chunks = format!("{:X}\r\n{body}\r\n0\r\nx-sum: 1\r\n\r\n", body.len());
+    app.upstream.add_rule(Rule::any().action("delete").raw(format!("{head}{chunks}")));
+    let headers = [BEARER, JSON, ("te", "trailers"), ("connection", "te")];
+    let mut peer = RawPeer::connect(app.address).await;
+    peer.write(request("POST /producer/tasks", &headers, delete(&id))).await;
+    assert_eq!(peer.read_head().await.header("trailer"), Some("x-sum"));
+    assert_eq!(peer.read_until("x-sum: 1\r\n\r\n").await, chunks);
+    app.assert_not_stored("t", &id).await;
 }
 
 #[tokio::test]

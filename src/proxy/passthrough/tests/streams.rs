@@ -132,9 +132,11 @@ async fn small_response_is_buffered_and_a_large_one_streams() {
     for (response, whole) in [
         ("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfour".to_owned(), true),
         (format!("{CHUNKED}4\r\nfour\r\n0\r\n\r\n"), true),
+        (format!("{CHUNKED}4\r\nfour\r\n0\r\nx-sum: 1\r\n\r\n"), true),
         ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nlarge".to_owned(), false),
         (format!("{CHUNKED}3\r\nlar\r\n2\r\nge\r\n0\r\n\r\n"), false),
     ] {
+        let has_trailers = response.contains("x-sum");
         let request = Request::post("/x").body(Body::from("{}")).unwrap();
         let passthrough = passthrough.clone();
         let relayed = tokio::spawn(async move { forward_buffered(&passthrough, request, None, 4).await });
@@ -153,8 +155,9 @@ async fn small_response_is_buffered_and_a_large_one_streams() {
                 response
             }
         };
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        assert_eq!(body, if whole { "four" } else { "large" });
+        let body = response.into_body().collect().await.unwrap();
+        assert_eq!(body.trailers().is_some(), has_trailers);
+        assert_eq!(body.to_bytes(), if whole { "four" } else { "large" });
     }
 }
 
