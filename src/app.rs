@@ -41,6 +41,8 @@ pub struct App {
     durations: Arc<Durations>,
     /// Counters of the client port.
     counters: ServerCounters,
+    /// Owner of the tasks that go on when their client leaves.
+    background: Supervisor,
     shutdown_timeout: Duration,
     shutdown: Shutdown,
 }
@@ -75,8 +77,16 @@ impl App {
             durations: Arc::clone(&durations),
         };
         let lookups = Arc::new(LookupService::new(&config, backend, Arc::clone(&metrics), shutdown.clone()));
-        let client_port =
-            ClientPort::new(&config, auth, Arc::clone(&lookups), passthrough, Arc::clone(&metrics));
+        let background = Supervisor::new(metrics.panics.clone());
+        let client_port = ClientPort::new(
+            &config,
+            auth,
+            Arc::clone(&lookups),
+            passthrough,
+            Arc::clone(&metrics),
+            background.clone(),
+            shutdown.clone(),
+        );
         let counters = ServerCounters { panics: metrics.panics.clone(), ..ServerCounters::default() };
         let admin_port = Arc::new(AdminPort {
             token: config.admin.token.clone(),
@@ -100,6 +110,7 @@ impl App {
             store,
             durations,
             counters,
+            background,
             shutdown_timeout: config.server.shutdown_timeout,
             shutdown,
         })
@@ -154,13 +165,17 @@ impl App {
                 save_durations(&store, &durations).await;
             }
         });
-        let clients = server::serve(
+        let serving = server::serve(
             self.client_listener,
             self.client_port,
             ServerLimits::default(),
             self.counters,
             shutdown.clone(),
         );
+        let clients = async {
+            serving.await;
+            self.background.wait().await;
+        };
         let result = tokio::select! {
             () = clients => Ok(()),
             () = advance(shutdown, &stop, self.shutdown_timeout) => Ok(()),

@@ -40,6 +40,7 @@ use tower_http::cors::CorsLayer;
 
 use self::access_log::{AccessLog, Outcome};
 use self::candidate::Candidate;
+use self::delete::DeleteTasks;
 use self::lookup_handler::Decision;
 pub use self::response_body::{ResponseBody, ResponseData};
 use self::response_headers::Reply;
@@ -47,6 +48,7 @@ use crate::api_error::ApiError;
 use crate::auth::{Auth, Caller, CallerCache, UnknownKey};
 use crate::config::{Config, TasksConfig};
 use crate::headers::{self, RequestHeaders};
+use crate::lifecycle::{Shutdown, Supervisor};
 use crate::lookup::LookupService;
 use crate::server::{Handler, Panicked, RequestBody, catch_panic};
 use crate::task::InterpretedServices;
@@ -59,6 +61,7 @@ pub struct ClientPort {
     auth: Arc<Auth>,
     lookups: Arc<LookupService>,
     passthrough: Passthrough,
+    deletes: DeleteTasks,
     metrics: Arc<Metrics>,
     tasks: TasksConfig,
     services: InterpretedServices,
@@ -68,18 +71,22 @@ pub struct ClientPort {
 }
 
 impl ClientPort {
-    /// Creates the handler from the configuration and the parts that it uses.
+    /// Creates the handler from the configuration and the parts that it uses. `background` owns the
+    /// tasks that go on when their client leaves.
     pub fn new(
         config: &Config,
         auth: Arc<Auth>,
         lookups: Arc<LookupService>,
         passthrough: Passthrough,
         metrics: Arc<Metrics>,
+        background: Supervisor,
+        shutdown: Shutdown,
     ) -> Self {
         Self {
             auth,
             lookups,
             passthrough,
+            deletes: DeleteTasks::new(background, shutdown),
             metrics,
             tasks: config.tasks.clone(),
             services: config.tasks.interpreted_services(),

@@ -1,6 +1,8 @@
 //! Forwarding of deletes. A confirmed delete also deletes the stored task.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -8,16 +10,25 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Request};
 use serde::Deserialize;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::ClientPort;
+use super::error;
 use super::passthrough::{ForwardedResponse, forward_buffered};
 use crate::api_error::ApiError;
 use crate::auth::Caller;
+use crate::lifecycle::{Shutdown, Supervisor};
 use crate::task::{Service, TaskId};
 use crate::upstream;
 
 /// Longest response to a delete that is examined, in bytes.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
+
+/// Time limit for the rest of a delete after its client has left.
+const ABANDONED_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Most deletes whose clients have left. A further one ends with its client.
+const MAX_ABANDONED: usize = 1024;
 
 /// Request to delete a task.
 pub(super) struct DeleteRequest<'a> {
@@ -28,6 +39,54 @@ pub(super) struct DeleteRequest<'a> {
     pub(super) body: Bytes,
 }
 
+/// Background tasks that forward deletes. They go on when their client leaves: the upstream may have
+/// deleted the task, so the response has to be examined.
+pub(super) struct DeleteTasks {
+    supervisor: Supervisor,
+    shutdown: Shutdown,
+    /// One permit for each delete whose client has left.
+    abandoned: Arc<Semaphore>,
+}
+
+impl DeleteTasks {
+    pub(super) fn new(supervisor: Supervisor, shutdown: Shutdown) -> Self {
+        Self { supervisor, shutdown, abandoned: Arc::new(Semaphore::new(MAX_ABANDONED)) }
+    }
+
+    /// Completes `forwarding` in a background task. Returns `None` if it panicked.
+    ///
+    /// If the future is dropped, the task goes on for at most [`ABANDONED_TIMEOUT`].
+    async fn run<T: Send + 'static>(
+        &self,
+        forwarding: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let (mut sender, result) = oneshot::channel();
+        let (shutdown, abandoned) = (self.shutdown.clone(), Arc::clone(&self.abandoned));
+        let task = async move {
+            let mut forwarding = pin!(forwarding);
+            let result = tokio::select! {
+                result = &mut forwarding => Some(result),
+                () = sender.closed() => match abandoned.try_acquire() {
+                    Ok(_permit) => tokio::time::timeout(ABANDONED_TIMEOUT, forwarding).await.ok(),
+                    Err(_) => None,
+                },
+            };
+            match result {
+                // Fails if the client has left.
+                Some(result) => drop(sender.send(result)),
+                None => tracing::warn!(
+                    "the client of a delete left, and its response did not arrive in time; \
+                     if the upstream deleted the task, it is still stored here"
+                ),
+            }
+        };
+        self.supervisor.spawn("delete", async move {
+            shutdown.until_abort(task).await;
+        });
+        result.await.ok()
+    }
+}
+
 /// Forwards a delete. If the upstream confirms it, the task is deleted here before the client gets
 /// the response.
 pub(super) async fn forward_delete(
@@ -36,31 +95,27 @@ pub(super) async fn forward_delete(
     delete: DeleteRequest<'_>,
 ) -> Result<Response, ApiError> {
     let DeleteRequest { caller, service, id, body } = delete;
-    let team_token = port.charge(Some(caller));
+    let team_token = port.charge(Some(caller)).cloned();
     let request = Request::from_parts(parts, Body::from(body));
-    match forward_buffered(&port.passthrough, request, team_token, MAX_RESPONSE_BYTES).await? {
-        ForwardedResponse::Streaming(response) => Ok(response),
-        ForwardedResponse::Buffered(response) => {
-            let parts = &response.parts;
-            if parts.status.is_success() && is_confirmed(&parts.headers, &response.body, &id) {
-                delete_stored(port, caller, service, id).await;
+    let (passthrough, lookups, caller) =
+        (port.passthrough.clone(), Arc::clone(&port.lookups), caller.clone());
+    let forwarding = async move {
+        match forward_buffered(&passthrough, request, team_token.as_ref(), MAX_RESPONSE_BYTES).await? {
+            ForwardedResponse::Streaming(response) => Ok(response),
+            ForwardedResponse::Buffered(response) => {
+                let parts = &response.parts;
+                if parts.status.is_success()
+                    && is_confirmed(&parts.headers, &response.body, &id)
+                    && let Err(error) = lookups.delete(&caller, &service, &id).await
+                {
+                    tracing::error!(%error, "cannot delete a stored task; it is hidden until the delete succeeds");
+                }
+                Ok(response.into_response())
             }
-            Ok(response.into_response())
         }
-    }
-}
-
-/// Deletes the stored task in a separate task, which ends even if the client disconnects.
-async fn delete_stored(port: &ClientPort, caller: &Caller, service: Service, id: TaskId) {
-    let (lookups, caller) = (Arc::clone(&port.lookups), caller.clone());
-    let deletion = tokio::spawn(async move {
-        if let Err(error) = lookups.delete(&caller, &service, &id).await {
-            tracing::error!(%error, "cannot delete a stored task; it is hidden until the delete succeeds");
-        }
-    });
-    if deletion.await.is_err() {
-        tracing::error!("the delete of a stored task panicked");
-    }
+    };
+    let result = port.deletes.run(forwarding).await;
+    result.unwrap_or_else(|| Err(error::panicked(port.passthrough.host())))
 }
 
 /// Whether a response is `{"id":…,"deleted":true}` with this id. Other members are ignored,

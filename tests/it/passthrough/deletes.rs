@@ -1,10 +1,11 @@
 //! `delete` requests of clients: a confirmed one removes the stored record.
 
-use refrain_simulator::Rule;
+use refrain_simulator::{Hold, Rule};
 use serde_json::json;
+use tokio::net::TcpStream;
 
 use super::{BEARER, BYPASS, JSON, forwarded};
-use crate::support::{RawPeer, RawResponse, TestApp, final_record, request};
+use crate::support::{RawPeer, RawResponse, TestApp, eventually, final_record, request};
 
 fn delete(id: &str) -> String {
     json!({"action": "delete", "id": id, "user_id": "u", "application_id": "p"}).to_string()
@@ -164,4 +165,50 @@ async fn record_deleted_during_a_lookup_is_gone_afterwards() {
             assert_ne!(after.x_cache(), "HIT", "{token}");
         }
     }
+}
+
+/// Begins to delete a stored task and hangs up before the upstream responds. Returns when refrain
+/// has noticed it.
+async fn abandoned_delete(app: &TestApp, id: &str) -> Hold {
+    app.retrieve("t", id).await;
+    let (rule, hold) = Rule::any().action("delete").hold();
+    app.upstream.add_rule(rule);
+    let connections = async || {
+        let page = app.admin("/metrics").await.body;
+        let page = std::str::from_utf8(&page).expect("text").to_owned();
+        page.lines().find(|line| line.starts_with("refrain_connections ")).expect("the metric").to_owned()
+    };
+    let before = connections().await;
+    let mut peer = RawPeer::connect(app.address).await;
+    peer.write(request("POST /producer/tasks", &[BEARER, JSON], delete(id))).await;
+    hold.wait_for_held(1).await;
+    drop(peer);
+    eventually("the connection has ended", async || connections().await == before).await;
+    hold
+}
+
+#[tokio::test]
+async fn delete_is_learnt_from_although_its_client_left() {
+    let app = TestApp::spawn().await;
+    let id = app.upstream.create_finished("producer", "t");
+    let hold = abandoned_delete(&app, &id).await;
+    app.assert_stored("t", &id).await;
+    hold.release();
+    let tasks = async || app.admin("/api/stats").await.json()["store"]["tasks"].clone();
+    eventually("the task is deleted", async || tasks().await == json!(0)).await;
+    assert_eq!(app.retrieve("t", &id).await.body, "{}");
+}
+
+#[tokio::test]
+async fn shutdown_waits_for_a_delete_whose_client_left() {
+    let app = TestApp::spawn().await;
+    let id = app.upstream.create_finished("producer", "t");
+    let hold = abandoned_delete(&app, &id).await;
+    let address = app.address;
+    let ((upstream, folder), ()) = tokio::join!(app.stop(), async {
+        eventually("the port is closed", async || TcpStream::connect(address).await.is_err()).await;
+        hold.release();
+    });
+    let app = TestApp::spawn_at(upstream, folder, |_| {}).await;
+    assert_eq!(app.retrieve("t", &id).await.body, "{}");
 }
