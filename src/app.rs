@@ -76,8 +76,14 @@ impl App {
             auth: Arc::clone(&auth),
             durations: Arc::clone(&durations),
         };
-        let lookups = Arc::new(LookupService::new(&config, backend, Arc::clone(&metrics), shutdown.clone()));
         let background = Supervisor::new(metrics.panics.clone());
+        let lookups = Arc::new(LookupService::new(
+            &config,
+            backend,
+            Arc::clone(&metrics),
+            background.clone(),
+            shutdown.clone(),
+        ));
         let client_port = ClientPort::new(
             &config,
             auth,

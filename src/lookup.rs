@@ -26,7 +26,7 @@ use crate::batcher::{
 };
 use crate::config::Config;
 use crate::headers;
-use crate::lifecycle::Shutdown;
+use crate::lifecycle::{Shutdown, Supervisor};
 use crate::store::{DeleteScope, Store, StoreError};
 use crate::task::{InterpretedService, LookupIds, Service, TaskId};
 use crate::telemetry::{IdOutcome, Label, Metrics};
@@ -86,6 +86,7 @@ pub struct LookupService {
     auth: Arc<Auth>,
     store: Store,
     batcher: Batcher<ProxyBackend>,
+    background: Supervisor,
     metrics: Arc<Metrics>,
     forward_headers: Vec<HeaderName>,
     max_batch: usize,
@@ -94,8 +95,15 @@ pub struct LookupService {
 }
 
 impl LookupService {
-    /// Creates the service and its batcher, which calls `backend`.
-    pub fn new(config: &Config, backend: ProxyBackend, metrics: Arc<Metrics>, shutdown: Shutdown) -> Self {
+    /// Creates the service and its batcher, which calls `backend`. `background` owns the tasks that go
+    /// on when their client leaves.
+    pub fn new(
+        config: &Config,
+        backend: ProxyBackend,
+        metrics: Arc<Metrics>,
+        background: Supervisor,
+        shutdown: Shutdown,
+    ) -> Self {
         let (auth, store) = (Arc::clone(&backend.auth), backend.store.clone());
         let batcher = Batcher::new(backend, &config.upstream, &config.tasks, Arc::clone(&metrics), shutdown);
         let max_response_bytes = config.upstream.max_response_bytes;
@@ -103,6 +111,7 @@ impl LookupService {
             auth,
             store,
             batcher,
+            background,
             metrics,
             forward_headers: config.tasks.forward_headers.clone(),
             max_batch: config.upstream.max_batch,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{LookupError, LookupRequest, LookupService};
@@ -92,8 +93,9 @@ impl LookupService {
         let options =
             LookupOptions { max_age: Some(Duration::ZERO), ..LookupOptions::new(LookupKind::Single) };
         let (batcher, (key, credentials)) = (self.batcher.clone(), self.queue_key_and_credentials(request));
+        let (sender, result) = oneshot::channel();
         // A separate task: other callers of the token need the result even if this one disconnects.
-        let call = tokio::spawn(async move {
+        self.background.spawn("recheck", async move {
             let (since, ids) = (Instant::now(), [id]);
             let result = tokio::select! {
                 result = batcher.look_up(key, &credentials, &ids, &options, vec![None]) => Some(result),
@@ -104,9 +106,11 @@ impl LookupService {
                 Some(TaskOutcome::Failed(failure)) => Some(failure),
                 _ => None,
             };
-            (recheck.finish(since), failure)
+            // Fails if the caller has left.
+            let _ = sender.send((recheck.finish(since), failure));
         });
-        call.await.unwrap_or((RecheckResult::Inconclusive, None))
+        // The task has panicked if it sent no result.
+        result.await.unwrap_or((RecheckResult::Inconclusive, None))
     }
 
     async fn read_stored(
