@@ -8,6 +8,7 @@
 //! A failing database never fails a lookup: reads become misses, inserts return `false`, and
 //! [`Store::readiness`] returns the reason.
 
+mod cache_entry;
 mod error;
 mod large_records;
 mod listing;
@@ -36,7 +37,8 @@ use crate::config::StoreConfig;
 use crate::task::{FinalRecord, SavedDurations, Service, TaskId};
 use crate::telemetry::{Metrics, StoreLookupResult, StoreStats};
 use crate::token::Digest;
-use memory::{CacheEntry, MemoryCache};
+use cache_entry::CacheEntry;
+use memory::MemoryCache;
 use pending_deletes::PendingDeletes;
 use sqlite::Sqlite;
 

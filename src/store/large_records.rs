@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 
-use super::memory::{CacheEntry, MAX_READERS};
+use super::cache_entry::{CacheEntry, MAX_READERS};
 use crate::lru::shrink_if_sparse;
 use crate::task::{Service, TaskId};
 use crate::token::Digest;

@@ -14,12 +14,10 @@ use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Equivalent, OptionsBuilder, Weighter};
 
 use super::StoredTask;
+use super::cache_entry::{CacheEntry, MAX_READERS};
 use super::large_records::{LargeRecords, RecordInUse};
 use crate::task::{Service, TaskId};
 use crate::token::Digest;
-
-/// Largest number of readers in one entry. The one added first is dropped first.
-pub(super) const MAX_READERS: usize = 64;
 
 /// Bytes of an entry besides its record, its id and its readers: key, pointers, the cache's tables,
 /// and unused space between allocations.
@@ -63,18 +61,6 @@ impl Weighter<CacheKey, Arc<CachedTask>> for ByBytes {
         let bytes = key.id.as_str().len() + task.record.len() + task.readers.len() * size_of::<Digest>();
         bytes as u64 + ENTRY_OVERHEAD
     }
-}
-
-/// A task to be inserted into the cache.
-pub(super) struct CacheEntry<'a> {
-    pub(super) reader: &'a Digest,
-    pub(super) service: &'a Service,
-    pub(super) id: &'a TaskId,
-    pub(super) row_id: i64,
-    /// Must own its bytes: a slice of a larger buffer would keep all of that buffer alive.
-    pub(super) record: Bytes,
-    pub(super) stored_at: i64,
-    pub(super) used_hour: i64,
 }
 
 /// Result of [`MemoryCache::get`].

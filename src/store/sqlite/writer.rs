@@ -27,7 +27,7 @@ use super::state::SqliteState;
 use super::sweep::{self, TombstoneAges};
 use super::write_queue::Job;
 use crate::clock;
-use crate::store::memory::CacheEntry;
+use crate::store::cache_entry::CacheEntry;
 use crate::store::{DeleteScope, StoreError};
 use crate::telemetry::EvictionReason;
 use connection::{ReopenReason, WriterConnection};
