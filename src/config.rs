@@ -137,15 +137,19 @@ pub struct TasksConfig {
     /// Age up to which a pending record is served without an upstream call.
     #[serde(deserialize_with = "notation::duration", serialize_with = "notation::show_duration")]
     pub pending_max_age: Duration,
-    /// Age up to which a pending record may be served after `queue_timeout`.
+    /// Age up to which a pending record may be served instead of waiting for a newer one.
     #[serde(deserialize_with = "notation::positive_duration", serialize_with = "notation::show_duration")]
     pub pending_max_stale: Duration,
-    /// Longest time that a lookup waits in the queue.
+    /// Longest time that a lookup waits for the first fetch of an id.
     #[serde(deserialize_with = "notation::positive_duration", serialize_with = "notation::show_duration")]
     pub queue_timeout: Duration,
     /// Longest `prefer: wait=N`.
     #[serde(deserialize_with = "notation::duration", serialize_with = "notation::show_duration")]
     pub max_wait: Duration,
+    /// Time for which single lookups without `prefer` are held until their task is final, at most
+    /// `max_wait`; zero for none.
+    #[serde(deserialize_with = "notation::duration", serialize_with = "notation::show_duration")]
+    pub default_wait: Duration,
     /// Largest number of ids in one lookup.
     #[serde(deserialize_with = "notation::whole::<_, _, 1, { u32::MAX }>")]
     pub max_ids: usize,
@@ -320,8 +324,9 @@ impl Default for TasksConfig {
             forward_headers: vec![http::HeaderName::from_static("x-record-exempt")],
             pending_max_age: Duration::from_secs(1),
             pending_max_stale: Duration::from_secs(15),
-            queue_timeout: Duration::from_secs(5),
+            queue_timeout: Duration::from_secs(25),
             max_wait: Duration::from_secs(60),
+            default_wait: Duration::ZERO,
             max_ids: 10_000,
         }
     }

@@ -204,12 +204,12 @@ impl LookupService {
     ) -> Vec<Option<TaskOutcome>> {
         let (key, credentials) = self.queue_key_and_credentials(request);
         let (ids, options) = (request.ids.distinct(), &request.options);
-        let LookupResult { outcomes, enqueued, cycle } =
+        let LookupResult { outcomes, enqueued, next_news } =
             self.batcher.look_up(key, &credentials, ids, options, outcomes).await;
         summary.is_collapsed = enqueued.joined > 0 && enqueued.added == 0;
         summary.is_outdated = enqueued.outdated > 0;
         let is_pending = |outcome: &TaskOutcome| matches!(outcome, TaskOutcome::Pending { .. });
-        summary.retry_after = outcomes.iter().flatten().any(is_pending).then_some(cycle);
+        summary.retry_after = next_news.filter(|_| outcomes.iter().flatten().any(is_pending));
         outcomes
     }
 

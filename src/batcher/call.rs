@@ -200,10 +200,14 @@ impl<B: Backend> CallInFlight<B> {
                         durations.record(&handle.key.service, kind.as_deref(), seconds);
                     }
                     let source = RecordSource::Upstream { is_stored };
-                    fetched_finals.push(FetchedFinal { id: id.clone(), record: record.clone(), source });
+                    if !handle.lock().is_discarded(&id) {
+                        fetched_finals.push(FetchedFinal { id: id.clone(), record: record.clone(), source });
+                    }
                     FetchOutcome::Final { record, source }
                 }
-                DecodedRecord::Pending { record, task_age, .. } => FetchOutcome::Pending { record, task_age },
+                DecodedRecord::Pending { record, task_age, kind } => {
+                    FetchOutcome::Pending { record, task_age, kind }
+                }
                 DecodedRecord::Conflicting(record) => FetchOutcome::Conflicting(record),
             };
             self.complete(&id, outcome);
@@ -212,9 +216,11 @@ impl<B: Backend> CallInFlight<B> {
             let mut queue = handle.lock();
             if queue.needs_own_call(&id) {
                 self.remaining.retain(|remaining| *remaining != id);
-                let now = Instant::now();
-                queue.mark_missing(now, &id);
-                queue.prepare_call(Call::new(vec![id], self.call.taken_at, now));
+                let context = handle.context();
+                queue.mark_missing(context.now, &id);
+                let ids = vec![id];
+                queue.limit_waits(&ids, context.now + context.queue_timeout);
+                queue.prepare_call(Call::new(ids, self.call.taken_at, context.now));
             } else {
                 drop(queue);
                 self.complete(&id, FetchOutcome::Unknown(None));
@@ -237,8 +243,10 @@ impl<B: Backend> CallInFlight<B> {
     /// Sends a refused batch again in halves, until the refused id is the only one in its call.
     fn halve(&mut self) {
         let mut ids = std::mem::take(&mut self.remaining);
-        let second = ids.split_off(ids.len() / 2);
+        let context = self.handle.context();
         let mut queue = self.handle.lock();
+        queue.limit_waits(&ids, context.now + context.queue_timeout);
+        let second = ids.split_off(ids.len() / 2);
         for ids in [ids, second] {
             queue.prepare_call(Call { ids, ..self.call });
         }

@@ -150,9 +150,9 @@ pub enum LookupFailure {
     Redirect,
     /// The upstream's successful response does not have the shape of a lookup response.
     InvalidResponse,
-    /// `tasks.queue_timeout` passed and there is no usable snapshot.
+    /// `tasks.queue_timeout` passed, or would pass, and there is no usable snapshot.
     QueueTimeout {
-        /// Time that the queue is estimated to need.
+        /// Time after which a lookup is estimated to succeed.
         retry_after: Duration,
     },
     /// The queue has no place for another id.
@@ -190,8 +190,9 @@ pub struct LookupResult {
     pub outcomes: Vec<Option<TaskOutcome>>,
     /// Counts of the ids that waited for the upstream.
     pub enqueued: Enqueued,
-    /// Time that the queue needs to fetch every queued id once.
-    pub cycle: Duration,
+    /// Time until a lookup can return a newer record for one of the pending ids. `None` if no id is
+    /// known to be pending.
+    pub next_news: Option<Duration>,
 }
 
 /// Numbers of ids of a lookup that had to wait for the upstream.
@@ -203,16 +204,18 @@ pub struct Enqueued {
     pub added: usize,
     /// Added ids of which the cached result was too old.
     pub outdated: usize,
+    /// Longest estimate of the ids that failed at once because of it.
+    pub(super) retry_after: Option<Duration>,
 }
 
 impl LookupResult {
     /// Completes `outcomes` with a failure because there are too many queues.
     pub(super) fn too_many_queues(limit: QueueLimit, mut outcomes: Vec<Option<TaskOutcome>>) -> Self {
-        let cycle = Duration::from_secs(1);
+        let retry_after = Duration::from_secs(1);
         for outcome in &mut outcomes {
-            let failure = LookupFailure::TooManyQueues { limit, retry_after: cycle };
+            let failure = LookupFailure::TooManyQueues { limit, retry_after };
             outcome.get_or_insert(TaskOutcome::Failed(failure));
         }
-        Self { outcomes, enqueued: Enqueued::default(), cycle }
+        Self { outcomes, enqueued: Enqueued::default(), next_news: None }
     }
 }

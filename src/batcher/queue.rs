@@ -15,14 +15,14 @@ use tokio::time::Instant;
 
 use self::entries::Entries;
 pub(super) use self::entries::{PendingTask, QueueCounts, SweepScope};
-use self::entry::{NegativeEntry, PendingSnapshot, QueueEntry, Stage, WaiterSlot};
+use self::entry::{Cached, NegativeEntry, PendingSnapshot, QueueEntry, Stage, WaiterSlot};
 pub(super) use self::schedule::Call;
 use self::schedule::Schedule;
 use super::outcome::{
     Enqueued, Freshness, LookupFailure, LookupKind, LookupOptions, RecordSource, TaskOutcome,
 };
 use super::waiter::Waiter;
-use crate::task::TaskId;
+use crate::task::{Durations, Service, TaskId};
 use crate::upstream::UpstreamResponse;
 
 /// Ids that every queue may hold, however full the others are, so that one busy token does not shut
@@ -32,14 +32,16 @@ const MIN_IDS: usize = 256;
 /// Most calls of one queue in flight at a time.
 const MAX_CALLS_PER_QUEUE: usize = 16;
 
-/// Bounds of the time between two fetches of an id for its long polls.
-const MIN_POLL_INTERVAL: Duration = Duration::from_secs(1);
-const MAX_POLL_INTERVAL: Duration = Duration::from_secs(30);
+/// Time between two polls of a lookup that waits (`prefer: wait`). The vendor's SDK polls like this.
+pub(super) const POLL_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Time and limits of one operation.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct QueueContext {
+pub(super) struct QueueContext<'a> {
     pub(super) now: Instant,
+    pub(super) service: &'a Service,
+    /// Learnt durations of tasks.
+    pub(super) durations: &'a Durations,
     pub(super) max_batch: usize,
     /// Most ids in this queue, cached results included.
     pub(super) max_ids: usize,
@@ -47,6 +49,7 @@ pub(super) struct QueueContext {
     pub(super) free_ids: usize,
     pub(super) pending_max_age: Duration,
     pub(super) pending_max_stale: Duration,
+    pub(super) queue_timeout: Duration,
     /// The queue's share of its token's calls per second.
     pub(super) rate: f64,
     /// Remaining time of a pause that the upstream requested.
@@ -55,6 +58,18 @@ pub(super) struct QueueContext {
     pub(super) caches_snapshots: bool,
     /// Whether `{}` can mean that a task has no result yet.
     pub(super) is_empty_while_pending: bool,
+}
+
+impl QueueContext<'_> {
+    /// Returns the time between two calls.
+    pub(super) fn interval(&self) -> Duration {
+        self.duration_of(1)
+    }
+
+    /// Returns the time that a number of calls takes.
+    fn duration_of(&self, calls: usize) -> Duration {
+        Duration::from_secs_f64(f64::from(u32::try_from(calls).unwrap_or(u32::MAX)) / self.rate)
+    }
 }
 
 /// Ids of one queue.
@@ -98,6 +113,7 @@ pub(super) enum FetchOutcome {
     Pending {
         record: Bytes,
         task_age: Option<Duration>,
+        kind: Option<Box<str>>,
     },
     /// A record that is served but not cached.
     Conflicting(Bytes),
@@ -114,29 +130,38 @@ pub(super) struct SnapshotBytes {
     pub(super) after: usize,
 }
 
-/// Reason why a lookup leaves while ids of it are unresolved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Departure {
-    /// It returned a result without them, so they stay queued for a while.
-    Returned,
-    /// Its client hung up. An id without another waiter is dropped.
-    HungUp,
+/// A lookup that waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WaitingLookup<'a> {
+    pub(super) ids: &'a [TaskId],
+    pub(super) waiter: &'a Arc<Waiter>,
+    pub(super) options: &'a LookupOptions,
+    pub(super) arrived_at: Instant,
+}
+
+impl WaitingLookup<'_> {
+    /// Whether the lookup may receive a cached result, which is not fresh, instead of waiting longer.
+    /// `max_stale` limits its age when the lookup arrived.
+    fn accepts(&self, cached: Cached, now: Instant, max_stale: Duration) -> bool {
+        let age_at_arrival = self.arrived_at.saturating_duration_since(cached.fetched_at);
+        age_at_arrival < max_stale.max(cached.two_cycles) && self.accepts_age(cached, now)
+    }
+
+    fn accepts_age(&self, cached: Cached, now: Instant) -> bool {
+        let age = now.saturating_duration_since(cached.fetched_at);
+        self.options.max_age.is_none_or(|max_age| age < max_age)
+    }
 }
 
 /// Lookups.
 impl Queue {
     /// Registers a waiter for its unresolved ids. Resolves those with a fresh cached result and
-    /// queues the others.
-    pub(super) fn enqueue(
-        &mut self,
-        context: &QueueContext,
-        ids: &[TaskId],
-        waiter: &Arc<Waiter>,
-        options: &LookupOptions,
-    ) -> Enqueued {
+    /// queues the others. Ids that could not be fetched within `queue_timeout` fail at once, and
+    /// stay queued until after the estimated time.
+    pub(super) fn enqueue(&mut self, context: &QueueContext<'_>, lookup: &WaitingLookup<'_>) -> Enqueued {
+        let WaitingLookup { ids, waiter, options, .. } = *lookup;
         let mut enqueued = Enqueued::default();
         let is_long_poll = options.wait.is_some();
-        let retry_after = self.estimate(context);
         let max_ids = context.max_ids.min((self.len() + context.free_ids).max(MIN_IDS));
         let mut has_evicted = false;
         for slot in waiter.unresolved() {
@@ -147,11 +172,12 @@ impl Queue {
                     self.entries.evict_cached();
                 }
                 if self.len() >= max_ids {
+                    let retry_after = self.cycle(context) + context.paused_for;
                     waiter.resolve(slot, TaskOutcome::Failed(LookupFailure::QueueFull { retry_after }));
                     continue;
                 }
             }
-            let Entries { map, active } = &mut self.entries;
+            let Entries { map, counts } = &mut self.entries;
             let entry = map.entry(id.clone()).or_insert_with(|| QueueEntry::new(context.now));
             let fresh = entry.fresh_outcome(context, options);
             let is_fresh = fresh.is_some();
@@ -161,93 +187,164 @@ impl Queue {
             }
             if entry.stage == Stage::Idle {
                 enqueued.added += 1;
-                enqueued.outdated += usize::from(entry.snapshot.is_some() || entry.negative.is_some());
+                enqueued.outdated += usize::from(entry.fetched_at().is_some());
+                let stage = entry.queued(context.now);
+                let calls = self.schedule.calls_until_new(counts, context.max_batch);
                 // A long poll fetches a fresh result again later.
                 if !is_fresh {
-                    active.set_stage(entry, Stage::Queued { since: context.now });
+                    counts.set_stage(entry, stage);
                 }
+                let estimate = context.duration_of(calls) + context.paused_for;
+                let is_new = matches!(stage, Stage::Queued { is_new: true, .. });
+                if is_new && !is_long_poll && estimate > context.queue_timeout {
+                    enqueued.retry_after = enqueued.retry_after.max(Some(estimate));
+                    entry.keep_queued_until(context.now + estimate + context.pending_max_stale);
+                    let failure = LookupFailure::QueueTimeout { retry_after: estimate };
+                    waiter.resolve(slot, TaskOutcome::Failed(failure));
+                    continue;
+                }
+            } else if entry.is_discarded {
+                enqueued.added += 1;
             } else {
                 enqueued.joined += 1;
             }
-            let waiter = WaiterSlot { waiter: Arc::clone(waiter), slot, kind: options.kind, is_long_poll };
+            let waiter = WaiterSlot {
+                waiter: Arc::clone(waiter),
+                slot,
+                kind: options.kind,
+                is_long_poll,
+                is_after_delete: entry.is_discarded,
+            };
             entry.waiters.push(waiter);
         }
         enqueued
     }
 
-    /// Ends a lookup's time in the queue. Ids that are not in a call are resolved with a snapshot
-    /// that is young enough, else with a failure. They stay queued either way.
-    pub(super) fn end_queueing(&mut self, context: &QueueContext, ids: &[TaskId], waiter: &Arc<Waiter>) {
-        let (max_age, retry_after) = (self.max_stale(context), self.estimate(context));
-        let Entries { map, active } = &mut self.entries;
-        for slot in waiter.unresolved() {
-            let Some(entry) = map.get_mut(&ids[slot]) else { continue };
-            if entry.stage == Stage::InCall {
-                continue;
+    /// Resolves ids that have a cached result that the lookup accepts, so that it need not wait any
+    /// longer. They stay queued.
+    pub(super) fn serve_cached(&mut self, context: &QueueContext<'_>, lookup: &WaitingLookup<'_>) {
+        let max_stale = self.max_stale(context);
+        self.resolve_cached(context, lookup, |cached| lookup.accepts(cached, context.now, max_stale));
+    }
+
+    /// Resolves ids that have a cached result, however old.
+    pub(super) fn serve_any_cached(&mut self, context: &QueueContext<'_>, lookup: &WaitingLookup<'_>) {
+        self.resolve_cached(context, lookup, |_| true);
+    }
+
+    fn resolve_cached(
+        &mut self,
+        context: &QueueContext<'_>,
+        lookup: &WaitingLookup<'_>,
+        is_usable: impl Fn(Cached) -> bool,
+    ) {
+        for slot in lookup.waiter.unresolved() {
+            let Some(entry) = self.entries.map.get_mut(&lookup.ids[slot]) else { continue };
+            if let Some(outcome) = entry.cached_outcome(context.now, &is_usable, lookup.waiter) {
+                entry.remove_waiter(lookup.waiter);
+                entry.keep_queued_until(context.now + context.pending_max_stale);
+                lookup.waiter.resolve(slot, outcome);
             }
-            let outcome = entry
-                .cached_outcome(context.now, max_age, waiter)
-                .unwrap_or(TaskOutcome::Failed(LookupFailure::QueueTimeout { retry_after }));
-            entry.remove_waiter(waiter);
-            entry.start_grace(active, context);
-            waiter.resolve(slot, outcome);
         }
     }
 
-    /// Ends a long poll. Ids with a cached result that is not older than the interval of long polls
-    /// are resolved with it, the others are queued as for any lookup.
-    pub(super) fn end_long_poll(&mut self, context: &QueueContext, ids: &[TaskId], waiter: &Arc<Waiter>) {
-        let max_age = self.max_stale(context).max(MAX_POLL_INTERVAL + self.cycle(context));
-        let Entries { map, active } = &mut self.entries;
-        for slot in waiter.unresolved() {
-            let Some(entry) = map.get_mut(&ids[slot]) else { continue };
-            if let Some(outcome) = entry.cached_outcome(context.now, max_age, waiter) {
-                entry.remove_waiter(waiter);
-                waiter.resolve(slot, outcome);
+    /// Ends a lookup's time in the queue: ids that are not in flight fail. They stay queued until
+    /// after the estimated time. Ids of prepared calls are spared unless `with_prepared` is set.
+    pub(super) fn end_queueing(
+        &mut self,
+        context: &QueueContext<'_>,
+        lookup: &WaitingLookup<'_>,
+        with_prepared: bool,
+    ) {
+        self.serve_cached(context, lookup);
+        let retry_after = self.cycle(context) + context.paused_for;
+        for slot in lookup.waiter.unresolved() {
+            let Some(entry) = self.entries.map.get_mut(&lookup.ids[slot]) else { continue };
+            match entry.stage {
+                Stage::InFlight => continue,
+                Stage::Prepared if !with_prepared => continue,
+                _ => {}
+            }
+            entry.remove_waiter(lookup.waiter);
+            entry.keep_queued_until(context.now + retry_after + context.pending_max_stale);
+            let failure = LookupFailure::QueueTimeout { retry_after };
+            lookup.waiter.resolve(slot, TaskOutcome::Failed(failure));
+        }
+    }
+
+    /// Queues the ids of a long poll as if its client had polled now.
+    pub(super) fn poll(&mut self, context: &QueueContext<'_>, lookup: &WaitingLookup<'_>) {
+        let Entries { map, counts } = &mut self.entries;
+        for slot in lookup.waiter.unresolved() {
+            let Some(entry) = map.get_mut(&lookup.ids[slot]) else { continue };
+            let is_recent = entry.snapshot.as_ref().is_some_and(|snapshot| snapshot.is_recent(context));
+            let is_due = !is_recent && entry.fresh_outcome(context, lookup.options).is_none();
+            if entry.stage == Stage::Idle && is_due {
+                let stage = entry.queued(context.now);
+                counts.set_stage(entry, stage);
+            }
+        }
+    }
+
+    /// Ends a long poll. Ids with a result that was fetched for it, or that any lookup would
+    /// accept, are resolved. The others are queued as for a lookup that arrives now.
+    pub(super) fn end_long_poll(&mut self, context: &QueueContext<'_>, lookup: &WaitingLookup<'_>) {
+        let max_stale = self.max_stale(context);
+        self.resolve_cached(context, lookup, |cached| {
+            let age = context.now.saturating_duration_since(cached.fetched_at);
+            let is_own = cached.fetched_at >= lookup.arrived_at && age <= POLL_INTERVAL;
+            is_own || lookup.accepts(cached, context.now, max_stale)
+        });
+        let estimate = self.cycle(context) + context.paused_for;
+        for slot in lookup.waiter.unresolved() {
+            let Some(entry) = self.entries.map.get_mut(&lookup.ids[slot]) else { continue };
+            let is_new = matches!(entry.stage, Stage::Queued { is_new: true, .. });
+            if is_new && estimate > context.queue_timeout {
+                entry.remove_waiter(lookup.waiter);
+                entry.keep_queued_until(context.now + estimate + context.pending_max_stale);
+                let failure = LookupFailure::QueueTimeout { retry_after: estimate };
+                lookup.waiter.resolve(slot, TaskOutcome::Failed(failure));
                 continue;
             }
-            for slot in entry.waiters.iter_mut().filter(|slot| Arc::ptr_eq(&slot.waiter, waiter)) {
+            for slot in entry.waiters.iter_mut().filter(|slot| Arc::ptr_eq(&slot.waiter, lookup.waiter)) {
                 slot.is_long_poll = false;
             }
             if entry.stage == Stage::Idle {
-                active.set_stage(entry, Stage::Queued { since: context.now });
+                let stage = entry.queued(context.now);
+                self.entries.counts.set_stage(entry, stage);
             }
         }
     }
 
-    /// Resolves a waiter's ids that have a cached result, however old.
-    pub(super) fn resolve_cached(&mut self, now: Instant, ids: &[TaskId], waiter: &Arc<Waiter>) {
-        for slot in waiter.unresolved() {
-            let Some(entry) = self.entries.map.get_mut(&ids[slot]) else { continue };
-            if let Some(outcome) = entry.cached_outcome(now, Duration::MAX, waiter) {
-                entry.remove_waiter(waiter);
-                waiter.resolve(slot, outcome);
-            }
-        }
-    }
-
-    /// Removes a waiter from its unresolved ids.
+    /// Removes a waiter from its unresolved ids. If `keep_for` is set, queued ids stay queued for
+    /// that time, as the client may come back. Otherwise an id without another waiter is dropped.
     pub(super) fn leave(
         &mut self,
-        context: &QueueContext,
-        ids: &[TaskId],
-        waiter: &Arc<Waiter>,
-        departure: Departure,
+        context: &QueueContext<'_>,
+        lookup: &WaitingLookup<'_>,
+        keep_for: Option<Duration>,
     ) {
-        for slot in waiter.unresolved() {
-            let Entries { map, active } = &mut self.entries;
-            let Some(entry) = map.get_mut(&ids[slot]) else { continue };
-            entry.remove_waiter(waiter);
-            match departure {
-                Departure::Returned => entry.start_grace(active, context),
-                Departure::HungUp => {
-                    if matches!(entry.stage, Stage::Queued { .. }) && !entry.is_needed(context.now) {
-                        active.set_stage(entry, Stage::Idle);
-                    }
-                }
+        for slot in lookup.waiter.unresolved() {
+            let id = &lookup.ids[slot];
+            let Entries { map, counts } = &mut self.entries;
+            let Some(entry) = map.get_mut(id) else { continue };
+            entry.remove_waiter(lookup.waiter);
+            if let Some(keep_for) = keep_for.filter(|_| entry.stage != Stage::Idle) {
+                entry.keep_queued_until(context.now + keep_for);
             }
-            self.entries.remove_if_empty(&ids[slot]);
+            if matches!(entry.stage, Stage::Queued { .. }) && !entry.is_needed(context.now) {
+                counts.set_stage(entry, Stage::Idle);
+            }
+            self.entries.remove_if_empty(id);
         }
+    }
+
+    /// Returns the time until a lookup of one of the ids can return a newer record than the pending
+    /// one. `None` if none of them is known to be pending.
+    pub(super) fn next_news(&self, context: &QueueContext<'_>, ids: &[TaskId]) -> Option<Duration> {
+        let cycle = self.cycle(context);
+        let entries = ids.iter().filter_map(|id| self.entries.map.get(id));
+        entries.filter_map(|entry| entry.next_news(context, cycle)).min()
     }
 }
 
@@ -282,10 +379,15 @@ impl Queue {
     }
 
     /// Takes the next call, which counts as in flight until [`Queue::end_call`].
-    pub(super) fn take_call(&mut self, context: &QueueContext) -> Option<Call> {
+    pub(super) fn take_call(&mut self, context: &QueueContext<'_>) -> Option<Call> {
         self.schedule.drop_unneeded(&mut self.entries, context.now);
         self.cycle_at_take = self.cycle(context);
         let call = self.schedule.take(&mut self.entries, context)?;
+        for id in &call.ids {
+            if let Some(entry) = self.entries.map.get_mut(id) {
+                self.entries.counts.set_stage(entry, Stage::InFlight);
+            }
+        }
         self.calls_in_flight += 1;
         Some(call)
     }
@@ -296,7 +398,19 @@ impl Queue {
 
     /// Adds a call for ids of an earlier call.
     pub(super) fn prepare_call(&mut self, call: Call) {
+        for id in &call.ids {
+            if let Some(entry) = self.entries.map.get_mut(id) {
+                self.entries.counts.set_stage(entry, Stage::Prepared);
+            }
+        }
         self.schedule.prepare(call);
+    }
+
+    /// Limits the wait for a call that is prepared for these ids in addition to their first one.
+    pub(super) fn limit_waits(&mut self, ids: &[TaskId], until: Instant) {
+        for entry in ids.iter().filter_map(|id| self.entries.map.get(id)) {
+            entry.waiters.iter().for_each(|slot| slot.waiter.limit_wait(until));
+        }
     }
 
     /// Whether one of the ids has a waiter.
@@ -325,35 +439,34 @@ impl Queue {
     }
 
     /// Caches the result of a fetch and resolves the waiters. Long polls go on unless it is final
-    /// or a failure.
+    /// or a failure. The result of a call that began before a delete is not cached.
     pub(super) fn complete(
         &mut self,
-        context: &QueueContext,
+        context: &QueueContext<'_>,
         id: &TaskId,
         outcome: FetchOutcome,
     ) -> SnapshotBytes {
         let now = context.now;
-        let Entries { map, active } = &mut self.entries;
+        let Entries { map, counts } = &mut self.entries;
         let Some(entry) = map.get_mut(id) else { return SnapshotBytes::default() };
         let before = entry.snapshot_bytes();
-        active.set_stage(entry, Stage::Idle);
-        entry.grace_until = None;
-        entry.refetch_at = Some(now + MIN_POLL_INTERVAL);
-        let refetch_after_call = std::mem::take(&mut entry.refetch_after_call);
+        counts.set_stage(entry, Stage::Idle);
+        entry.keep_until = None;
         match outcome {
             FetchOutcome::Final { record, source } => {
                 (entry.snapshot, entry.negative) = (None, None);
                 entry.resolve_all(&TaskOutcome::Final { record, source });
             }
-            FetchOutcome::Pending { record, task_age } => {
+            FetchOutcome::Pending { record, task_age, kind } => {
                 let first_seen = entry.snapshot.as_ref().map_or(now, |snapshot| snapshot.first_seen);
                 let task_age = task_age.unwrap_or_else(|| now.saturating_duration_since(first_seen));
                 entry.negative = None;
-                entry.refetch_at = Some(now + (task_age / 10).clamp(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL));
                 entry.snapshot = context.caches_snapshots.then(|| PendingSnapshot {
                     record: record.clone(),
                     fetched_at: now,
                     first_seen,
+                    task_age,
+                    kind,
                     two_cycles: 2 * self.cycle_at_take,
                 });
                 let outcome = TaskOutcome::Pending { record, freshness: Freshness::Fetched };
@@ -368,7 +481,6 @@ impl Queue {
                 let previous = entry.negative.take();
                 // If a batch left the id out again, the response to its own call still holds.
                 let response = response.or_else(|| previous.and_then(|negative| negative.response));
-                entry.refetch_at = Some(now + ttl.max(MIN_POLL_INTERVAL));
                 entry.negative = Some(NegativeEntry { response: response.clone(), fetched_at: now, ttl });
                 let outcome = TaskOutcome::Unknown { response, freshness: Freshness::Fetched };
                 entry.resolve_all_but_long_polls(&outcome);
@@ -380,30 +492,40 @@ impl Queue {
             }
             FetchOutcome::Failed(failure) => entry.resolve_all(&TaskOutcome::Failed(failure)),
         }
-        if refetch_after_call {
-            entry.refetch_at = None;
+        if std::mem::take(&mut entry.is_discarded) {
+            (entry.snapshot, entry.negative) = (None, None);
+            entry.waiters.iter_mut().for_each(|slot| slot.is_after_delete = false);
+            if !entry.waiters.is_empty() {
+                let stage = entry.queued(now);
+                counts.set_stage(entry, stage);
+            }
         }
         let after = entry.snapshot_bytes();
         self.entries.remove_if_empty(id);
         SnapshotBytes { before, after }
     }
 
+    /// Whether the task was deleted after the call that the id is part of began.
+    pub(super) fn is_discarded(&self, id: &TaskId) -> bool {
+        self.entries.map.get(id).is_some_and(|entry| entry.is_discarded)
+    }
+
     /// Fails every id that is queued or in a prepared call, but not those in flight.
     pub(super) fn fail_waiting(&mut self, failure: &LookupFailure) {
         let outcome = TaskOutcome::Failed(failure.clone());
-        let Entries { map, active } = &mut self.entries;
+        let Entries { map, counts } = &mut self.entries;
         for call in self.schedule.take_prepared() {
             for id in call.ids {
                 if let Some(entry) = map.get_mut(&id) {
-                    active.set_stage(entry, Stage::Idle);
+                    counts.set_stage(entry, Stage::Idle);
                     entry.resolve_all(&outcome);
                 }
             }
         }
         for entry in map.values_mut() {
-            if entry.stage != Stage::InCall {
-                active.set_stage(entry, Stage::Idle);
-                entry.grace_until = None;
+            if entry.stage != Stage::InFlight {
+                counts.set_stage(entry, Stage::Idle);
+                entry.keep_until = None;
                 entry.resolve_all(&outcome);
             }
         }
@@ -412,22 +534,14 @@ impl Queue {
 
     /// Resolves an id with a final record that another queue of the same token fetched.
     pub(super) fn resolve_final(&mut self, id: &TaskId, record: &Bytes, source: RecordSource) {
-        let Entries { map, active } = &mut self.entries;
+        let Entries { map, counts } = &mut self.entries;
         let Some(entry) = map.get_mut(id) else { return };
         entry.resolve_all(&TaskOutcome::Final { record: record.clone(), source });
-        (entry.snapshot, entry.negative, entry.grace_until) = (None, None, None);
-        if entry.stage != Stage::InCall {
-            active.set_stage(entry, Stage::Idle);
+        (entry.snapshot, entry.negative, entry.keep_until) = (None, None, None);
+        if matches!(entry.stage, Stage::Queued { .. }) {
+            counts.set_stage(entry, Stage::Idle);
         }
         self.entries.remove_if_empty(id);
-    }
-
-    /// Makes an id due for its long polls because another token saw its final record.
-    pub(super) fn refetch_now(&mut self, id: &TaskId) {
-        if let Some(entry) = self.entries.map.get_mut(id) {
-            entry.refetch_at = None;
-            entry.refetch_after_call = entry.stage == Stage::InCall;
-        }
     }
 }
 
@@ -445,13 +559,13 @@ impl Queue {
 
     /// Drops cached results and ids that are no longer needed. Returns the bytes of the remaining
     /// snapshots.
-    pub(super) fn sweep(&mut self, context: &QueueContext, scope: SweepScope) -> usize {
+    pub(super) fn sweep(&mut self, context: &QueueContext<'_>, scope: SweepScope) -> usize {
         self.entries.sweep(context.now, self.max_stale(context), scope)
     }
 
     /// Returns the tasks whose last record is pending.
-    pub(super) fn pending_tasks(&self) -> impl Iterator<Item = PendingTask<'_>> {
-        self.entries.pending_tasks()
+    pub(super) fn pending_tasks(&self, now: Instant) -> impl Iterator<Item = PendingTask<'_>> {
+        self.entries.pending_tasks(now)
     }
 }
 
@@ -473,18 +587,18 @@ impl Queue {
     }
 
     /// Returns the time that the queue needs to fetch every queued id once.
-    pub(super) fn cycle(&self, context: &QueueContext) -> Duration {
-        let calls = self.schedule.calls_per_cycle(self.entries.active.get(), context.max_batch);
-        Duration::from_secs_f64(f64::from(u32::try_from(calls).unwrap_or(u32::MAX)) / context.rate)
+    pub(super) fn cycle(&self, context: &QueueContext<'_>) -> Duration {
+        context.duration_of(self.schedule.calls_per_cycle(&self.entries.counts, context.max_batch))
     }
 
-    /// Returns the time until an id that is queued now is fetched.
-    fn estimate(&self, context: &QueueContext) -> Duration {
-        self.cycle(context) + context.paused_for
+    /// Returns the time until a new id that is queued now is fetched.
+    pub(super) fn estimate(&self, context: &QueueContext<'_>) -> Duration {
+        let calls = self.schedule.calls_until_new(&self.entries.counts, context.max_batch);
+        context.duration_of(calls) + context.paused_for
     }
 
-    /// Returns the age up to which a snapshot is served to a lookup that waited in the queue.
-    fn max_stale(&self, context: &QueueContext) -> Duration {
+    /// Returns the age up to which a snapshot is served to a lookup that would have to wait.
+    fn max_stale(&self, context: &QueueContext<'_>) -> Duration {
         context.pending_max_stale.max(2 * self.cycle(context))
     }
 

@@ -224,25 +224,21 @@ impl<B: Backend> Registry<B> {
         let _ = self.snapshot_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
     }
 
-    /// Passes final records on to the long polls of other queues: as they are to queues of the same
-    /// token, else as the reason to fetch at once.
+    /// Passes final records on to the long polls of the token's other queues.
     pub(super) fn notify_long_polls(&self, from: &QueueKey, finals: &[FetchedFinal]) {
         if finals.is_empty() || self.long_polls.load(Ordering::Relaxed) == 0 {
             return;
         }
         let is_concerned = |handle: &&Arc<QueueHandle<B>>| {
             handle.key.service == from.service
+                && handle.key.token == from.token
                 && handle.key != *from
                 && handle.long_polls.load(Ordering::Relaxed) > 0
         };
         let concerned: Vec<_> = lock(&self.queues).values().filter(is_concerned).cloned().collect();
         for handle in concerned {
             for FetchedFinal { id, record, source } in finals {
-                if handle.key.token == from.token {
-                    handle.lock().resolve_final(id, record, *source);
-                } else {
-                    handle.lock().refetch_now(id);
-                }
+                handle.lock().resolve_final(id, record, *source);
             }
             handle.wake.notify_one();
         }
@@ -256,16 +252,19 @@ impl<B> QueueHandle<B> {
     }
 
     /// Returns the present time and limits.
-    pub(super) fn context(&self) -> QueueContext {
-        let Registry { settings, ids, snapshot_bytes, .. } = &*self.registry;
+    pub(super) fn context(&self) -> QueueContext<'_> {
+        let Registry { settings, ids, snapshot_bytes, durations, .. } = &*self.registry;
         let now = Instant::now();
         QueueContext {
             now,
+            service: &self.key.service,
+            durations,
             max_batch: self.service.max_batch(),
             max_ids: settings.max_queue_ids,
             free_ids: MAX_IDS.saturating_sub(ids.load(Ordering::Relaxed)),
             pending_max_age: settings.pending_max_age,
             pending_max_stale: settings.pending_max_stale,
+            queue_timeout: settings.queue_timeout,
             rate: self.limiter.rate_per_queue(now),
             paused_for: self.limiter.paused_for(now),
             is_empty_while_pending: self.service.rules.is_empty_while_pending,

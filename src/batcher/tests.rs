@@ -12,6 +12,7 @@ mod halving;
 mod harness;
 mod load;
 mod long_poll;
+mod never_more_calls;
 mod panics;
 mod partial_failure;
 mod queue_timeout;

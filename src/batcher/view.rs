@@ -41,6 +41,8 @@ pub struct QueueView {
     pub waiters: usize,
     /// Pending records in memory.
     pub snapshots: usize,
+    /// Time until a task that was never fetched would be fetched if it were looked up now.
+    pub estimate: Duration,
     /// Time for which the longest waiting id has been queued.
     pub longest_queued: Option<Duration>,
     /// Calls per second that the queue may send at present.
@@ -70,6 +72,8 @@ pub struct PendingView {
     pub waiters: usize,
     /// Whether the id is queued or in a call.
     pub is_queued: bool,
+    /// Median of the remaining time of tasks of this type and age. `None` without data.
+    pub expected_remaining: Option<Duration>,
 }
 
 /// A service whose lookups are interpreted.
@@ -153,9 +157,10 @@ impl<B: Backend> Batcher<B> {
 
 impl<B> QueueHandle<B> {
     fn view(&self, now: Instant) -> Option<QueueView> {
-        let counts = {
+        let context = self.context();
+        let (counts, estimate) = {
             let queue = self.lock();
-            (!queue.is_empty()).then(|| queue.counts(now))?
+            (!queue.is_empty()).then(|| (queue.counts(now), queue.estimate(&context)))?
         };
         Some(QueueView {
             service: self.key.service.clone(),
@@ -164,6 +169,7 @@ impl<B> QueueHandle<B> {
             in_flight: counts.in_flight,
             waiters: self.waiters(),
             snapshots: counts.snapshots,
+            estimate,
             longest_queued: counts.oldest_queued.map(|since| now.saturating_duration_since(since)),
             requests_per_second: self.limiter.rate_per_queue(now),
             paused_for: self.limiter.paused_for(now),
@@ -174,20 +180,27 @@ impl<B> QueueHandle<B> {
     /// Adds the queue's longest pending tasks, at most `limit`, and returns the number of the
     /// others.
     fn add_pending_tasks(&self, now: Instant, limit: usize, views: &mut Vec<PendingView>) -> usize {
+        let durations = self.registry.durations.service(&self.key.service);
         let queue = self.lock();
-        let mut tasks: Vec<_> = queue.pending_tasks().collect();
+        let mut tasks: Vec<_> = queue.pending_tasks(now).collect();
         let omitted = truncate_sorted(&mut tasks, limit, |one, other| {
             (one.first_seen, one.id).cmp(&(other.first_seen, other.id))
         });
-        views.extend(tasks.into_iter().map(|task| PendingView {
-            service: self.key.service.clone(),
-            id: task.id.clone(),
-            token: self.key.token,
-            record: task.record.clone(),
-            age: now.saturating_duration_since(task.fetched_at),
-            known_for: now.saturating_duration_since(task.first_seen),
-            waiters: task.waiters,
-            is_queued: task.is_queued,
+        views.extend(tasks.into_iter().map(|task| {
+            PendingView {
+                service: self.key.service.clone(),
+                id: task.id.clone(),
+                token: self.key.token,
+                record: task.record.clone(),
+                age: now.saturating_duration_since(task.fetched_at),
+                known_for: now.saturating_duration_since(task.first_seen),
+                waiters: task.waiters,
+                is_queued: task.is_queued,
+                expected_remaining: durations
+                    .model(task.kind)
+                    .remaining(task.task_age)
+                    .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            }
         }));
         omitted
     }

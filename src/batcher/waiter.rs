@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::outcome::TaskOutcome;
 
@@ -10,7 +11,7 @@ use super::outcome::TaskOutcome;
 #[derive(Debug)]
 pub(super) struct Waiter {
     slots: Mutex<Slots>,
-    /// Notified when every slot is resolved, or one with a failure.
+    /// Notified when every slot is resolved, or one with a failure, and when the wait is limited.
     changed: Notify,
 }
 
@@ -19,6 +20,8 @@ struct Slots {
     outcomes: Vec<Option<TaskOutcome>>,
     unresolved: usize,
     has_failed: bool,
+    /// End of the wait for calls that were prepared after the first one.
+    limit: Option<Instant>,
 }
 
 /// Progress of a lookup.
@@ -36,7 +39,7 @@ impl Waiter {
     /// Creates a waiter for the outcomes that are `None`.
     pub(super) fn new(outcomes: Vec<Option<TaskOutcome>>) -> Arc<Self> {
         let unresolved = outcomes.iter().filter(|outcome| outcome.is_none()).count();
-        let slots = Slots { outcomes, unresolved, has_failed: false };
+        let slots = Slots { outcomes, unresolved, has_failed: false, limit: None };
         Arc::new(Self { slots: Mutex::new(slots), changed: Notify::new() })
     }
 
@@ -60,6 +63,17 @@ impl Waiter {
             (_, true) => Progress::PartlyFailed,
             (_, false) => Progress::Waiting,
         }
+    }
+
+    /// Limits the wait for further calls, unless it is limited already.
+    pub(super) fn limit_wait(&self, until: Instant) {
+        self.lock().limit.get_or_insert(until);
+        self.changed.notify_one();
+    }
+
+    /// Returns the end of the wait for further calls.
+    pub(super) fn limit(&self) -> Option<Instant> {
+        self.lock().limit
     }
 
     /// Returns the slots that are not resolved.

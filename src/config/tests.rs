@@ -100,6 +100,7 @@ fn every_key_can_be_set_by_environment() {
         ("tasks.pending_max_stale", "20s"),
         ("tasks.queue_timeout", "250ms"),
         ("tasks.max_wait", "0s"),
+        ("tasks.default_wait", "10s"),
         ("tasks.max_ids", "50"),
         ("access.mode", "shared"),
         ("access.clients", r#"[{ name = "reports", key = "canary-3f9a" }]"#),

@@ -27,7 +27,7 @@ pub struct CacheSummary {
     pub is_outdated: bool,
     /// Age of the oldest record, in seconds.
     pub age: u64,
-    /// Time after which a pending record is fetched again, if the response has one.
+    /// Time until a newer record is expected, if the response has a pending one.
     pub retry_after: Option<Duration>,
 }
 

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use http::{Method, request};
+use http::{HeaderValue, Method, request};
 
 use crate::batcher::{Handling, LookupKind, LookupOptions};
+use crate::config::TasksConfig;
 use crate::headers::{HeaderValues, ListMember, RequestHeaders, list_members};
 use crate::task::{InterpretedService, InterpretedServices, LookupIds};
 
@@ -39,21 +40,31 @@ impl<'a> Candidate<'a> {
         })
     }
 
-    /// Returns the options of a lookup of these ids. A longer wait than `max_wait` is shortened.
-    /// Lenient handling applies to batches only.
-    pub(super) fn options(&self, ids: &LookupIds, max_wait: Duration) -> LookupOptions {
+    /// Returns the options of a lookup of these ids. A longer wait than `tasks.max_wait` is
+    /// shortened; a wait of zero is none. Lenient handling applies to batches only.
+    pub(super) fn options(&self, ids: &LookupIds, tasks: &TasksConfig) -> LookupOptions {
         let kind = match ids {
             LookupIds::Single(_) => LookupKind::Single,
             LookupIds::Batch { .. } => LookupKind::Batch,
         };
         let is_lenient = self.preferences.is_lenient && kind == LookupKind::Batch;
+        let default_wait = (kind == LookupKind::Single).then_some(tasks.default_wait);
+        let wait = self.preferences.wait.or(default_wait).map(|wait| wait.min(tasks.max_wait));
         LookupOptions {
             kind,
-            wait: self.preferences.wait.map(|wait| wait.min(max_wait)),
+            wait: wait.filter(|wait| !wait.is_zero()),
             handling: if is_lenient { Handling::Lenient } else { Handling::Strict },
             max_age: self.cache_control.max_age,
             only_if_cached: self.cache_control.only_if_cached,
         }
+    }
+
+    /// Returns `preference-applied` (RFC 7240 3) for the preferences that these options follow.
+    pub(super) fn preference_applied(&self, options: &LookupOptions) -> Option<HeaderValue> {
+        let wait = self.preferences.wait.and(options.wait).map(|wait| format!("wait={}", wait.as_secs()));
+        let handling = (options.handling == Handling::Lenient).then(|| "handling=lenient".to_owned());
+        let applied: Vec<String> = wait.into_iter().chain(handling).collect();
+        (!applied.is_empty()).then(|| HeaderValue::from_str(&applied.join(", ")).expect("printable ASCII"))
     }
 }
 
@@ -184,10 +195,9 @@ fn delta_seconds(text: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, HeaderValue};
+    use http::HeaderMap;
 
     use super::*;
-    use crate::config::TasksConfig;
 
     fn parts(method: &str, target: &str, fields: &[(&str, &str)]) -> request::Parts {
         let mut builder = http::Request::builder().method(method).uri(target);

@@ -74,7 +74,7 @@ async fn look_up(
     ids: LookupIds,
     log: &mut AccessLog<'_>,
 ) -> Reply {
-    let options = candidate.options(&ids, port.tasks.max_wait);
+    let options = candidate.options(&ids, &port.tasks);
     let request = LookupRequest {
         service: candidate.service,
         caller,
@@ -88,7 +88,13 @@ async fn look_up(
     let outcome = outcome(&response);
     let error_response = |error: ApiError| error.into_response_to(log.request_id());
     let host = port.passthrough.host();
-    Reply { response: lookup_response::build(response, &options, host, error_response), outcome }
+    let mut response = lookup_response::build(response, options.kind, host, error_response);
+    if response.status().is_success()
+        && let Some(applied) = candidate.preference_applied(&options)
+    {
+        response.headers_mut().insert("preference-applied", applied);
+    }
+    Reply { response, outcome }
 }
 
 fn outcome(response: &LookupResponse) -> Outcome {

@@ -10,7 +10,7 @@ use super::error::{self, FailedCall};
 use super::response_body::ResponseBody;
 use super::response_headers::{CACHE_STATUS, MISS, X_CACHE};
 use crate::api_error::ApiError;
-use crate::batcher::{Handling, LookupFailure, LookupKind, LookupOptions, QueueLimit};
+use crate::batcher::{LookupFailure, LookupKind, QueueLimit};
 use crate::headers::{self, X_REQUEST_ID};
 use crate::lookup::{CacheResult, CacheSummary, LookupError, LookupResponse, ResponseContent};
 use crate::upstream::UpstreamResponse;
@@ -33,7 +33,7 @@ static HIT: LazyLock<HeaderMap> = LazyLock::new(|| {
 /// `error_response` builds the response for an error of refrain.
 pub(super) fn build(
     response: LookupResponse,
-    options: &LookupOptions,
+    kind: LookupKind,
     host: &str,
     error_response: impl FnOnce(ApiError) -> Response,
 ) -> Response<ResponseBody> {
@@ -60,16 +60,11 @@ pub(super) fn build(
     headers.insert(header::AGE, summary.age.into());
     if !is_single_hit {
         let upstream_status = is_from_upstream.then_some(status);
-        headers.insert(CACHE_STATUS, cache_status(&summary, cache_result, upstream_status, options.kind));
+        headers.insert(CACHE_STATUS, cache_status(&summary, cache_result, upstream_status, kind));
         headers.insert(X_CACHE, x_cache(cache_result));
         if let Some(wait) = summary.retry_after.filter(|_| status == StatusCode::OK) {
             headers.insert(header::RETRY_AFTER, headers::retry_after(wait));
         }
-    }
-    if status.is_success()
-        && let Some(applied) = preference_applied(options)
-    {
-        headers.insert("preference-applied", applied);
     }
     response
 }
@@ -232,14 +227,6 @@ fn relay(upstream: &UpstreamResponse) -> Response {
         }
     }
     response
-}
-
-/// Returns `preference-applied` (RFC 7240 3) for the preferences that were followed.
-fn preference_applied(options: &LookupOptions) -> Option<HeaderValue> {
-    let wait = options.wait.map(|wait| format!("wait={}", wait.as_secs()));
-    let handling = (options.handling == Handling::Lenient).then(|| "handling=lenient".to_owned());
-    let applied: Vec<String> = wait.into_iter().chain(handling).collect();
-    (!applied.is_empty()).then(|| HeaderValue::from_str(&applied.join(", ")).expect("printable ASCII"))
 }
 
 #[cfg(test)]

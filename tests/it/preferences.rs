@@ -169,3 +169,33 @@ async fn lenient_batch_without_failures_lists_no_missing_ids() {
     assert_eq!(reply.json()["count"], 1);
     assert_eq!(reply.json().get("missing").and_then(|missing| missing.as_array()).map_or(0, Vec::len), 0);
 }
+
+#[tokio::test]
+async fn wait_of_zero_is_an_ordinary_lookup() {
+    let app = TestApp::spawn_with(|config| config.tasks.max_wait = Duration::ZERO).await;
+    let id = app.upstream.create_pending("producer", "t");
+    let body = json!({"action": "retrieve", "id": id});
+    for wait in ["wait=0", "wait=30"] {
+        let before = app.calls();
+        let reply = app.look_up("t", &body, &[("prefer", wait), ("cache-control", "no-cache")]).await;
+        assert_eq!((reply.x_cache(), app.calls()), ("MISS", before + 1), "{wait}");
+        assert_eq!(reply.header("preference-applied"), "", "{wait}");
+    }
+}
+
+#[tokio::test]
+async fn default_wait_holds_single_lookups_of_unmodified_clients() {
+    let app = TestApp::spawn_with(|config| config.tasks.default_wait = Duration::from_secs(20)).await;
+    let id = app.upstream.create_pending("producer", "t");
+    let (reply, ()) = tokio::join!(app.retrieve("t", &id), async {
+        app.upstream.wait_for_calls(1).await;
+        app.upstream.finish(&id);
+    });
+    assert!(reply.json()["finished_at"].is_number(), "{reply:?}");
+    assert_eq!(reply.header("preference-applied"), "");
+    // A batch, and a client that says otherwise, are not held.
+    let other = app.upstream.create_pending("producer", "t");
+    assert!(app.batch("t", &[&other]).await.json()["items"][0].get("finished_at").is_none());
+    let body = json!({"action": "retrieve", "id": other});
+    assert!(app.look_up("t", &body, &[("prefer", "wait=0")]).await.json().get("finished_at").is_none());
+}

@@ -25,6 +25,7 @@ fn queue(queue: &QueueView) -> Value {
         "in_flight": queue.in_flight,
         "waiters": queue.waiters,
         "snapshots": queue.snapshots,
+        "estimate_seconds": queue.estimate.as_secs_f64(),
         "oldest_wait_seconds": queue.longest_queued.map(|age| age.as_secs_f64()),
         "requests_per_second": queue.requests_per_second,
         "paused_seconds": queue.paused_for.as_secs_f64(),
@@ -45,6 +46,7 @@ fn pending_task(task: &PendingView) -> Value {
         "progress": summary.progress,
         "created_at": summary.created_at,
         "snapshot_age_seconds": task.age.as_secs_f64(),
+        "expected_remaining_seconds": task.expected_remaining.map(|remaining| remaining.as_secs_f64()),
         "waiters": task.waiters,
         "is_queued": task.is_queued,
     })

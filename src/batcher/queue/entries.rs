@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::entry::{ActiveCount, MAX_NEGATIVE_AGE, QueueEntry, Stage};
+use super::entry::{MAX_NEGATIVE_AGE, QueueEntry, Stage, StageCounts};
 use crate::lru::shrink_if_sparse;
 use crate::task::TaskId;
 
@@ -14,7 +14,7 @@ use crate::task::TaskId;
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     pub(super) map: HashMap<TaskId, QueueEntry>,
-    pub(super) active: ActiveCount,
+    pub(super) counts: StageCounts,
 }
 
 /// Cached results that a sweep drops.
@@ -46,6 +46,9 @@ pub(in crate::batcher) struct PendingTask<'a> {
     pub(in crate::batcher) first_seen: Instant,
     pub(in crate::batcher) waiters: usize,
     pub(in crate::batcher) is_queued: bool,
+    /// Age of the task in seconds.
+    pub(in crate::batcher) task_age: f64,
+    pub(in crate::batcher) kind: Option<&'a str>,
 }
 
 impl Entries {
@@ -58,7 +61,7 @@ impl Entries {
     /// Drops the cached results of an id.
     pub(super) fn discard(&mut self, id: &TaskId) {
         if let Some(entry) = self.map.get_mut(id) {
-            entry.clear_cache();
+            entry.discard();
             self.remove_if_empty(id);
         }
     }
@@ -66,7 +69,7 @@ impl Entries {
     /// Drops all cached results.
     pub(super) fn discard_all(&mut self) {
         self.map.retain(|_, entry| {
-            entry.clear_cache();
+            entry.discard();
             !entry.is_empty()
         });
     }
@@ -90,7 +93,7 @@ impl Entries {
         let is_expired = |fetched_at: Instant, max_age: Duration| {
             scope == SweepScope::Unawaited || now.saturating_duration_since(fetched_at) >= max_age
         };
-        let Self { map, active } = self;
+        let Self { map, counts } = self;
         map.retain(|_, entry| {
             if entry.waiters.is_empty() {
                 entry
@@ -100,7 +103,7 @@ impl Entries {
                     .negative
                     .take_if(|negative| is_expired(negative.fetched_at, negative.ttl + MAX_NEGATIVE_AGE));
                 if matches!(entry.stage, Stage::Queued { .. }) && !entry.is_needed(now) {
-                    active.set_stage(entry, Stage::Idle);
+                    counts.set_stage(entry, Stage::Idle);
                 }
             }
             !entry.is_empty()
@@ -114,9 +117,9 @@ impl Entries {
         let mut counts = QueueCounts::default();
         for entry in self.map.values() {
             match entry.stage {
-                Stage::Queued { since } if entry.is_needed(now) => counts.add_queued(1, since),
-                Stage::InCall => counts.in_flight += 1,
-                Stage::Queued { .. } | Stage::Idle => {}
+                Stage::Queued { since, .. } if entry.is_needed(now) => counts.add_queued(1, since),
+                Stage::InFlight => counts.in_flight += 1,
+                Stage::Queued { .. } | Stage::Prepared | Stage::Idle => {}
             }
             if entry.snapshot.is_some() {
                 counts.snapshots += 1;
@@ -127,8 +130,8 @@ impl Entries {
     }
 
     /// Returns the tasks whose last record is pending.
-    pub(super) fn pending_tasks(&self) -> impl Iterator<Item = PendingTask<'_>> {
-        self.map.iter().filter_map(|(id, entry)| {
+    pub(super) fn pending_tasks(&self, now: Instant) -> impl Iterator<Item = PendingTask<'_>> {
+        self.map.iter().filter_map(move |(id, entry)| {
             let snapshot = entry.snapshot.as_ref()?;
             Some(PendingTask {
                 id,
@@ -137,6 +140,8 @@ impl Entries {
                 first_seen: snapshot.first_seen,
                 waiters: entry.waiters.len(),
                 is_queued: entry.stage != Stage::Idle,
+                task_age: snapshot.task_age_at(now),
+                kind: snapshot.kind.as_deref(),
             })
         })
     }

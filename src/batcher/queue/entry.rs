@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::QueueContext;
+use super::{POLL_INTERVAL, QueueContext};
 use crate::batcher::outcome::{Freshness, LookupKind, LookupOptions, TaskOutcome};
 use crate::batcher::waiter::Waiter;
 use crate::upstream::UpstreamResponse;
@@ -20,19 +20,41 @@ const MAX_NEW_NEGATIVE_AGE: Duration = Duration::from_secs(5);
 /// Time after the first lookup of an id for which the id is new.
 const NEW_ID_PERIOD: Duration = Duration::from_secs(600);
 
-/// Number of ids that are queued or in a call. Every change of an entry's stage goes through it.
-#[derive(Debug, Default)]
-pub(super) struct ActiveCount(usize);
+/// Share of a task's age by which the news of its end may be late to a lookup that waits, if that
+/// is more than the time between two polls.
+const ACCEPTED_DELAY: f64 = 1.0 / 20.0;
 
-impl ActiveCount {
-    pub(super) fn get(&self) -> usize {
-        self.0
+/// Share of earlier tasks that had finished at a task's age, up to which the task is unlikely to
+/// have finished.
+const UNLIKELY: f64 = 0.05;
+
+/// Numbers of ids by stage. Every change of an entry's stage goes through it.
+#[derive(Debug, Default)]
+pub(super) struct StageCounts {
+    /// Ids that are queued or in a call.
+    pub(super) active: usize,
+    /// Queued ids that were never fetched.
+    pub(super) new: usize,
+    /// Queued ids that were fetched before.
+    pub(super) known: usize,
+}
+
+impl StageCounts {
+    pub(super) fn set_stage(&mut self, entry: &mut QueueEntry, stage: Stage) {
+        self.add(stage, 1);
+        self.add(entry.stage, -1);
+        entry.stage = stage;
     }
 
-    pub(super) fn set_stage(&mut self, entry: &mut QueueEntry, stage: Stage) {
-        self.0 += usize::from(stage != Stage::Idle);
-        self.0 -= usize::from(entry.stage != Stage::Idle);
-        entry.stage = stage;
+    fn add(&mut self, stage: Stage, change: isize) {
+        if stage != Stage::Idle {
+            self.active = self.active.saturating_add_signed(change);
+        }
+        match stage {
+            Stage::Queued { is_new: true, .. } => self.new = self.new.saturating_add_signed(change),
+            Stage::Queued { is_new: false, .. } => self.known = self.known.saturating_add_signed(change),
+            Stage::Idle | Stage::Prepared | Stage::InFlight => {}
+        }
     }
 }
 
@@ -43,14 +65,12 @@ pub(super) struct QueueEntry {
     first_asked_at: Instant,
     pub(super) stage: Stage,
     pub(super) waiters: Vec<WaiterSlot>,
-    /// When long polls fetch the id again; `None` means at once.
-    pub(super) refetch_at: Option<Instant>,
-    /// Whether another token saw the final record during a call for this id, whose response may be
-    /// older.
-    pub(super) refetch_after_call: bool,
-    /// Until then the id stays queued without a waiter, because a client was served without a fresh
-    /// result.
-    pub(super) grace_until: Option<Instant>,
+    /// Until then the id stays queued without a waiter, because a client left without a fresh
+    /// result and may come back.
+    pub(super) keep_until: Option<Instant>,
+    /// Whether the task was deleted during the call that the id is part of. Its result is for the
+    /// waiters that came before the delete only.
+    pub(super) is_discarded: bool,
     pub(super) snapshot: Option<PendingSnapshot>,
     pub(super) negative: Option<NegativeEntry>,
 }
@@ -62,9 +82,14 @@ pub(super) enum Stage {
     Idle,
     Queued {
         since: Instant,
+        /// Whether the id was never fetched.
+        is_new: bool,
     },
-    /// Part of a call that is prepared or in flight.
-    InCall,
+    /// Part of a call that is not sent yet: a retry, half of a refused batch, an id that a batch
+    /// left out.
+    Prepared,
+    /// Part of a call that was sent.
+    InFlight,
 }
 
 /// Place of a waiter that an id resolves.
@@ -75,6 +100,8 @@ pub(super) struct WaiterSlot {
     pub(super) kind: LookupKind,
     /// Whether the waiter waits for the final record (`prefer: wait`).
     pub(super) is_long_poll: bool,
+    /// Whether the task was deleted after the current call began and before the lookup arrived.
+    pub(super) is_after_delete: bool,
 }
 
 /// Last pending record of a task.
@@ -83,9 +110,38 @@ pub(super) struct PendingSnapshot {
     pub(super) record: Bytes,
     pub(super) fetched_at: Instant,
     pub(super) first_seen: Instant,
+    /// Age of the task at the fetch.
+    pub(super) task_age: Duration,
+    /// Type of the task, by which its duration is estimated.
+    pub(super) kind: Option<Box<str>>,
     /// Twice the queue's cycle when the record was fetched. Saved at the fetch, because the cycle
     /// can become shorter later.
     pub(super) two_cycles: Duration,
+}
+
+impl PendingSnapshot {
+    /// Returns the age of the task at a time, in seconds.
+    pub(super) fn task_age_at(&self, at: Instant) -> f64 {
+        (self.task_age + at.saturating_duration_since(self.fetched_at)).as_secs_f64()
+    }
+
+    /// Returns how long the record is served without a call: for `pending_max_age`, or while the
+    /// task is unlikely to have finished, up to `pending_max_stale`.
+    fn fresh_for(&self, context: &QueueContext<'_>) -> Duration {
+        let model = context.durations.model(context.service, self.kind.as_deref());
+        let until_likely = model.quantile(UNLIKELY).map_or(0.0, |age| age - self.task_age.as_secs_f64());
+        let until_likely = Duration::try_from_secs_f64(until_likely).unwrap_or(Duration::ZERO);
+        until_likely.min(context.pending_max_stale).max(context.pending_max_age)
+    }
+
+    /// Whether a poll of a lookup that waits can do without a newer record: the record is younger
+    /// than a twentieth of the task's age, up to `pending_max_stale`.
+    pub(super) fn is_recent(&self, context: &QueueContext<'_>) -> bool {
+        let delay = self.task_age.mul_f64(ACCEPTED_DELAY).min(context.pending_max_stale);
+        // Polls come at a fixed interval. The nearest one counts.
+        let age = context.now.saturating_duration_since(self.fetched_at);
+        age < delay.saturating_sub(POLL_INTERVAL / 2)
+    }
 }
 
 /// Cached result of an id that the upstream does not know.
@@ -104,17 +160,21 @@ impl QueueEntry {
             first_asked_at: now,
             stage: Stage::Idle,
             waiters: Vec::new(),
-            refetch_at: None,
-            refetch_after_call: false,
-            grace_until: None,
+            keep_until: None,
+            is_discarded: false,
             snapshot: None,
             negative: None,
         }
     }
 
+    /// Returns the stage of the id if it is queued now.
+    pub(super) fn queued(&self, now: Instant) -> Stage {
+        Stage::Queued { since: now, is_new: self.fetched_at().is_none() }
+    }
+
     /// Returns how long the id is served from memory as unknown: twice as long as the last time, up
     /// to a limit. Where `{}` can mean that a task is pending, no longer than a pending record.
-    pub(super) fn next_negative_ttl(&self, context: &QueueContext) -> Duration {
+    pub(super) fn next_negative_ttl(&self, context: &QueueContext<'_>) -> Duration {
         let is_new = context.now.saturating_duration_since(self.first_asked_at) < NEW_ID_PERIOD;
         let longest = match () {
             () if context.is_empty_while_pending => context.pending_max_age,
@@ -128,7 +188,7 @@ impl QueueEntry {
     /// Returns the cached result if it is fresh enough to be served without a call.
     pub(super) fn fresh_outcome(
         &self,
-        context: &QueueContext,
+        context: &QueueContext<'_>,
         options: &LookupOptions,
     ) -> Option<TaskOutcome> {
         let freshness = |fetched_at: Instant, ttl: Duration| {
@@ -136,14 +196,15 @@ impl QueueEntry {
             (age < ttl.min(options.max_age.unwrap_or(Duration::MAX))).then_some(Freshness::Cached { age })
         };
         if let Some(snapshot) = &self.snapshot {
-            let freshness = freshness(snapshot.fetched_at, context.pending_max_age)?;
+            let freshness = freshness(snapshot.fetched_at, snapshot.fresh_for(context))?;
             return Some(TaskOutcome::Pending { record: snapshot.record.clone(), freshness });
         }
         let negative = self.negative.as_ref()?;
         // While the id waits for its own call on behalf of a single lookup, batches need not wait
         // for that call.
-        let awaits_own_call =
-            self.stage == Stage::InCall && negative.response.is_none() && self.has_single_waiter();
+        let awaits_own_call = matches!(self.stage, Stage::Prepared | Stage::InFlight)
+            && negative.response.is_none()
+            && self.has_single_waiter();
         let freshness =
             freshness(negative.fetched_at, if awaits_own_call { MAX_NEGATIVE_AGE } else { negative.ttl })?;
         if options.kind == LookupKind::Single && negative.response.is_none() {
@@ -152,28 +213,39 @@ impl QueueEntry {
         Some(TaskOutcome::Unknown { response: negative.response.clone(), freshness })
     }
 
-    /// Returns the cached result for one of the waiters if it is at most `max_age` old.
+    /// Returns the time until a lookup of the pending task can return a newer record, `cycle` being
+    /// the time in which every queued id is fetched once. `None` without a pending record.
+    pub(super) fn next_news(&self, context: &QueueContext<'_>, cycle: Duration) -> Option<Duration> {
+        let snapshot = self.snapshot.as_ref()?;
+        let age = context.now.saturating_duration_since(snapshot.fetched_at);
+        let until_stale = snapshot.fresh_for(context).saturating_sub(age);
+        Some(if self.stage == Stage::Idle { until_stale.max(cycle) } else { cycle })
+    }
+
+    /// Returns the cached result for one of the waiters if its age is at most `max_age`, given the
+    /// age.
     pub(super) fn cached_outcome(
         &self,
         now: Instant,
-        max_age: Duration,
+        is_usable: impl Fn(Cached) -> bool,
         waiter: &Arc<Waiter>,
     ) -> Option<TaskOutcome> {
+        let age = |at: Instant| now.saturating_duration_since(at);
         if let Some(snapshot) = &self.snapshot {
-            let age = now.saturating_duration_since(snapshot.fetched_at);
-            return (age <= max_age.max(snapshot.two_cycles)).then(|| TaskOutcome::Pending {
+            let cached = Cached { fetched_at: snapshot.fetched_at, two_cycles: snapshot.two_cycles };
+            return is_usable(cached).then(|| TaskOutcome::Pending {
                 record: snapshot.record.clone(),
-                freshness: Freshness::Cached { age },
+                freshness: Freshness::Cached { age: age(snapshot.fetched_at) },
             });
         }
         let negative = self.negative.as_ref()?;
         let is_single =
             |slot: &WaiterSlot| slot.kind == LookupKind::Single && Arc::ptr_eq(&slot.waiter, waiter);
         let needs_own_response = negative.response.is_none() && self.waiters.iter().any(is_single);
-        let age = now.saturating_duration_since(negative.fetched_at);
-        (age <= max_age && !needs_own_response).then(|| TaskOutcome::Unknown {
+        let cached = Cached { fetched_at: negative.fetched_at, two_cycles: Duration::ZERO };
+        (is_usable(cached) && !needs_own_response).then(|| TaskOutcome::Unknown {
             response: negative.response.clone(),
-            freshness: Freshness::Cached { age },
+            freshness: Freshness::Cached { age: age(negative.fetched_at) },
         })
     }
 
@@ -187,31 +259,29 @@ impl QueueEntry {
         self.snapshot.as_ref().map_or(0, |snapshot| snapshot.record.len())
     }
 
-    /// Drops the cached results.
-    pub(super) fn clear_cache(&mut self) {
-        (self.snapshot, self.negative, self.refetch_at) = (None, None, None);
-    }
-
-    /// Returns when the id is due for its long polls; `None` without one.
-    pub(super) fn next_poll(&self, now: Instant) -> Option<Instant> {
-        self.waiters.iter().any(|waiter| waiter.is_long_poll).then(|| self.refetch_at.unwrap_or(now))
+    /// Drops the cached results after a delete. A call in flight resolves only the waiters that are
+    /// registered now.
+    pub(super) fn discard(&mut self) {
+        (self.snapshot, self.negative) = (None, None);
+        self.is_discarded = matches!(self.stage, Stage::Prepared | Stage::InFlight);
     }
 
     pub(super) fn has_single_waiter(&self) -> bool {
         self.waiters.iter().any(|waiter| waiter.kind == LookupKind::Single)
     }
 
-    /// Whether a result is still of use: a waiter is left, or the grace period has not passed.
-    pub(super) fn is_needed(&self, now: Instant) -> bool {
-        !self.waiters.is_empty() || self.grace_until.is_some_and(|until| until > now)
+    pub(super) fn has_long_poll(&self) -> bool {
+        self.waiters.iter().any(|waiter| waiter.is_long_poll)
     }
 
-    /// Keeps the id queued for `pending_max_stale` although its client was served.
-    pub(super) fn start_grace(&mut self, active: &mut ActiveCount, context: &QueueContext) {
-        self.grace_until = Some(context.now + context.pending_max_stale);
-        if self.stage == Stage::Idle {
-            active.set_stage(self, Stage::Queued { since: context.now });
-        }
+    /// Whether a result is still of use: a waiter is left, or a client may come back for it.
+    pub(super) fn is_needed(&self, now: Instant) -> bool {
+        !self.waiters.is_empty() || self.keep_until.is_some_and(|until| until > now)
+    }
+
+    /// Keeps the id queued until at least that time, also without a waiter.
+    pub(super) fn keep_queued_until(&mut self, until: Instant) {
+        self.keep_until = Some(self.keep_until.map_or(until, |before| before.max(until)));
     }
 
     pub(super) fn remove_waiter(&mut self, waiter: &Arc<Waiter>) {
@@ -219,9 +289,7 @@ impl QueueEntry {
     }
 
     pub(super) fn resolve_all(&mut self, outcome: &TaskOutcome) {
-        for registered in self.waiters.drain(..) {
-            registered.waiter.resolve(registered.slot, outcome.clone());
-        }
+        self.resolve_if(outcome, |_| true);
     }
 
     /// Resolves the waiters that do not wait for the final record.
@@ -229,8 +297,10 @@ impl QueueEntry {
         self.resolve_if(outcome, |waiter| !waiter.is_long_poll);
     }
 
+    /// Resolves waiters. Those that came after a delete wait for the next call.
     pub(super) fn resolve_if(&mut self, outcome: &TaskOutcome, is_resolved: impl Fn(&WaiterSlot) -> bool) {
-        for waiter in self.waiters.extract_if(.., |waiter| is_resolved(waiter)) {
+        let is_resolved = |waiter: &mut WaiterSlot| !waiter.is_after_delete && is_resolved(waiter);
+        for waiter in self.waiters.extract_if(.., is_resolved) {
             waiter.waiter.resolve(waiter.slot, outcome.clone());
         }
     }
@@ -241,4 +311,12 @@ impl QueueEntry {
             && self.snapshot.is_none()
             && self.negative.is_none()
     }
+}
+
+/// Cached result that may be served to a lookup that waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cached {
+    pub(super) fetched_at: Instant,
+    /// Twice the queue's cycle at the fetch.
+    pub(super) two_cycles: Duration,
 }

@@ -1,13 +1,32 @@
 //! Choice of the next upstream call.
+//!
+//! 1. Ids that were never fetched, oldest first. While known ids wait, they have at most three
+//!    quarters of a call, or more where they would otherwise wait for longer than `queue_timeout`.
+//! 2. Known ids that would otherwise wait for longer than two even cycles and 30 s.
+//! 3. Known ids by the expected time for which their task has been finished unnoticed.
+//! 4. Where there is room, ids of long polls, which then learn of their end without a call.
+//!
+//! Everything takes time linear in the number of ids.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::LazyLock;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::QueueContext;
 use super::entries::Entries;
-use super::entry::Stage;
-use crate::task::TaskId;
+use super::entry::{QueueEntry, Stage, StageCounts};
+use crate::task::{DurationModel, ServiceDurations, TaskId};
+
+/// No known id waits for longer than this or two even cycles.
+const MIN_LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// Most calls ahead for which deadlines are checked. Later deadlines are met as the time comes.
+const MAX_SLOTS: usize = 4096;
+
+/// Model without samples.
+static WITHOUT_DATA: LazyLock<DurationModel> = LazyLock::new(DurationModel::default);
 
 /// One upstream call.
 #[derive(Clone, Debug)]
@@ -40,7 +59,7 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    pub(super) fn prepared(&self) -> impl Iterator<Item = &Call> {
+    pub(super) fn prepared(&self) -> impl ExactSizeIterator<Item = &Call> {
         self.prepared.iter()
     }
 
@@ -55,30 +74,43 @@ impl Schedule {
     }
 
     /// Returns the number of calls that fetch every active id once, at least one.
-    pub(super) fn calls_per_cycle(&self, active: usize, max_batch: usize) -> usize {
+    pub(super) fn calls_per_cycle(&self, counts: &StageCounts, max_batch: usize) -> usize {
         let prepared: usize = self.prepared.iter().map(|call| call.ids.len()).sum();
-        (self.prepared.len() + active.saturating_sub(prepared).div_ceil(max_batch)).max(1)
+        (counts.active.saturating_sub(prepared).div_ceil(max_batch) + self.prepared.len()).max(1)
     }
 
-    /// Returns when the next call is due; `None` if no id is queued.
+    /// Returns the number of calls up to the one that fetches a new id that is queued now. Only what
+    /// goes before it counts.
+    pub(super) fn calls_until_new(&self, counts: &StageCounts, max_batch: usize) -> usize {
+        let batches = counts.new / max_batch + 1;
+        // Prepared calls and batches take turns.
+        batches + self.prepared.len().min(batches)
+    }
+
+    /// Returns when the next call is due; `None` if nothing is queued. Ids that are no longer needed
+    /// leave the queue.
     pub(super) fn next_due(&mut self, entries: &mut Entries, now: Instant) -> Option<Instant> {
-        self.drop_unneeded(entries, now);
-        let Entries { map, active } = entries;
-        let queued = map.values_mut().filter_map(|entry| match entry.stage {
-            Stage::Queued { .. } if entry.is_needed(now) => Some(now),
-            Stage::Queued { .. } => {
-                active.set_stage(entry, Stage::Idle);
-                None
+        let Entries { map, counts } = entries;
+        let prepared = self.prepared.iter().map(|call| call.not_before).min();
+        if counts.new + counts.known == 0 || prepared.is_some_and(|at| at <= now) {
+            return prepared;
+        }
+        let mut is_queued = false;
+        for entry in map.values_mut() {
+            if matches!(entry.stage, Stage::Queued { .. }) {
+                if entry.is_needed(now) {
+                    is_queued = true;
+                    break;
+                }
+                counts.set_stage(entry, Stage::Idle);
             }
-            Stage::Idle => entry.next_poll(now),
-            Stage::InCall => None,
-        });
-        queued.chain(self.prepared.iter().map(|call| call.not_before)).min()
+        }
+        if is_queued { Some(now) } else { prepared }
     }
 
     /// Takes the next call. Prepared calls and new batches take turns, so that neither starves the
     /// other.
-    pub(super) fn take(&mut self, entries: &mut Entries, context: &QueueContext) -> Option<Call> {
+    pub(super) fn take(&mut self, entries: &mut Entries, context: &QueueContext<'_>) -> Option<Call> {
         let prepared = self.prepared.iter().position(|call| call.not_before <= context.now);
         let batch =
             if self.prepared_went_last || prepared.is_none() { take_batch(entries, context) } else { None };
@@ -93,7 +125,7 @@ impl Schedule {
                 let Some(entry) = entries.map.get_mut(id) else { return false };
                 let is_needed = entry.is_needed(now);
                 if !is_needed {
-                    entries.active.set_stage(entry, Stage::Idle);
+                    entries.counts.set_stage(entry, Stage::Idle);
                     entries.remove_if_empty(id);
                 }
                 is_needed
@@ -103,42 +135,168 @@ impl Schedule {
     }
 }
 
-/// Takes at most `max_batch` queued ids: first those without a cached result in the order in which
-/// they were queued, then those with the oldest result.
-fn take_batch(entries: &mut Entries, context: &QueueContext) -> Option<Call> {
+/// Queued id that was never fetched.
+struct NewId<'a> {
+    since: Instant,
+    id: &'a TaskId,
+}
+
+/// Queued id that was fetched before.
+struct KnownId<'a> {
+    since: Instant,
+    /// Expected time for which the task has been finished unnoticed, in seconds.
+    undetected: f64,
+    id: &'a TaskId,
+}
+
+/// Takes at most `max_batch` queued ids.
+fn take_batch(entries: &mut Entries, context: &QueueContext<'_>) -> Option<Call> {
     let now = context.now;
-    let Entries { map, active } = entries;
-    let mut due: Vec<(bool, Instant, &TaskId)> = Vec::new();
-    for (id, entry) in map.iter_mut() {
-        if entry.stage == Stage::Idle && entry.next_poll(now).is_some_and(|at| at <= now) {
-            active.set_stage(entry, Stage::Queued { since: now });
-        }
-        if let Stage::Queued { since } = entry.stage
-            && entry.is_needed(now)
-        {
-            due.push(match entry.fetched_at() {
-                None => (false, since, id),
-                Some(at) => (true, at, id),
-            });
-        }
+    let ids = choose(&entries.map, context);
+    if ids.is_empty() {
+        return None;
     }
-    let first = due.iter().min()?.2.clone();
-    let ids = if first.is_batchable() {
-        due.retain(|(.., id)| id.is_batchable());
-        if due.len() > context.max_batch {
-            due.select_nth_unstable(context.max_batch - 1);
-            due.truncate(context.max_batch);
-        }
-        due.sort_unstable();
-        due.into_iter().map(|(.., id)| id.clone()).collect()
-    } else {
-        vec![first]
-    };
     for id in &ids {
-        if let Some(entry) = map.get_mut(id) {
-            active.set_stage(entry, Stage::InCall);
-            entry.grace_until = None;
+        if let Some(entry) = entries.map.get_mut(id) {
+            entries.counts.set_stage(entry, Stage::InFlight);
+            entry.keep_until = None;
         }
     }
     Some(Call::new(ids, now, now))
 }
+
+fn choose(map: &HashMap<TaskId, QueueEntry>, context: &QueueContext<'_>) -> Vec<TaskId> {
+    let mut new = Vec::new();
+    let mut known = Vec::new();
+    let mut riders = Vec::new();
+    let durations = context.durations.service(context.service);
+    for (id, entry) in map {
+        match entry.stage {
+            Stage::Queued { since, is_new: true } if entry.is_needed(context.now) => {
+                new.push(NewId { since, id });
+            }
+            Stage::Queued { since, is_new: false } if entry.is_needed(context.now) => {
+                known.push(KnownId { since, undetected: undetected(entry, &durations, context.now), id });
+            }
+            Stage::Idle if entry.has_long_poll() => riders.push((entry.fetched_at(), id)),
+            _ => {}
+        }
+    }
+    if let Some(alone) = unbatchable(&new, &known) {
+        return vec![alone.clone()];
+    }
+    new.retain(|queued| queued.id.is_batchable());
+    known.retain(|queued| queued.id.is_batchable());
+    let mut chosen: Vec<TaskId> = Vec::with_capacity(context.max_batch);
+    // Alone in its call, an unknown id is answered by it. In a batch it would need a second call.
+    let takes_riders = new.len() + known.len() > 1 || new.is_empty();
+    chosen.extend(choose_new(new, known.len(), context).into_iter().cloned());
+    let room = context.max_batch - chosen.len();
+    chosen.extend(choose_known(known, room, context).into_iter().cloned());
+    if !chosen.is_empty() && takes_riders {
+        let room = context.max_batch - chosen.len();
+        riders.retain(|(_, id)| id.is_batchable());
+        select_first(&mut riders, room, |rider| *rider);
+        chosen.extend(riders.into_iter().map(|(_, id)| id.clone()));
+    }
+    chosen
+}
+
+/// Returns the id that has been queued for longest if it may not share a call.
+fn unbatchable<'a>(new: &[NewId<'a>], known: &[KnownId<'a>]) -> Option<&'a TaskId> {
+    let new = new.iter().map(|queued| (queued.since, queued.id));
+    let known = known.iter().map(|queued| (queued.since, queued.id));
+    new.chain(known).min().map(|(_, id)| id).filter(|id| !id.is_batchable())
+}
+
+fn choose_new<'a>(mut new: Vec<NewId<'a>>, known: usize, context: &QueueContext<'_>) -> Vec<&'a TaskId> {
+    // As many as the known ids leave room for, at least three quarters.
+    let most = context.max_batch.saturating_sub(known).max(context.max_batch * 3 / 4).max(1);
+    // One call earlier than the lookups time out, as the call takes time.
+    let longest_wait = context.queue_timeout.saturating_sub(context.interval());
+    let waits = new.iter().map(|queued| context.now.saturating_duration_since(queued.since));
+    let needed = ids_due(waits, longest_wait, context.max_batch, context.interval());
+    let count = new.len().min(most).max(needed);
+    select_first(&mut new, count, |queued| (queued.since, queued.id));
+    new.into_iter().map(|queued| queued.id).collect()
+}
+
+fn choose_known<'a>(mut known: Vec<KnownId<'a>>, room: usize, context: &QueueContext<'_>) -> Vec<&'a TaskId> {
+    if known.len() > room && room > 0 {
+        let interval = context.interval();
+        let cycle = interval.mul_f64(known.len().div_ceil(room) as f64);
+        let longest_wait = (2 * cycle).max(MIN_LONGEST_WAIT);
+        let waits = known.iter().map(|queued| context.now.saturating_duration_since(queued.since));
+        let due = ids_due(waits, longest_wait, room, interval);
+        if due > 0 {
+            let by_time =
+                |one: &KnownId<'_>, other: &KnownId<'_>| (one.since, one.id).cmp(&(other.since, other.id));
+            known.select_nth_unstable_by(due - 1, by_time);
+        }
+        let by_undetected = |one: &KnownId<'_>, other: &KnownId<'_>| {
+            other.undetected.total_cmp(&one.undetected).then_with(|| one.id.cmp(other.id))
+        };
+        if room > due {
+            known[due..].select_nth_unstable_by(room - due - 1, by_undetected);
+        }
+    }
+    known.truncate(room);
+    known.sort_unstable_by_key(|queued| (queued.since, queued.id));
+    known.into_iter().map(|queued| queued.id).collect()
+}
+
+/// Returns how many of the ids have to be in this call so that none waits for longer than
+/// `longest_wait`, if this call and each later one takes at most `per_call` of them.
+fn ids_due(
+    waits: impl Iterator<Item = Duration>,
+    longest_wait: Duration,
+    per_call: usize,
+    interval: Duration,
+) -> usize {
+    // Number of ids by the last call that is in time for them.
+    let mut slots: Vec<usize> = Vec::new();
+    for wait in waits {
+        let remaining = longest_wait.saturating_sub(wait);
+        let slot = (remaining.as_secs_f64() / interval.as_secs_f64()) as usize;
+        if slot < MAX_SLOTS {
+            if slots.len() <= slot {
+                slots.resize(slot + 1, 0);
+            }
+            slots[slot] += 1;
+        }
+    }
+    let mut in_time = 0_usize;
+    let mut due = 0;
+    for (later_calls, ids) in slots.into_iter().enumerate() {
+        in_time += ids;
+        due = due.max(in_time.saturating_sub(later_calls * per_call));
+    }
+    due.min(per_call)
+}
+
+/// Truncates a list to its `count` smallest items, in order.
+fn select_first<T, K: Ord>(list: &mut Vec<T>, count: usize, key: impl Fn(&T) -> K + Copy) {
+    if list.len() > count && count > 0 {
+        list.select_nth_unstable_by_key(count - 1, key);
+    }
+    list.truncate(count);
+    list.sort_unstable_by_key(key);
+}
+
+/// Returns the expected time for which the task of a known id has been finished unnoticed, in
+/// seconds. An unknown id counts as a task without data that began at its last fetch.
+fn undetected(entry: &QueueEntry, durations: &ServiceDurations, now: Instant) -> f64 {
+    match &entry.snapshot {
+        Some(snapshot) => {
+            let model = durations.model(snapshot.kind.as_deref());
+            model.expected_undetected(snapshot.task_age.as_secs_f64(), snapshot.task_age_at(now))
+        }
+        None => {
+            let since = entry.fetched_at().unwrap_or(now);
+            WITHOUT_DATA.expected_undetected(0.0, now.saturating_duration_since(since).as_secs_f64())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -103,7 +103,9 @@ async fn run_load(seed: u64, tasks: usize, length: f64) {
         report.max_delay,
     );
     assert_eq!(report.failures, 0, "{context}");
-    assert!(report.all_fetched_at <= seconds(cycle + 2.0), "{context}");
+    assert_eq!(report.failures_before_first_record, 0, "{context}");
+    // Known ids take a quarter of the calls meanwhile.
+    assert!(report.all_fetched_at <= seconds((cycle * 4.0 / 3.0).min(25.0) + 2.0), "{context}");
     assert!(report.max_age <= seconds(2.0 * cycle + 2.0), "{context}");
     assert!(report.max_delay <= seconds(cycle + 1.0 + 1.0), "{context}");
     assert!(report.finals >= expected_finals, "{context}: {} of {expected_finals}", report.finals);
