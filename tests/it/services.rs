@@ -19,7 +19,53 @@ async fn counted(app: &TestApp, service: &str, body: &Value) -> (Reply, usize) {
     let before = app.upstream.call_count();
     let reply = post(app, service, body).await;
     let calls = app.upstream.call_count() - before;
+    eprintln!("{service:15} {:8} {calls} calls  {body}", reply.x_cache());
     (reply, calls)
+}
+
+/// `cargo test --test it services -- --nocapture` prints the table.
+#[tokio::test]
+async fn interpreted_services_are_cached_with_the_fewest_calls() {
+    let app = TestApp::spawn().await;
+    for CatalogueEntry { name, rules } in
+        CATALOGUE.iter().filter(|entry| entry.rules.class != ServiceClass::Pass)
+    {
+        let finished = app.upstream.create_finished(name, "t");
+        let record = app.upstream.task_record(&finished).expect("a record");
+        let retrieve = json!({"action": "retrieve", "id": finished});
+        for (body, x_cache, expected) in
+            [(&retrieve, "MISS", 1), (&retrieve, "HIT", 0), (&json!({"id": finished}), "HIT", 0)]
+        {
+            let (reply, calls) = counted(&app, name, body).await;
+            assert_eq!((reply.x_cache(), calls), (x_cache, expected), "{name} {body}");
+            assert_eq!(reply.body, record, "{name}");
+        }
+
+        let mut ids: Vec<String> = (0..3).map(|_| app.upstream.create_finished(name, "t")).collect();
+        ids.push(finished);
+        let batch = json!({"action": "retrieve_batch", "ids": ids});
+        let fetched = if rules.class == ServiceClass::Batch { 1 } else { 3 };
+        for (x_cache, expected) in [("PARTIAL", fetched), ("HIT", 0)] {
+            let (reply, calls) = counted(&app, name, &batch).await;
+            assert_eq!((reply.x_cache(), calls), (x_cache, expected), "{name}");
+            let items: Vec<Value> = reply.json()["items"].as_array().expect("a list").clone();
+            let found: Vec<&str> = items.iter().map(|item| item["id"].as_str().expect("an id")).collect();
+            assert_eq!(found, ids, "{name}");
+        }
+
+        let pending = app.upstream.create_pending(name, "t");
+        let (reply, calls) = counted(&app, name, &json!({"action": "retrieve", "id": pending})).await;
+        assert_eq!((reply.x_cache(), calls), ("MISS", 1), "{name}");
+        assert!(!reply.header("cache-status").contains("stored"), "{name}: {reply:?}");
+        app.upstream.finish(&pending);
+
+        let unknown = json!({"action": "retrieve", "id": "00000000-0000-4000-8000-000000000000"});
+        let (reply, calls) = counted(&app, name, &unknown).await;
+        assert_eq!((reply.x_cache(), calls), ("MISS", 1), "{name}");
+        let is_error = reply.status == 404;
+        assert!(is_error || reply.json() == json!({}), "{name}: {reply:?}");
+    }
+    assert_eq!(app.upstream.charged_lookups(), 0);
 }
 
 #[tokio::test]
