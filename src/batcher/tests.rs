@@ -8,6 +8,7 @@ mod batching;
 mod bounds;
 mod circuit_breaker;
 mod coalescing;
+mod deletes;
 mod halving;
 mod harness;
 mod load;

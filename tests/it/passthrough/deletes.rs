@@ -167,6 +167,41 @@ async fn record_deleted_during_a_lookup_is_gone_afterwards() {
     }
 }
 
+#[tokio::test]
+async fn lookup_after_a_delete_does_not_join_an_earlier_call() {
+    for is_stored in [false, true] {
+        let app = TestApp::spawn().await;
+        let record = final_record("id", "x");
+        for token in ["t", "late"] {
+            app.upstream.put_record("producer", token, "id", record.clone());
+        }
+        if is_stored {
+            app.retrieve("late", "id").await;
+        }
+        let (rule, hold) =
+            Rule::lookups().token("t").times(1).body("application/json", record.clone()).hold();
+        app.upstream.add_rule(rule);
+        let (early, ()) = tokio::join!(app.retrieve("t", "id"), async {
+            hold.wait_for_held(1).await;
+            let deleted = send_delete(&app, "t", "id").await;
+            assert_eq!(deleted.text(), json!({"id": "id", "deleted": true}).to_string());
+            // The call of the early lookup is still held.
+            let ids = ["id"];
+            let (single, batch, ()) = tokio::join!(app.retrieve("t", "id"), app.batch("t", &ids), async {
+                eventually("the later lookups wait", async || {
+                    app.admin("/api/stats").await.json()["queues"]["waiters"] == 3
+                })
+                .await;
+                hold.release();
+            });
+            assert_eq!(single.body, "{}");
+            assert_eq!(batch.json(), json!({"items": [], "count": 0}));
+        });
+        assert_eq!(early.body, record);
+        assert_eq!(app.retrieve("t", "id").await.body, "{}");
+    }
+}
+
 /// Begins to delete a stored task and hangs up before the upstream responds. Returns when refrain
 /// has noticed it.
 async fn abandoned_delete(app: &TestApp, id: &str) -> Hold {
