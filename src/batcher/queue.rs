@@ -293,7 +293,7 @@ impl Queue {
         self.resolve_cached(context, lookup, |cached| {
             let age = context.now.saturating_duration_since(cached.fetched_at);
             let is_own = cached.fetched_at >= lookup.arrived_at && age <= POLL_INTERVAL;
-            is_own || lookup.accepts(cached, context.now, max_stale)
+            is_own || WaitingLookup { arrived_at: context.now, ..*lookup }.accepts(cached, context.now, max_stale)
         });
         let estimate = self.cycle(context) + context.paused_for;
         for slot in lookup.waiter.unresolved() {
