@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +21,7 @@ use crate::proxy::ClientPort;
 use crate::server::{self, ServerCounters, ServerLimits};
 use crate::store::Store;
 use crate::task::Durations;
-use crate::telemetry::{CounterSnapshot, Gauges, History, Metrics};
+use crate::telemetry::{Comparison, CounterSnapshot, Gauges, History, Metrics};
 use crate::upstream;
 
 /// Time between the deadline, when waiting lookups get an error, and the end of
@@ -104,6 +105,7 @@ impl App {
             started: std::time::Instant::now(),
             shutdown: shutdown.clone(),
             connections: counters.connections.clone(),
+            comparison: watch::Sender::default(),
             history: Mutex::new(History::new(CounterSnapshot::of(&metrics, &Gauges::default()))),
             metrics,
         });
@@ -131,6 +133,11 @@ impl App {
     pub fn admin_address(&self) -> Option<SocketAddr> {
         let listener = self.admin_listener.as_ref()?;
         Some(listener.local_addr().expect("a bound listener has an address"))
+    }
+
+    /// The comparison that the admin port shows, for the demo to set.
+    pub fn comparison(&self) -> watch::Sender<Option<Comparison>> {
+        self.admin_port.comparison.clone()
     }
 
     /// Serves until `stop` is cancelled, then drains within `server.shutdown_timeout` and closes

@@ -43,8 +43,12 @@ struct Cli {
 enum Command {
     /// Run the proxy (default)
     Serve,
-    /// Try the proxy against a simulated upstream, without an account
-    Demo,
+    /// Compare polling with and without the proxy on a simulated upstream, without an account
+    Demo {
+        /// Duration of the comparison in seconds, 0 for none
+        #[arg(long, value_name = "NUMBER", default_value_t = 60, value_parser = clap::value_parser!(u32).range(..=3600))]
+        seconds: u32,
+    },
     /// Run only the simulated upstream
     Simulate,
     /// Check the configuration
@@ -122,10 +126,11 @@ fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment)
             start_logging(&loaded.config, environment)?;
             block_on(serve::serve(loaded))
         }
-        Command::Demo => {
+        Command::Demo { seconds } => {
             let loaded = demo::config(&cli.options)?;
             start_logging(&loaded.config, environment)?;
-            block_on(demo::demo(loaded))
+            let with_colour = environment.get("NO_COLOR").is_none();
+            block_on(demo::demo(loaded, Duration::from_secs(seconds.into()), with_colour))
         }
         Command::Simulate => {
             let config = simulate::config(&cli.options)?;

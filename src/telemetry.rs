@@ -7,9 +7,11 @@
 //!   locks
 //! - `exposition`: the response to `GET /metrics`
 //! - `history`: the last hour and day, for charts
+//! - `comparison`: the figures of the demo's two crowds
 //! - `uninterpreted`: services that clients poll, but whose lookups are passed through
 //! - `logging`: the log on stderr
 
+mod comparison;
 mod exposition;
 mod family;
 mod gauges;
@@ -22,6 +24,7 @@ mod process;
 mod registration;
 mod uninterpreted;
 
+pub use comparison::{Comparison, CrowdFigures};
 pub use exposition::{ExpositionFormat, expose};
 pub use family::{CounterVec, FixedFamily};
 pub use gauges::{Gauges, QueueTotals, StoreStats};

@@ -169,6 +169,11 @@ impl Simulator {
         self.create(service, token, NewTask::Timed(None))
     }
 
+    /// Creates a task that ends after `duration`, and returns its id.
+    pub fn create_lasting(&self, service: &str, token: &str, duration: Duration) -> String {
+        self.create(service, token, NewTask::Lasting(duration))
+    }
+
     /// Creates a task that has already succeeded, and returns its id.
     pub fn create_finished(&self, service: &str, token: &str) -> String {
         self.create(service, token, NewTask::Finished)
@@ -271,6 +276,12 @@ impl Simulator {
     /// Returns the number of calls since the last [`Simulator::clear_calls`].
     pub fn call_count(&self) -> usize {
         self.inner.state.calls.count()
+    }
+
+    /// Returns the number of calls of this token that its rate limit admitted or refused, since the
+    /// start or the last [`Simulator::set_rate`]. 0 without a rate limit.
+    pub fn call_count_of(&self, token: &str) -> u64 {
+        locked(&self.inner.state.tokens).call_count(token)
     }
 
     /// Drops the recorded calls and counts them from 0 again. The other counters continue.

@@ -64,6 +64,8 @@ pub(super) struct TaskDefaults {
 pub(super) enum NewTask {
     /// Progresses with time. Has a sample request if it is `None`.
     Timed(Option<Box<RawValue>>),
+    /// Progresses with time and ends this long after its creation.
+    Lasting(Duration),
     /// Ends only when a test ends it.
     Pending,
     /// Has already succeeded.
@@ -117,6 +119,10 @@ impl Tasks {
         let (created, request, progress) = match task {
             NewTask::Timed(request) => {
                 (now, request, Progress::Timed { duration, fails: fails < self.defaults.failure_rate })
+            }
+            NewTask::Lasting(duration) => {
+                let duration = duration.as_secs_f64();
+                (now, None, Progress::Timed { duration, fails: fails < self.defaults.failure_rate })
             }
             NewTask::Pending => (now, None, Progress::Pending),
             NewTask::Finished => (now - duration, None, Progress::Ended { at: now, failed: false }),

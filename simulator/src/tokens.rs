@@ -5,8 +5,8 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-/// Largest number of buckets. Beyond it the full ones are dropped; a token without a bucket has a
-/// full one.
+/// Largest number of buckets. Beyond it the full ones are dropped, with their counts; a token without
+/// a bucket has a full one.
 const MAX_BUCKETS: usize = 10_000;
 
 /// Accepted and refused tokens with their buckets.
@@ -27,6 +27,8 @@ struct Bucket {
     /// Calls in the bucket at `at`.
     level: f64,
     at: Instant,
+    /// Calls so far, refused ones included.
+    calls: u64,
 }
 
 impl Tokens {
@@ -72,6 +74,11 @@ impl Tokens {
         unknown.then(|| (401, "invalid_token".to_owned()))
     }
 
+    /// Returns how often [`Tokens::spend`] was called for this token while there was a rate.
+    pub(super) fn call_count(&self, token: &str) -> u64 {
+        self.buckets.get(token).map_or(0, |bucket| bucket.calls)
+    }
+
     /// Takes one call from the token's bucket. `Err` is the time until the bucket has one.
     pub(super) fn spend(&mut self, token: &str, now: Instant) -> Result<(), Duration> {
         let Some(rate) = self.rate else { return Ok(()) };
@@ -82,8 +89,9 @@ impl Tokens {
                 self.buckets.clear();
             }
         }
-        let bucket =
-            self.buckets.entry(token.to_owned()).or_insert_with(|| Bucket { level: capacity, at: now });
+        let full = Bucket { level: capacity, at: now, calls: 0 };
+        let bucket = self.buckets.entry(token.to_owned()).or_insert(full);
+        bucket.calls += 1;
         bucket.level = bucket.level_at(rate, capacity, now);
         bucket.at = bucket.at.max(now);
         if bucket.level >= 1.0 {
@@ -116,6 +124,7 @@ mod tests {
         assert_eq!(tokens.spend("b", now), Ok(()), "each token has a bucket of its own");
         assert_eq!(tokens.spend("a", now + Duration::from_millis(500)), Ok(()));
         assert!(tokens.spend("a", now + Duration::from_millis(500)).is_err());
+        assert_eq!((tokens.call_count("a"), tokens.call_count("b"), tokens.call_count("c")), (6, 1, 0));
         tokens.set_rate(None);
         assert_eq!(tokens.spend("a", now), Ok(()));
     }

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::watch;
 
 use crate::api_error::ApiError;
 use crate::clock;
@@ -11,7 +12,7 @@ use crate::config::EffectiveValue;
 use crate::lifecycle::Shutdown;
 use crate::lookup::LookupService;
 use crate::store::Store;
-use crate::telemetry::{CounterSnapshot, Gauges, History, Metrics};
+use crate::telemetry::{Comparison, CounterSnapshot, Gauges, History, Metrics};
 use crate::token::Token;
 
 /// The admin port and all that it shows.
@@ -38,6 +39,8 @@ pub struct AdminPort {
     pub connections: Gauge,
     /// The last hour and day.
     pub history: Mutex<History>,
+    /// Comparison of the demo. `None` in a proxy that is not a demo.
+    pub comparison: watch::Sender<Option<Comparison>>,
 }
 
 /// Readiness of refrain for traffic.

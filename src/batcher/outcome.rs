@@ -157,8 +157,6 @@ pub enum LookupFailure {
     },
     /// The queue has no place for another id.
     QueueFull {
-        /// Whether the queue itself or all queues together have no place.
-        limit: QueueLimit,
         /// Time that the queue is estimated to need.
         retry_after: Duration,
     },
@@ -175,7 +173,7 @@ pub enum LookupFailure {
     Internal,
 }
 
-/// Owner of a limit that was reached.
+/// Limit of the number of queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueLimit {
     /// That of one token.

@@ -19,7 +19,7 @@ use self::entry::{Cached, NegativeEntry, PendingSnapshot, QueueEntry, Stage, Wai
 pub(super) use self::schedule::Call;
 use self::schedule::Schedule;
 use super::outcome::{
-    Enqueued, Freshness, LookupFailure, LookupKind, LookupOptions, QueueLimit, RecordSource, TaskOutcome,
+    Enqueued, Freshness, LookupFailure, LookupKind, LookupOptions, RecordSource, TaskOutcome,
 };
 use super::waiter::Waiter;
 use crate::task::{Durations, Service, TaskId};
@@ -172,11 +172,8 @@ impl Queue {
                     self.entries.evict_cached();
                 }
                 if self.len() >= max_ids {
-                    let limit =
-                        if self.len() >= context.max_ids { QueueLimit::Token } else { QueueLimit::Total };
                     let retry_after = self.cycle(context) + context.paused_for;
-                    let failure = LookupFailure::QueueFull { limit, retry_after };
-                    waiter.resolve(slot, TaskOutcome::Failed(failure));
+                    waiter.resolve(slot, TaskOutcome::Failed(LookupFailure::QueueFull { retry_after }));
                     continue;
                 }
             }
@@ -296,12 +293,7 @@ impl Queue {
         self.resolve_cached(context, lookup, |cached| {
             let age = context.now.saturating_duration_since(cached.fetched_at);
             let is_own = cached.fetched_at >= lookup.arrived_at && age <= POLL_INTERVAL;
-            is_own
-                || WaitingLookup { arrived_at: context.now, ..*lookup }.accepts(
-                    cached,
-                    context.now,
-                    max_stale,
-                )
+            is_own || lookup.accepts(cached, context.now, max_stale)
         });
         let estimate = self.cycle(context) + context.paused_for;
         for slot in lookup.waiter.unresolved() {

@@ -1,5 +1,15 @@
-//! `refrain demo`: a simulated upstream with some tasks, and the proxy, in one process. Needs no
-//! account.
+//! `refrain demo`: a simulated upstream and the proxy in one process. Needs no account.
+//!
+//! First a comparison: the same clients call the upstream directly and through refrain. Then commands
+//! to try.
+//!
+//! - `plan`: tasks of the comparison; `crowd`: clients; `comparison`: both crowds and their figures
+//! - `screen`: the figures on the terminal
+
+mod comparison;
+mod crowd;
+mod plan;
+mod screen;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,15 +20,19 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::options::GlobalOptions;
-use super::{CliError, print, serve, signals};
+use super::{CliError, serve, signals};
 use crate::config::{FlagValue, LoadedConfig};
 use refrain_simulator::{Simulator, SimulatorConfig};
+use screen::Screen;
 
-/// The simulated upstream accepts any token.
+/// Token of the commands to try. The simulated upstream accepts any token.
 const TOKEN: &str = "demo-token";
 
-/// Leaves time to paste a lookup before the first task is finished.
+/// Duration of the tasks to try. `prefer: wait` may last as long.
 const TASK_DURATION: Duration = Duration::from_secs(60);
+
+/// Log filter without `--log-filter`. Each request of the crowd would be a line.
+const LOG_FILTER: &str = "warn";
 
 pub(super) fn config(options: &GlobalOptions) -> Result<LoadedConfig, CliError> {
     let client_listen = options.listen.clone().unwrap_or_else(|| free_address(8080));
@@ -29,6 +43,7 @@ pub(super) fn config(options: &GlobalOptions) -> Result<LoadedConfig, CliError> 
     let extra = [
         options.listen.is_none().then(|| set("server.listen", client_listen)),
         options.admin_listen.is_none().then(|| set("admin.listen", admin_listen)),
+        options.log_filter.is_none().then(|| set("log.filter", LOG_FILTER.to_owned())),
     ];
     let allowed = ["--listen", "--admin-listen", "--log-format", "--log-filter"];
     options.load_flags_only("demo", &allowed, extra.into_iter().flatten())
@@ -43,99 +58,124 @@ fn free_address(port: u16) -> String {
     }
 }
 
-pub(super) async fn demo(mut loaded: LoadedConfig) -> Result<(), CliError> {
+/// Compares for `length`, prints commands to try, and serves until a signal.
+pub(super) async fn demo(
+    mut loaded: LoadedConfig,
+    length: Duration,
+    with_colour: bool,
+) -> Result<(), CliError> {
     let shutdown = signals::shutdown_token()?;
     let directory = TemporaryDirectory::create()?;
     let simulator = Simulator::start(SimulatorConfig {
-        // Pasted lines that follow each other quickly stay below the limit: passed-through requests
-        // do not wait.
-        burst: 5,
         task_duration: TASK_DURATION,
         max_recorded_bytes: 1 << 20,
         ..SimulatorConfig::default()
     })
     .await
     .context("cannot start the simulated upstream")?;
+    let mut screen = Screen::new(loaded.config.log.filter != LOG_FILTER, with_colour);
     let config = &mut loaded.config;
     config.upstream.base_url = simulator.base_url().parse().context("address of the simulated upstream")?;
     config.store.url = format!("sqlite://{}", directory.0.join("refrain.db").display());
     loaded.set_by("demo", &["upstream.base_url", "store.url"]);
 
-    let finished: Vec<String> = (0..3).map(|_| simulator.create_finished("producer", TOKEN)).collect();
-    let pending: Vec<String> = (0..2).map(|_| simulator.create_task("producer", TOKEN)).collect();
-
     let store = loaded.config.store.url.clone();
     let Some(app) = serve::start(loaded, &shutdown).await? else { return Ok(()) };
-    print(&explanation(&DemoSetup {
+    let addresses = DemoAddresses {
         client: app.client_address(),
         admin: app.admin_address(),
         upstream: simulator.base_url(),
         store,
-        finished,
-        pending,
-    }));
-    app.run(shutdown).await?;
+    };
+    let shown = app.comparison();
+    let presentation = async {
+        screen.print(&addresses.introduction());
+        if !length.is_zero() {
+            let proxy_url = format!("http://{}", addresses.client);
+            comparison::compare(&simulator, proxy_url, length, &shown, &mut screen).await;
+        }
+        let finished = [(); 2].map(|()| simulator.create_finished("producer", TOKEN));
+        let pending = simulator.create_task("producer", TOKEN);
+        screen.print(&addresses.commands(&finished, &pending));
+    };
+    let running = app.run(shutdown.clone());
+    tokio::pin!(running);
+    tokio::select! {
+        result = &mut running => return Ok(result?),
+        () = shutdown.cancelled() => {}
+        () = presentation => {}
+    }
+    running.await?;
     Ok(())
 }
 
-/// The addresses and tasks of a running demo.
-struct DemoSetup {
+/// The addresses of a running demo.
+struct DemoAddresses {
     client: SocketAddr,
     admin: Option<SocketAddr>,
     upstream: String,
     store: String,
-    finished: Vec<String>,
-    pending: Vec<String>,
 }
 
-fn explanation(setup: &DemoSetup) -> String {
-    let DemoSetup { client, admin, upstream, store, finished, pending } = setup;
-    let admin_url = admin.map_or_else(|| "off".to_owned(), |admin| format!("http://{admin}"));
-    let post = |path: &str, extra: &str, body: &str| {
+impl DemoAddresses {
+    fn introduction(&self) -> String {
+        let Self { client, upstream, store, .. } = self;
+        let admin = self.admin_url().unwrap_or_else(|| "off".to_owned());
         format!(
-            "    curl -si http://{client}/producer/{path} -H 'authorization: Bearer {TOKEN}' \
-             -H 'content-type: application/json'{extra} -d '{body}'"
+            "\nrefrain demo\n\n  proxy      http://{client}   apps point their base URL here\n  \
+             dashboard  {admin}\n  \
+             upstream   {upstream}   simulated: one call a second for each token\n  \
+             store      {store}\n             removed when the demo stops\n\n"
         )
-    };
-    let retrieve = |id: &str| format!(r#"{{"action":"retrieve","id":"{id}"}}"#);
-    let ids: Vec<String> = finished.iter().chain(pending).map(|id| format!("\"{id}\"")).collect();
-    let batch = format!(r#"{{"action":"retrieve_batch","ids":[{}]}}"#, ids.join(","));
-    let mut steps = vec![
-        (
-            "Look up a finished task. The proxy fetches it from the upstream and stores it: x-cache: MISS.",
-            post("tasks", "", &retrieve(&finished[0])),
-        ),
-        (
-            "The same again. The response comes from the store, without an upstream call: x-cache: HIT.",
-            post("tasks", "", &retrieve(&finished[0])),
-        ),
-        (
-            "Look up five tasks at once: one from the store, the others in one upstream call.",
-            post("tasks", "", &batch),
-        ),
-        (
-            "Wait up to 30 s for a pending task (finished about 60 s after the start).",
-            post("tasks", " -H 'prefer: wait=30'", &retrieve(&pending[0])),
-        ),
-        (
-            "Create a task. The request passes through unchanged; look up the task_id of the response as above.",
-            post("audios", "", r#"{"action":"generate","prompt":"a song about patience","async":true}"#),
-        ),
-    ];
-    if admin.is_some() {
-        steps.push(("Check whether the proxy is ready.", format!("    curl -si {admin_url}/readyz")));
     }
-    let mut text = format!(
-        "\nrefrain demo\n\n  proxy      http://{client}   apps point their base URL here\n  \
-         admin      {admin_url}   dashboard, health and metrics\n  \
-         upstream   {upstream}   simulated: one call a second, tasks take 60 s\n  \
-         store      {store}   removed when the demo stops\n\nTry in another terminal:\n"
-    );
-    for (number, (title, command)) in (1..).zip(steps) {
-        write!(text, "\n  {number}. {title}\n\n{command}\n").expect("writing to a String cannot fail");
+
+    fn admin_url(&self) -> Option<String> {
+        self.admin.map(|admin| format!("http://{admin}"))
     }
-    text.push_str("\nPress Ctrl-C to stop.\n\n");
-    text
+
+    /// Returns commands to try with these tasks.
+    fn commands(&self, finished: &[String], pending: &str) -> String {
+        let post = |options: &str, path: &str, header: &str, body: &str| {
+            format!(
+                "curl {options} http://{}/producer/{path} -H 'authorization: Bearer {TOKEN}' \\\n      \
+                 -H 'content-type: application/json'{header} \\\n      -d '{body}'",
+                self.client
+            )
+        };
+        // Status and headers, without the body.
+        let head = "-so /dev/null -D -";
+        let retrieve = |id: &str| format!(r#"{{"action":"retrieve","id":"{id}"}}"#);
+        let ids: Vec<String> = finished.iter().map(|id| format!("\"{id}\"")).collect();
+        let batch = format!(r#"{{"action":"retrieve_batch","ids":[{}]}}"#, ids.join(","));
+        let create = r#"{"action":"generate","prompt":"a song about patience","async":true}"#;
+        let steps = [
+            (
+                "Create a task. The request passes through unchanged, x-cache: BYPASS.",
+                post("-si", "audios", "", create),
+            ),
+            (
+                "Look up a finished task. The proxy fetches and stores it, x-cache: MISS.",
+                post(head, "tasks", "", &retrieve(&finished[0])),
+            ),
+            (
+                "The same again, from the store, x-cache: HIT.",
+                post(head, "tasks", "", &retrieve(&finished[0])),
+            ),
+            ("Two tasks at once, one of them stored, x-cache: PARTIAL.", post(head, "tasks", "", &batch)),
+            (
+                "Wait for a task that finishes a minute after these lines were printed.",
+                post("-s -D -", "tasks", " -H 'prefer: wait=60'", &retrieve(pending))
+                    + " \\\n      | grep -oiE '^(HTTP|x-cache).*|\"(finished_at|elapsed)\":[0-9.]+'",
+            ),
+        ];
+        let mut text = "Try in another terminal:\n".to_owned();
+        for (number, (title, command)) in (1..).zip(steps) {
+            write!(text, "\n  {number}. {title}\n\n    {command}\n")
+                .expect("writing to a String cannot fail");
+        }
+        let dashboard = self.admin_url().map_or_else(String::new, |url| format!("The dashboard is {url}\n"));
+        text + "\n" + &dashboard + "Press Ctrl-C to stop.\n\n"
+    }
 }
 
 /// A temporary directory, removed on drop.
@@ -163,22 +203,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_step_is_one_line_of_shell() {
-        let setup = DemoSetup {
+    fn commands_are_complete_lines_of_shell() {
+        let mut addresses = DemoAddresses {
             client: "127.0.0.1:8080".parse().unwrap(),
             admin: None,
             upstream: "http://127.0.0.1:9".to_owned(),
             store: "sqlite:///tmp/x/refrain.db".to_owned(),
-            finished: vec!["a".to_owned(), "b".to_owned()],
-            pending: vec!["c".to_owned()],
         };
-        let text = explanation(&setup);
-        let commands: Vec<_> = text.lines().filter(|line| line.trim_start().starts_with("curl ")).collect();
+        let text = addresses.commands(&["a".to_owned(), "b".to_owned()], "c");
+        let joined = text.replace("\\\n", " ");
+        let commands: Vec<_> = joined.lines().filter(|line| line.trim_start().starts_with("curl ")).collect();
         assert_eq!(commands.len(), 5, "{text}");
         assert!(commands.iter().all(|line| line.matches('\'').count() % 2 == 0), "{text}");
-        assert!(commands[2].contains(r#"{"action":"retrieve_batch","ids":["a","b","c"]}"#), "{text}");
-        assert!(!text.contains("readyz"), "{text}");
-        let with_admin = explanation(&DemoSetup { admin: Some("127.0.0.1:8081".parse().unwrap()), ..setup });
-        assert!(with_admin.contains("curl -si http://127.0.0.1:8081/readyz"), "{with_admin}");
+        assert!(commands[3].contains(r#"{"action":"retrieve_batch","ids":["a","b"]}"#), "{text}");
+        assert!(commands[4].contains("prefer: wait=60") && commands[4].contains(r#""id":"c""#), "{text}");
+        assert!(!text.contains("dashboard"), "{text}");
+        addresses.admin = Some("127.0.0.1:8081".parse().unwrap());
+        assert!(addresses.commands(&["a".to_owned()], "c").contains("http://127.0.0.1:8081"));
     }
 }

@@ -46,7 +46,7 @@ pub(super) struct GlobalOptions {
         value_name = "FILTER",
         help = "Log filter, for example debug or info,refrain::batcher=debug"
     )]
-    log_filter: Option<String>,
+    pub(super) log_filter: Option<String>,
 }
 
 /// The environment variables of the process, read once at start.

@@ -15,6 +15,7 @@ mod configuration;
 
 mod crash;
 mod dashboard;
+mod demo;
 mod docs;
 mod fidelity;
 mod finality;

@@ -43,6 +43,7 @@ pub(super) async fn stats(State(port): State<Arc<AdminPort>>, uri: Uri) -> Resul
         "queues": queues(&gauges),
         "store": store(metrics, &gauges),
         "services": services(&port),
+        "comparison": *port.comparison.borrow(),
     })))
 }
 
