@@ -17,8 +17,8 @@ cd "$(dirname "$0")/.."
 unset COMPOSE_FILE COMPOSE_PROFILES COMPOSE_PROJECT_NAME
 project=refrain-test-$$-$RANDOM
 scratch=$(mktemp -d)
-# The published port is on loopback; 0 selects a free one.
-export REFRAIN_PORT=0 UPSTREAM=http://simulator:9000 START_TASK=yes TASK_IDS='' ACEDATACLOUD_API_TOKEN=app-token
+# The published ports are on loopback; 0 selects a free one.
+export REFRAIN_PORT=0 REFRAIN_ADMIN_PORT=0 REFRAIN_ADMIN_TOKEN=admin-token UPSTREAM=http://simulator:9000 START_TASK=yes TASK_IDS='' ACEDATACLOUD_API_TOKEN=app-token
 export BUILDKIT_PROGRESS=plain
 
 fail() {
@@ -89,6 +89,14 @@ send() { # TOKEN PATH BODY [curl's options…]
 }
 x_cache() { tr -d '\r' | sed -n 's/^x-cache: //p'; }
 
+# --- the token of the admin port has to be set
+
+REFRAIN_ADMIN_TOKEN='' compose config >"$scratch/config" 2>&1 && fail "Compose accepts an empty REFRAIN_ADMIN_TOKEN"
+grep -q 'copy .env.example to .env and set REFRAIN_ADMIN_TOKEN' "$scratch/config" ||
+    fail "the message about a missing token: $(cat "$scratch/config")"
+compose --profile monitoring config --quiet >"$scratch/config" 2>&1 || fail "the file is invalid: $(cat "$scratch/config")"
+echo "Compose asks for REFRAIN_ADMIN_TOKEN"
+
 # --- base images
 
 for file in Dockerfile config/example-app/Dockerfile; do
@@ -147,18 +155,36 @@ echo "runs as 10001, without capabilities, on a read-only root, according to the
 for binding in $(inspect "$refrain" '{{range .NetworkSettings.Ports}}{{range .}}{{.HostIp}} {{end}}{{end}}'); do
     equal "the published address" 127.0.0.1 "$binding"
 done
-port=$(docker port "$refrain" 8080/tcp | sed 's/.*://' | head -1)
-exec 3<>"/dev/tcp/127.0.0.1/$port" || fail "nothing listens on the published port"
-printf 'GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n' >&3
-read -r -t 20 -u 3 response || fail "no response on the published port"
-exec 3>&-
-case $response in HTTP/1.1*) ;; *) fail "the published port responds: $response" ;; esac
-reaches() { compose exec -T app curl -sS --max-time 5 --output /dev/null "http://refrain:$1/healthz" 2>/dev/null; }
-reaches 8080 || fail "the app cannot reach the client port"
-code=0
-reaches 8081 || code=$?
-equal "curl's exit code for the admin port (7: refused)" 7 "$code"
-echo "published on loopback only; the app cannot reach the admin port"
+# Sends a GET from this machine to a published port. Prints head and body.
+get() { # PORT PATH [TOKEN]
+    local address
+    address=$(docker port "$refrain" "$1/tcp" | head -1)
+    exec 3<>"/dev/tcp/127.0.0.1/${address##*:}" || fail "nothing listens on the published port $1"
+    printf 'GET %s HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n%s\r\n' "$2" "$address" \
+        "${3:+authorization: Bearer $3$'\r\n'}" >&3
+    timeout 20 cat <&3
+    exec 3>&-
+}
+status() { sed -n '1s/^HTTP[^ ]* \([0-9]*\).*/\1/p'; }
+reaches() { compose exec -T app curl -sS --max-time 5 --output /dev/null --write-out '%{http_code}' "http://refrain:$1$2"; }
+[ -n "$(get 8080 /healthz | status)" ] || fail "no response on the published client port"
+[ "$(reaches 8080 /healthz)" != 000 ] || fail "the app cannot reach the client port"
+echo "published on loopback only"
+
+# --- the dashboard needs the token, from this machine and from the app's container
+
+get 8081 / >"$scratch/page"
+equal "the status of the dashboard" 200 "$(status <"$scratch/page")"
+grep -q '<title>refrain</title>' "$scratch/page" || fail "the dashboard's page is another: $(cat "$scratch/page")"
+for path in /api/stats /metrics; do
+    equal "$path without a token" 401 "$(get 8081 "$path" | status)"
+    equal "$path with a wrong token" 401 "$(get 8081 "$path" another-token | status)"
+    equal "$path from the app, without a token" 401 "$(reaches 8081 "$path")"
+    get 8081 "$path" admin-token >"$scratch/page"
+    equal "$path with the token" 200 "$(status <"$scratch/page")"
+done
+grep -q '^refrain_build_info{' "$scratch/page" || fail "/metrics lacks refrain_build_info"
+echo "the dashboard is published on loopback, and its data needs the token"
 
 # --- a restart keeps the tasks
 
