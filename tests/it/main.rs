@@ -16,6 +16,7 @@ mod configuration;
 mod crash;
 mod dashboard;
 mod demo;
+mod deployment;
 mod docs;
 mod fidelity;
 mod finality;
