@@ -32,6 +32,10 @@ bench *arguments:
 audit:
     cargo deny check
 
+# Build the Debian package. Needs cargo-deb.
+package:
+    cargo deb --locked
+
 # Build the container image.
 image:
     docker build -t refrain .
