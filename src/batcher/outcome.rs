@@ -157,6 +157,8 @@ pub enum LookupFailure {
     },
     /// The queue has no place for another id.
     QueueFull {
+        /// Whether the queue itself or all queues together have no place.
+        limit: QueueLimit,
         /// Time that the queue is estimated to need.
         retry_after: Duration,
     },
@@ -173,7 +175,7 @@ pub enum LookupFailure {
     Internal,
 }
 
-/// Limit of the number of queues.
+/// Owner of a limit that was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueLimit {
     /// That of one token.

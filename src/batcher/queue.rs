@@ -19,7 +19,7 @@ use self::entry::{Cached, NegativeEntry, PendingSnapshot, QueueEntry, Stage, Wai
 pub(super) use self::schedule::Call;
 use self::schedule::Schedule;
 use super::outcome::{
-    Enqueued, Freshness, LookupFailure, LookupKind, LookupOptions, RecordSource, TaskOutcome,
+    Enqueued, Freshness, LookupFailure, LookupKind, LookupOptions, QueueLimit, RecordSource, TaskOutcome,
 };
 use super::waiter::Waiter;
 use crate::task::{Durations, Service, TaskId};
@@ -172,8 +172,11 @@ impl Queue {
                     self.entries.evict_cached();
                 }
                 if self.len() >= max_ids {
+                    let limit =
+                        if self.len() >= context.max_ids { QueueLimit::Token } else { QueueLimit::Total };
                     let retry_after = self.cycle(context) + context.paused_for;
-                    waiter.resolve(slot, TaskOutcome::Failed(LookupFailure::QueueFull { retry_after }));
+                    let failure = LookupFailure::QueueFull { limit, retry_after };
+                    waiter.resolve(slot, TaskOutcome::Failed(failure));
                     continue;
                 }
             }
@@ -293,7 +296,12 @@ impl Queue {
         self.resolve_cached(context, lookup, |cached| {
             let age = context.now.saturating_duration_since(cached.fetched_at);
             let is_own = cached.fetched_at >= lookup.arrived_at && age <= POLL_INTERVAL;
-            is_own || lookup.accepts(cached, context.now, max_stale)
+            is_own
+                || WaitingLookup { arrived_at: context.now, ..*lookup }.accepts(
+                    cached,
+                    context.now,
+                    max_stale,
+                )
         });
         let estimate = self.cycle(context) + context.paused_for;
         for slot in lookup.waiter.unresolved() {

@@ -122,12 +122,18 @@ fn failure(error: LookupError, host: &str) -> Result<Response, ApiError> {
                  queued; try again after the time in retry-after."
             ),
         ),
-        LookupFailure::QueueFull { retry_after } => ApiError::too_many_requests(
+        LookupFailure::QueueFull { limit, retry_after } => ApiError::too_many_requests(
             retry_after,
-            format!(
-                "refrain did not queue this lookup for {host}: the queue of this token is full. \
-                 Try again after the time in retry-after."
-            ),
+            match limit {
+                QueueLimit::Token => format!(
+                    "refrain did not queue this lookup for {host}: the queue of this token is full. \
+                     Try again after the time in retry-after."
+                ),
+                QueueLimit::Total => format!(
+                    "refrain did not queue this lookup for {host}: the queues of all tokens together are \
+                     full. Try again after the time in retry-after."
+                ),
+            },
         ),
         LookupFailure::TooManyQueues { limit, retry_after } => ApiError::too_many_requests(
             retry_after,
@@ -326,7 +332,8 @@ mod tests {
             LookupFailure::Redirect,
             LookupFailure::InvalidResponse,
             LookupFailure::QueueTimeout { retry_after },
-            LookupFailure::QueueFull { retry_after },
+            LookupFailure::QueueFull { limit: QueueLimit::Token, retry_after },
+            LookupFailure::QueueFull { limit: QueueLimit::Total, retry_after },
             LookupFailure::TooManyQueues { limit: QueueLimit::Token, retry_after },
             LookupFailure::TooManyQueues { limit: QueueLimit::Total, retry_after },
             LookupFailure::ShuttingDown,

@@ -138,7 +138,7 @@ async fn full_queue_refuses_new_ids_at_once() {
     let before = harness.elapsed();
     let outcome = harness.look_up_one("c").await;
     assert!(
-        matches!(failure(&outcome), LookupFailure::QueueFull { retry_after } if *retry_after == seconds(400.0))
+        matches!(failure(&outcome), LookupFailure::QueueFull { limit: QueueLimit::Token, retry_after } if *retry_after == seconds(400.0))
     );
     assert_eq!(harness.elapsed(), before);
     // Ids that are queued already can be joined.
