@@ -62,7 +62,8 @@ impl App {
             Some(address) => Some(listen(address, "admin.listen")?),
             None => None,
         };
-        let metrics = Arc::new(Metrics::new(config.tasks.interpreted_services().names()));
+        let metrics = Metrics::new(config.tasks.interpreted_services().names());
+        let metrics = Arc::new(metrics.with_clients(config.access.names()));
         let (upstream, passthrough) =
             upstream::build_clients(&config.upstream).context("set up the upstream client")?;
         let store = Store::open(&config.store, Arc::clone(&metrics)).await?;

@@ -15,7 +15,7 @@ use crate::clock;
 use crate::config::{AccessConfig, AccessMode};
 use crate::lru::evict_least_recently_used;
 use crate::store::{Store, TokenAcceptance};
-use crate::telemetry::Metrics;
+use crate::telemetry::{ClientLabel, Metrics};
 use crate::token::{Digest, DigestKey, Token};
 
 /// How long hits are served after an inconclusive recheck, before the next one.
@@ -35,8 +35,8 @@ const LAST_USE_RESOLUTION: Duration = Duration::from_secs(1);
 /// Identified sender of a request.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// Name of the client, in `shared` mode.
-    pub client: Option<Arc<str>>,
+    /// Name in log and metrics: of the client in `shared` mode, else of the token.
+    pub client: ClientLabel,
     /// Token that goes upstream.
     pub token: Token,
     /// Digest of `token`: the key of queues, rate limiters and token status.
@@ -110,6 +110,8 @@ pub struct Auth {
     key: DigestKey,
     /// Only in `shared` mode.
     team: Option<Team>,
+    /// Names of tokens, in `token` mode.
+    names: HashMap<Digest, ClientLabel>,
     recheck_after: Duration,
     store: Store,
     metrics: Arc<Metrics>,
@@ -123,7 +125,7 @@ type TokenStatuses = HashMap<Digest, TokenStatus, foldhash::fast::RandomState>;
 struct Team {
     token: Token,
     /// Names and keys.
-    clients: Vec<(Arc<str>, Token)>,
+    clients: Vec<(ClientLabel, Token)>,
 }
 
 /// Status of one token, from the upstream's responses to it.
@@ -161,14 +163,15 @@ impl TokenStatus {
 }
 
 impl Auth {
-    /// `team_token` is `upstream.token`, which `shared` mode requires.
+    /// `team_token` is `upstream.token`, which `shared` mode requires. `metrics` know the names of
+    /// `config`.
     pub fn new(
         config: &AccessConfig,
         team_token: Option<Token>,
         store: Store,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        let clients = config.clients.iter().map(|client| (client.name.as_str().into(), client.key.clone()));
+        let clients = config.clients.iter().map(|client| (metrics.client(&client.name), client.key.clone()));
         let team = match config.mode {
             AccessMode::Token => None,
             AccessMode::Shared => team_token.map(|token| Team { token, clients: clients.collect() }),
@@ -176,6 +179,7 @@ impl Auth {
         Arc::new(Self {
             key: DigestKey::new(store.digest_key()),
             team,
+            names: config.tokens.iter().map(|token| (token.digest, metrics.client(&token.name))).collect(),
             recheck_after: config.recheck_after,
             store,
             metrics,
@@ -211,18 +215,24 @@ impl Auth {
     fn caller(&self, presented: &Token) -> Result<Caller, UnknownKey> {
         let Some(Team { token, clients }) = &self.team else {
             let digest = self.key.digest(presented);
-            return Ok(Caller { client: None, token: presented.clone(), digest, reader: digest });
+            let client = self.client(&digest);
+            return Ok(Caller { client, token: presented.clone(), digest, reader: digest });
         };
         // Without an early exit, so that the time does not depend on which key matches.
-        let known =
-            clients.iter().fold(None, |known, (name, key)| if key == presented { Some(name) } else { known });
-        let name = known.ok_or(UnknownKey)?;
+        let known = clients
+            .iter()
+            .fold(None, |known, (name, key)| if key == presented { Some(*name) } else { known });
         Ok(Caller {
-            client: Some(Arc::clone(name)),
+            client: known.ok_or(UnknownKey)?,
             token: token.clone(),
             digest: self.key.digest(token),
             reader: self.key.team(),
         })
+    }
+
+    /// Returns the label of a token: its name in `access.tokens`, if it has one.
+    fn client(&self, token: &Digest) -> ClientLabel {
+        self.names.get(token).copied().unwrap_or(ClientLabel::OTHER)
     }
 
     /// Returns the reader that gets grants from responses to this token: the token itself, or the

@@ -23,7 +23,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::task::{CATALOGUE, InterpretedServices, Service, ServiceClass, ServiceRules};
-use crate::token::Token;
+use crate::token::{Digest, Token};
 
 /// The whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -208,6 +208,9 @@ pub struct AccessConfig {
     /// Clients of `shared` mode.
     #[serde(deserialize_with = "notation::clients")]
     pub clients: Vec<SharedClient>,
+    /// Names of tokens in `token` mode.
+    #[serde(deserialize_with = "notation::named_tokens")]
+    pub tokens: Vec<NamedToken>,
     /// Time after which a token needs a new acceptance by the upstream before it gets hits.
     #[serde(deserialize_with = "notation::duration", serialize_with = "notation::show_duration")]
     pub recheck_after: Duration,
@@ -227,10 +230,29 @@ pub enum AccessMode {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SharedClient {
-    /// Name for logs.
+    /// Name for log, dashboard, metrics and API.
     pub name: String,
     /// Key that the client sends as its bearer token.
     pub key: Token,
+}
+
+/// A token that has a name in `token` mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NamedToken {
+    /// Name for log, dashboard, metrics and API.
+    pub name: String,
+    /// Digest of the token, as `refrain tokens digest` prints it.
+    pub digest: Digest,
+}
+
+impl AccessConfig {
+    /// Returns the names that callers have in this mode.
+    pub fn names(&self) -> Vec<&str> {
+        match self.mode {
+            AccessMode::Token => self.tokens.iter().map(|token| token.name.as_str()).collect(),
+            AccessMode::Shared => self.clients.iter().map(|client| client.name.as_str()).collect(),
+        }
+    }
 }
 
 /// The task store.
@@ -334,7 +356,12 @@ impl Default for TasksConfig {
 
 impl Default for AccessConfig {
     fn default() -> Self {
-        Self { mode: AccessMode::Token, clients: Vec::new(), recheck_after: Duration::from_secs(3600) }
+        Self {
+            mode: AccessMode::Token,
+            clients: Vec::new(),
+            tokens: Vec::new(),
+            recheck_after: Duration::from_secs(3600),
+        }
     }
 }
 

@@ -22,6 +22,7 @@ mod hops;
 mod lookup_handler;
 mod lookup_response;
 mod passthrough;
+mod path_shape;
 mod response_body;
 mod response_headers;
 mod uninterpreted;
@@ -46,7 +47,7 @@ pub use self::response_body::{ResponseBody, ResponseData};
 use self::response_headers::Reply;
 use crate::api_error::ApiError;
 use crate::auth::{Auth, Caller, CallerCache, UnknownKey};
-use crate::config::{Config, TasksConfig};
+use crate::config::{Config, LogFormat, TasksConfig};
 use crate::headers::{self, RequestHeaders};
 use crate::lifecycle::{Shutdown, Supervisor};
 use crate::lookup::LookupService;
@@ -67,6 +68,7 @@ pub struct ClientPort {
     services: InterpretedServices,
     /// Longest body of a lookup, in bytes.
     max_request_bytes: usize,
+    log_format: LogFormat,
     cors: Option<CorsLayer>,
 }
 
@@ -91,6 +93,7 @@ impl ClientPort {
             tasks: config.tasks.clone(),
             services: config.tasks.interpreted_services(),
             max_request_bytes: usize::try_from(config.server.max_request_bytes).unwrap_or(usize::MAX),
+            log_format: config.log.format,
             cors: cors::layer(&config.server.cors_origins),
         }
     }
@@ -98,7 +101,7 @@ impl ClientPort {
     /// Responds to a request, also if its handler panics.
     async fn handle(&self, cache: &CallerCache, request: Request<RequestBody>) -> Response<ResponseBody> {
         let (parts, body) = request.into_parts();
-        let mut log = AccessLog::start(&self.metrics, &parts, headers::request_id(&parts.headers));
+        let mut log = self.start_log(&parts);
         let reply = catch_panic(&self.metrics.panics, pin!(self.reply(cache, parts, body, &mut log))).await;
         reply
             .unwrap_or_else(|Panicked| {
@@ -168,8 +171,7 @@ impl ClientPort {
             return self.handle(cache, Request::from_parts(parts, body)).await;
         }
         // The layer answers a preflight without the handler.
-        let mut preflight_log = cors::is_preflight(&parts)
-            .then(|| AccessLog::start(&self.metrics, &parts, headers::request_id(&parts.headers)));
+        let mut preflight_log = cors::is_preflight(&parts).then(|| self.start_log(&parts));
         let handler = service_fn(async |request| {
             let mut response = self.handle(cache, request).await;
             cors::remove_upstream_headers(response.headers_mut());
@@ -181,6 +183,10 @@ impl ClientPort {
             Some(log) => Reply { response, outcome: Outcome::Answered }.complete(log),
             None => response,
         }
+    }
+
+    fn start_log(&self, parts: &Parts) -> AccessLog<'_> {
+        AccessLog::start(&self.metrics, self.log_format, parts, headers::request_id(&parts.headers))
     }
 
     /// Forwards a request that is not a lookup.

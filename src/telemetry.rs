@@ -34,5 +34,5 @@ pub use labels::{
     CallStatus, EvictionReason, IdOutcome, Label, PassthroughStatus, RateLimitSource, RequestAction,
     RequestOutcome, StoreErrorKind, StoreLookupResult,
 };
-pub use metrics::{CallLabels, CallsSaved, Metrics, RequestLabels, ServiceLabel};
+pub use metrics::{CallLabels, CallsSaved, ClientLabel, Metrics, RequestLabels, ServiceLabel};
 pub use uninterpreted::UninterpretedServices;

@@ -100,7 +100,8 @@ impl fmt::Debug for DigestKey {
     }
 }
 
-/// HMAC-SHA-256 of a token. Displayed as its first eight hexadecimal digits.
+/// HMAC-SHA-256 of a token. Displayed as its first eight hexadecimal digits, serialized with all of
+/// them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
@@ -115,6 +116,29 @@ impl Digest {
     /// Returns all bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+
+    /// Parses the form of [`Digest::to_hex`], in any letter case.
+    pub fn parse_hex(text: &str) -> Option<Self> {
+        let mut bytes = [0; 32];
+        if text.len() != 2 * bytes.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        for (index, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()?;
+        }
+        Some(Self(bytes))
+    }
+
+    /// Returns all 64 hexadecimal digits.
+    pub fn to_hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.to_hex())
     }
 }
 
@@ -161,5 +185,19 @@ mod tests {
         assert_ne!(one.digest(&a), one.digest(&b));
         assert_ne!(one.digest(&a), two.digest(&a));
         assert_eq!(one.digest(&a).to_string().len(), 8);
+    }
+
+    #[test]
+    fn digest_is_parsed_only_from_all_its_digits() {
+        let digest = DigestKey::new(&[1; 32]).digest(&Token::parse("a").unwrap());
+        let hex = digest.to_hex();
+        assert_eq!(Digest::parse_hex(&hex), Some(digest));
+        assert_eq!(Digest::parse_hex(&hex.to_uppercase()), Some(digest));
+        assert!(hex.starts_with(&digest.to_string()));
+        for bad in
+            ["", &hex[..8], &hex[..63], &format!("{hex}0"), &hex.replacen(&hex[..1], "g", 1), &"é".repeat(32)]
+        {
+            assert_eq!(Digest::parse_hex(bad), None, "{bad}");
+        }
     }
 }

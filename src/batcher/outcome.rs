@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::telemetry::ClientLabel;
 use crate::upstream::{UpstreamError, UpstreamResponse};
 
 /// How a lookup is to be done: its kind and the preferences of its request headers.
@@ -22,12 +23,21 @@ pub struct LookupOptions {
     pub max_age: Option<Duration>,
     /// Whether the upstream must not be called (`cache-control: only-if-cached`).
     pub only_if_cached: bool,
+    /// Client of the lookup, for the admin API.
+    pub client: ClientLabel,
 }
 
 impl LookupOptions {
     /// Options of a request without preferences.
     pub fn new(kind: LookupKind) -> Self {
-        Self { kind, wait: None, handling: Handling::Strict, max_age: None, only_if_cached: false }
+        Self {
+            kind,
+            wait: None,
+            handling: Handling::Strict,
+            max_age: None,
+            only_if_cached: false,
+            client: ClientLabel::OTHER,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod entries;
 mod entry;
 mod schedule;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use super::outcome::{
 };
 use super::waiter::Waiter;
 use crate::task::{Durations, Service, TaskId};
+use crate::telemetry::ClientLabel;
 use crate::upstream::UpstreamResponse;
 
 /// Ids that every queue may hold, however full the others are, so that one busy token does not shut
@@ -182,6 +184,7 @@ impl Queue {
             }
             let Entries { map, counts } = &mut self.entries;
             let entry = map.entry(id.clone()).or_insert_with(|| QueueEntry::new(context.now));
+            entry.client = options.client;
             let fresh = entry.fresh_outcome(context, options);
             let is_fresh = fresh.is_some();
             if let Some(outcome) = fresh.filter(|_| !is_long_poll) {
@@ -569,6 +572,11 @@ impl Queue {
     /// snapshots.
     pub(super) fn sweep(&mut self, context: &QueueContext<'_>, scope: SweepScope) -> usize {
         self.entries.sweep(context.now, self.max_stale(context), scope)
+    }
+
+    /// Returns the clients that last looked up the ids.
+    pub(super) fn clients(&self) -> BTreeSet<ClientLabel> {
+        self.entries.clients()
     }
 
     /// Returns the tasks whose last record is pending.

@@ -14,7 +14,7 @@ use super::backend::Backend;
 use super::registry::{QueueHandle, Registry};
 use super::services::ServiceState;
 use crate::task::{Service, ServiceClass, TaskId};
-use crate::telemetry::QueueTotals;
+use crate::telemetry::{ClientLabel, QueueTotals};
 use crate::token::Digest;
 
 /// First part of a longer list.
@@ -33,6 +33,8 @@ pub struct QueueView {
     pub service: Service,
     /// Digest of the token that is sent to the upstream.
     pub token: Digest,
+    /// Clients that last looked up the queue's ids, each once.
+    pub clients: Vec<ClientLabel>,
     /// Ids that wait for a call.
     pub queued: usize,
     /// Ids in a call.
@@ -62,6 +64,8 @@ pub struct PendingView {
     pub id: TaskId,
     /// Digest of the token for which the record was fetched.
     pub token: Digest,
+    /// Client that last looked it up.
+    pub client: ClientLabel,
     /// The record.
     pub record: Bytes,
     /// Time since it was fetched.
@@ -158,13 +162,14 @@ impl<B: Backend> Batcher<B> {
 impl<B> QueueHandle<B> {
     fn view(&self, now: Instant) -> Option<QueueView> {
         let context = self.context();
-        let (counts, estimate) = {
+        let (counts, estimate, clients) = {
             let queue = self.lock();
-            (!queue.is_empty()).then(|| (queue.counts(now), queue.estimate(&context)))?
+            (!queue.is_empty()).then(|| (queue.counts(now), queue.estimate(&context), queue.clients()))?
         };
         Some(QueueView {
             service: self.key.service.clone(),
             token: self.key.token,
+            clients: clients.into_iter().collect(),
             queued: counts.queued,
             in_flight: counts.in_flight,
             waiters: self.waiters(),
@@ -191,6 +196,7 @@ impl<B> QueueHandle<B> {
                 service: self.key.service.clone(),
                 id: task.id.clone(),
                 token: self.key.token,
+                client: task.client,
                 record: task.record.clone(),
                 age: now.saturating_duration_since(task.fetched_at),
                 known_for: now.saturating_duration_since(task.first_seen),

@@ -265,9 +265,10 @@ fn read_token(path: &Path, read: &dyn Fn(&Path) -> io::Result<String>) -> Result
 /// contain a secret.
 fn assignment(key: &ConfigKey, shown: &str) -> String {
     const MAX_CHARACTERS: usize = 100;
-    // A URL may contain a password or a key.
-    let may_contain_secret =
-        key.is_secret() || (key.name == "upstream.base_url" && shown.contains(['@', '?']));
+    // A URL may contain a password or a key, and someone may write a token in place of its digest.
+    let may_contain_secret = key.is_secret()
+        || key.name == "access.tokens"
+        || (key.name == "upstream.base_url" && shown.contains(['@', '?']));
     if may_contain_secret {
         return format!("{} (not shown)", key.name);
     }

@@ -15,9 +15,10 @@ use serde::{Deserialize, Deserializer, Serializer};
 use toml::Value;
 use tracing_subscriber::EnvFilter;
 
-use super::{AccessMode, CustomService, LogFormat, Services, SharedClient};
+use super::{AccessMode, CustomService, LogFormat, NamedToken, Services, SharedClient};
+use crate::escape::printable;
 use crate::task::{Service, ServiceClass};
-use crate::token::Token;
+use crate::token::{Digest, Token};
 
 /// Deserializes any TOML value and parses it.
 fn parse<'de, D: Deserializer<'de>, T, E: ToString>(
@@ -394,6 +395,53 @@ fn parse_cors_origin(text: &str) -> Option<String> {
     Some(format!("{scheme}://{authority}"))
 }
 
+/// Description of a valid name of a client or token.
+const CLIENT_NAME: &str = "of 1 to 64 characters other than \"other\"";
+
+/// `other` is the label of everything without a name.
+fn is_client_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && !name.contains(char::is_control) && name != "other"
+}
+
+/// The names of tokens: a list of names and digests, each of them unique.
+pub(super) fn named_tokens<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<NamedToken>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Fields {
+        name: String,
+        digest: String,
+    }
+    const EXAMPLE: &str = "{ name = \"reports\", digest = \"…\" }";
+    parse(deserializer, |value| {
+        let items = value.as_array().ok_or_else(|| format!("must be a list such as [{EXAMPLE}]"))?;
+        let mut tokens: Vec<NamedToken> = Vec::new();
+        for (number, item) in (1..).zip(items) {
+            // The error of serde may quote a token.
+            let fields = Fields::deserialize(item.clone()).ok().filter(|fields| is_client_name(&fields.name));
+            let Fields { name, digest } = fields.ok_or_else(|| {
+                format!(
+                    "token {number} must be like {EXAMPLE}: a name {CLIENT_NAME}, a digest, and nothing else"
+                )
+            })?;
+            let shown = printable(&name);
+            let digest = Digest::parse_hex(&digest).ok_or_else(|| {
+                format!(
+                    "token {number} (\"{shown}\") must have as its digest the 64 hexadecimal digits that `refrain \
+                     tokens digest` prints, not the token itself"
+                )
+            })?;
+            if tokens.iter().any(|other| other.name == name) {
+                return Err(format!("token {number} has the name of an earlier one, \"{shown}\""));
+            }
+            if tokens.iter().any(|other| other.digest == digest) {
+                return Err(format!("token {number} (\"{shown}\") has the digest of an earlier one"));
+            }
+            tokens.push(NamedToken { name, digest });
+        }
+        Ok(tokens)
+    })
+}
+
 /// The clients of `shared` mode: a list of names and keys, each of them unique.
 pub(super) fn clients<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SharedClient>, D::Error> {
     const EXAMPLE: &str = "{ name = \"reports\", key = \"…\" }";
@@ -402,12 +450,11 @@ pub(super) fn clients<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<
         let mut clients: Vec<SharedClient> = Vec::new();
         for (number, item) in (1..).zip(items) {
             // The error of serde may quote the key.
-            let client = SharedClient::deserialize(item.clone()).ok().filter(|client| {
-                (1..=64).contains(&client.name.len()) && !client.name.contains(char::is_control)
-            });
+            let client =
+                SharedClient::deserialize(item.clone()).ok().filter(|client| is_client_name(&client.name));
             let client = client.ok_or_else(|| {
                 format!(
-                    "client {number} must be like {EXAMPLE}: a name of 1 to 64 characters, a key of visible ASCII \
+                    "client {number} must be like {EXAMPLE}: a name {CLIENT_NAME}, a key of visible ASCII \
                      characters without spaces, and nothing else"
                 )
             })?;

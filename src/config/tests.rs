@@ -104,6 +104,10 @@ fn every_key_can_be_set_by_environment() {
         ("tasks.max_ids", "50"),
         ("access.mode", "shared"),
         ("access.clients", r#"[{ name = "reports", key = "canary-3f9a" }]"#),
+        (
+            "access.tokens",
+            r#"[{ name = "a", digest = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789ABCDEF" }]"#,
+        ),
         ("access.recheck_after", "5m"),
         ("store.url", "sqlite:///data/refrain.db"),
         ("store.memory_bytes", "0"),
@@ -390,6 +394,18 @@ fn invalid_values_are_refused() {
             ],
         ),
         (
+            "access.tokens",
+            &[
+                "\"canary-3f9a\"",
+                "[\"canary-3f9a\"]",
+                "[{ name = \"a\" }]",
+                "[{ name = \"a\", digest = \"canary-3f9a\" }]",
+                "[{ name = \"a\", digest = \"01234567\" }]",
+                "[{ name = \"a\", digest = 3 }]",
+                "[{ name = \"a\", digest = \"canary-3f9a\", more = 1 }]",
+            ],
+        ),
+        (
             "store.url",
             &[
                 "\"\"",
@@ -426,7 +442,7 @@ fn invalid_values_are_refused() {
         for value in values {
             let text = mistakes(&file(&format!("[{section}]\n{field} = {value}")));
             assert!(text.starts_with(&format!("refrain.toml line 2: {key} ")), "{key} = {value}: {text}");
-            let rules = [": must ", ": client ", ": service "];
+            let rules = [": must ", ": client ", ": service ", ": token "];
             assert!(rules.iter().any(|rule| text.contains(rule)), "{key} = {value}: {text}");
             assert_eq!(text.lines().count(), 1, "{text}");
         }
@@ -507,6 +523,27 @@ fn file_that_is_not_toml_is_refused_without_quoting_it() {
     ] {
         let text = mistakes(&file(text));
         assert!(text.starts_with("refrain.toml line ") && text.contains("not TOML: "), "{text}");
+    }
+}
+
+#[test]
+fn invalid_name_or_digest_is_reported_with_its_entry() {
+    let digest = |digit: &str| digit.repeat(64);
+    for (entries, expected) in [
+        (
+            vec![("a", digest("0")), ("b", "canary-3f9a".to_owned())],
+            "token 2 (\"b\") must have as its digest",
+        ),
+        (vec![("a", digest("0")), ("b", digest("0"))], "token 2 (\"b\") has the digest of an earlier one"),
+        (vec![("a", digest("0")), ("a", digest("1"))], "token 2 has the name of an earlier one, \"a\""),
+        (vec![("other", digest("0"))], "token 1 must be like"),
+    ] {
+        let entries: Vec<String> = entries
+            .iter()
+            .map(|(name, digest)| format!("{{ name = \"{name}\", digest = \"{digest}\" }}"))
+            .collect();
+        let text = mistakes(&file(&format!("[access]\ntokens = [{}]", entries.join(", "))));
+        assert!(text.contains(expected) && !text.contains(CANARY), "{text}");
     }
 }
 

@@ -90,8 +90,11 @@ impl LookupService {
         id: TaskId,
         recheck: Recheck,
     ) -> (RecheckResult, Option<LookupFailure>) {
-        let options =
-            LookupOptions { max_age: Some(Duration::ZERO), ..LookupOptions::new(LookupKind::Single) };
+        let options = LookupOptions {
+            max_age: Some(Duration::ZERO),
+            client: request.caller.client,
+            ..LookupOptions::new(LookupKind::Single)
+        };
         let (batcher, (key, credentials)) = (self.batcher.clone(), self.queue_key_and_credentials(request));
         let (sender, result) = oneshot::channel();
         // A separate task: other callers of the token need the result even if this one disconnects.

@@ -1,27 +1,27 @@
 //! Access log: one line for each request.
 //!
-//! A request that went upstream or failed is logged at `info`, one that was served locally at
-//! `debug`, since polls are many. A line has only labels of closed sets, numbers, the request id
-//! and the first digits of the token's digest, and nothing else of a path, a body or a secret.
-
-use std::sync::Arc;
+//! A request that went upstream or failed is logged at `info`. One that was served locally is
+//! logged at `debug`, since polls are many, or as a short line at `info` in the format `pretty`, for
+//! a person who wants to see that it works. A line has only labels of closed sets, numbers, the
+//! request id, known words of the path, and the name of the token or the first digits of its
+//! digest. It has nothing else of a path, a body or a secret.
 
 use axum::response::Response;
 use http::request::Parts;
-use http::{HeaderValue, Method};
+use http::{HeaderValue, Method, Uri};
 use tokio::time::Instant;
 
+use super::path_shape;
 use crate::api_error::ApiError;
 use crate::auth::Caller;
+use crate::config::LogFormat;
 use crate::lookup::{CacheResult, CacheSummary};
 use crate::task::TaskRequest;
 use crate::telemetry::{
-    Label, Metrics, PassthroughStatus, RateLimitSource, RequestAction, RequestOutcome, ServiceLabel,
+    ClientLabel, Label, Metrics, PassthroughStatus, RateLimitSource, RequestAction, RequestOutcome,
+    ServiceLabel,
 };
 use crate::token::Digest;
-
-/// Last path segments that the upstream documents. All others are logged as `other`.
-const KNOWN_SEGMENTS: [&str; 7] = ["tasks", "audios", "lyrics", "upload", "videos", "wav", "images"];
 
 /// How a request ended, for log and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,40 +62,47 @@ impl Outcome {
 /// Log line of a request. It is written when the response head is known, or on drop.
 pub(super) struct AccessLog<'a> {
     metrics: &'a Metrics,
+    format: LogFormat,
     start: Instant,
     method: Method,
+    uri: Uri,
     service: ServiceLabel,
-    route: &'static str,
     is_addressed_to_lookup: bool,
     request_id: HeaderValue,
     action: RequestAction,
     token: Option<Digest>,
-    client: Option<Arc<str>>,
+    client: ClientLabel,
     summary: CacheSummary,
     written: bool,
 }
 
 impl<'a> AccessLog<'a> {
-    pub(super) fn start(metrics: &'a Metrics, parts: &Parts, request_id: HeaderValue) -> Self {
+    /// Starts the line of a request. `format` is that of the log.
+    pub(super) fn start(
+        metrics: &'a Metrics,
+        format: LogFormat,
+        parts: &Parts,
+        request_id: HeaderValue,
+    ) -> Self {
         let path = parts.uri.path();
         let path = path.strip_prefix('/').unwrap_or(path);
-        let (service, last) = path.split_once('/').unwrap_or((path, ""));
-        let route = KNOWN_SEGMENTS.into_iter().find(|known| *known == last);
+        let (service, rest) = path.split_once('/').unwrap_or((path, ""));
         let service = metrics.service(service);
         Self {
             metrics,
+            format,
             start: Instant::now(),
             method: parts.method.clone(),
+            uri: parts.uri.clone(),
             service,
-            route: route.unwrap_or("other"),
             is_addressed_to_lookup: parts.method == Method::POST
-                && route == Some("tasks")
+                && rest == "tasks"
                 && parts.uri.query().is_none()
                 && metrics.has_lookups(service),
             request_id,
             action: RequestAction::Other,
             token: None,
-            client: None,
+            client: ClientLabel::OTHER,
             summary: CacheSummary::default(),
             written: false,
         }
@@ -117,7 +124,7 @@ impl<'a> AccessLog<'a> {
 
     pub(super) fn caller(&mut self, caller: Option<&Caller>) {
         self.token = caller.map(|caller| caller.digest);
-        self.client = caller.and_then(|caller| caller.client.clone());
+        self.client = caller.map_or(ClientLabel::OTHER, |caller| caller.client);
     }
 
     pub(super) fn action(&mut self, request: &TaskRequest) {
@@ -148,46 +155,78 @@ impl<'a> AccessLog<'a> {
                 _ => RateLimitSource::Upstream,
             });
         }
-        self.write(Some(status), error.map(ApiError::code), outcome);
+        self.write(Some(status), error, outcome);
     }
 
-    fn write(&mut self, status: Option<u16>, error: Option<&'static str>, outcome: Outcome) {
+    /// Shape of the path: see [`path_shape`].
+    fn path(&self) -> String {
+        let is_service = |name: &str| self.metrics.has_lookups(self.metrics.service(name));
+        path_shape::of(self.uri.path(), is_service)
+    }
+
+    /// Name of the client or token, or else the first digits of the token's digest.
+    fn token(&self) -> Option<String> {
+        let name = self.metrics.client_name(self.client).map(String::from);
+        name.or_else(|| self.token.map(|token| token.to_string()))
+    }
+
+    fn write(&mut self, status: Option<u16>, error: Option<&ApiError>, outcome: Outcome) {
         self.written = true;
         let outcome = outcome.label();
         let took = self.start.elapsed();
-        self.metrics.count_request(self.service, self.action, outcome, took);
+        self.metrics.count_request(self.client, self.service, self.action, outcome, took);
         let is_local = self.summary.misses == 0
             && matches!(outcome, RequestOutcome::Hit | RequestOutcome::Pending | RequestOutcome::Answered)
             && status.is_some_and(|status| status < 400);
         let ids = |count: usize| (self.summary.requested > 0).then_some(count);
+        let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
                     method = %loggable(&self.method),
+                    path = self.path(),
                     service = self.metrics.service_name(self.service),
-                    route = self.route,
                     action = self.action.as_str(),
                     status,
                     outcome = outcome.as_str(),
-                    error,
+                    error = error.map(ApiError::code),
+                    cause = cause(status, error),
                     asked = ids(self.summary.requested),
                     hits = ids(self.summary.hits),
                     pending = ids(self.summary.pending),
                     fetched = ids(self.summary.misses),
-                    took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                    took_ms,
                     // Printable ASCII, see `crate::headers::request_id`. `?` would add quotes to it in JSON.
                     request_id = self.request_id.to_str().unwrap_or_default(),
-                    token = self.token.map(|token| token.to_string()),
-                    client = self.client.as_deref(),
+                    token = self.token(),
                     "request"
                 )
             };
         }
-        if is_local {
+        if !is_local {
+            line!(info);
+        } else if self.format == LogFormat::Json || tracing::enabled!(tracing::Level::DEBUG) {
             line!(debug);
         } else {
-            line!(info);
+            tracing::info!(
+                asked = ids(self.summary.requested),
+                took_ms,
+                token = self.token(),
+                "{} {} {}",
+                outcome.as_str(),
+                loggable(&self.method),
+                self.path(),
+            );
         }
+    }
+}
+
+/// Returns why a response has a status of 500 or above.
+fn cause(status: Option<u16>, error: Option<&ApiError>) -> Option<&str> {
+    match (status, error) {
+        (Some(500..), Some(error)) => Some(error.message()),
+        (Some(500..), None) => Some("the upstream sent this response"),
+        _ => None,
     }
 }
 

@@ -56,6 +56,7 @@ impl<'a> Candidate<'a> {
             handling: if is_lenient { Handling::Lenient } else { Handling::Strict },
             max_age: self.cache_control.max_age,
             only_if_cached: self.cache_control.only_if_cached,
+            ..LookupOptions::new(kind)
         }
     }
 

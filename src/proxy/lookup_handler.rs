@@ -19,6 +19,7 @@ use super::passthrough::with_prefix;
 use super::response_headers::Reply;
 use crate::api_error::ApiError;
 use crate::auth::Caller;
+use crate::batcher::LookupOptions;
 use crate::lookup::{LookupError, LookupRequest, LookupResponse};
 use crate::server::{RequestBody, RequestBodyError};
 use crate::task::{LookupIds, TaskRequest};
@@ -74,7 +75,7 @@ async fn look_up(
     ids: LookupIds,
     log: &mut AccessLog<'_>,
 ) -> Reply {
-    let options = candidate.options(&ids, &port.tasks);
+    let options = LookupOptions { client: caller.client, ..candidate.options(&ids, &port.tasks) };
     let request = LookupRequest {
         service: candidate.service,
         caller,

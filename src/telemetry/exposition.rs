@@ -137,7 +137,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::{RequestAction, RequestOutcome};
+    use crate::telemetry::{ClientLabel, RequestAction, RequestOutcome};
 
     #[test]
     fn accept_header_selects_the_format() {
@@ -195,7 +195,13 @@ mod tests {
         assert!(at_start.contains("{service=\"other\",action=\"other\",outcome=\"bypass\"} 0"));
         assert!(!at_start.contains("service=\"producer\""));
         let producer = metrics.service("producer");
-        metrics.count_request(producer, RequestAction::Retrieve, RequestOutcome::Hit, Duration::ZERO);
+        metrics.count_request(
+            ClientLabel::OTHER,
+            producer,
+            RequestAction::Retrieve,
+            RequestOutcome::Hit,
+            Duration::ZERO,
+        );
         let used = page();
         assert!(used.contains("{service=\"producer\",action=\"retrieve\",outcome=\"hit\"} 1"));
         assert!(used.contains("{service=\"producer\",action=\"retrieve\",outcome=\"miss\"} 0"));

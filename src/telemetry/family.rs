@@ -67,6 +67,11 @@ impl<S, M> FixedFamily<S, M> {
         &self.members[index].metric
     }
 
+    /// Returns the label set at `index`.
+    pub(super) fn labels(&self, index: usize) -> &S {
+        &self.members[index].labels
+    }
+
     /// Returns all metrics with their label sets.
     pub fn iter(&self) -> impl Iterator<Item = (&S, &M)> {
         self.members.iter().map(|member| (&member.labels, &member.metric))

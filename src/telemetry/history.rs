@@ -190,7 +190,7 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::{CallStatus, IdOutcome, RateLimitSource, RequestOutcome};
+    use crate::telemetry::{CallStatus, ClientLabel, IdOutcome, RateLimitSource, RequestOutcome};
 
     const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -198,7 +198,7 @@ mod tests {
     fn traffic(metrics: &Metrics) {
         let service = metrics.service("producer");
         for outcome in [RequestOutcome::Hit, RequestOutcome::Miss] {
-            metrics.count_request(service, RequestAction::Retrieve, outcome, MILLISECOND);
+            metrics.count_request(ClientLabel::OTHER, service, RequestAction::Retrieve, outcome, MILLISECOND);
             metrics.count_lookup(1, 50, None);
         }
         metrics.ids.inc(IdOutcome::Hit);

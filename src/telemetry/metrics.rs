@@ -30,6 +30,21 @@ const OTHER: &str = "other";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceLabel(usize);
 
+/// A named client or token as a label, or `other`. See [`Metrics::client`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClientLabel(usize);
+
+impl ClientLabel {
+    /// Label of every request whose client or token has no name.
+    pub const OTHER: Self = Self(0);
+}
+
+/// Labels of `refrain_client_requests_total`.
+#[derive(Debug, EncodeLabelSet)]
+struct ClientLabels {
+    client: String,
+}
+
 /// Labels of `refrain_requests_total`.
 #[derive(Debug, EncodeLabelSet)]
 pub struct RequestLabels {
@@ -71,6 +86,9 @@ metrics! {
         /// Requests on the client port that have ended
         #[metric("requests")]
         pub requests: FixedFamily<RequestLabels, Counter>,
+        /// Requests on the client port that have ended, by configured name of the client or token
+        #[metric("client_requests")]
+        client_requests: FixedFamily<ClientLabels, Counter>,
         /// Time from the head of a request to the head of its response, without requests whose
         /// client disconnected
         #[metric("request_duration", Seconds)]
@@ -171,6 +189,7 @@ impl Metrics {
         };
         let with_lookups =
             |service: &str| if service == OTHER { Listed::Counted } else { with_service(service) };
+        let other = ClientLabels { client: OTHER.to_owned() };
         let calls = FixedFamily::new(call_labels, |labels| with_lookups(&labels.service), Counter::default);
         let baseline = Counter::default();
         Self {
@@ -182,6 +201,7 @@ impl Metrics {
                 },
                 Counter::default,
             ),
+            client_requests: [(other, Counter::default())].into_iter().collect(),
             request_duration: FixedFamily::new(
                 RequestOutcome::ALL.iter().copied(),
                 |outcome| match outcome {
@@ -222,6 +242,26 @@ impl Metrics {
         }
     }
 
+    /// Counts the requests of these clients and tokens by name.
+    #[must_use]
+    pub fn with_clients<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        let labels = |client: &str| (ClientLabels { client: client.to_owned() }, Counter::default());
+        self.client_requests = [OTHER].into_iter().chain(names).map(labels).collect();
+        self
+    }
+
+    /// Returns the label of a client or token by its configured name, which is `other` unless it has
+    /// one.
+    pub fn client(&self, name: &str) -> ClientLabel {
+        let position = self.client_requests.iter().position(|(labels, _)| labels.client == name);
+        position.map_or(ClientLabel::OTHER, ClientLabel)
+    }
+
+    /// Returns the name of a client or token; `None` if it has none.
+    pub fn client_name(&self, label: ClientLabel) -> Option<&str> {
+        (label != ClientLabel::OTHER).then(|| self.client_requests.labels(label.0).client.as_str())
+    }
+
     /// Returns the label of a service, which is `other` unless its lookups are interpreted.
     pub fn service(&self, name: &str) -> ServiceLabel {
         let other = self.services.len() - 1;
@@ -242,6 +282,7 @@ impl Metrics {
     /// Counts a request that has ended, `took` after its head was read.
     pub fn count_request(
         &self,
+        client: ClientLabel,
         service: ServiceLabel,
         action: RequestAction,
         outcome: RequestOutcome,
@@ -252,6 +293,7 @@ impl Metrics {
         if !in_use.load(Ordering::Relaxed) {
             in_use.store(true, Ordering::Relaxed);
         }
+        self.client_requests.at(client.0).inc();
         let row = service.0 * RequestAction::ALL.len() + action.index();
         self.requests.at(row * RequestOutcome::ALL.len() + outcome.index()).inc();
         // The time until a client disconnects is not a latency of the proxy.
@@ -368,6 +410,18 @@ mod tests {
     }
 
     #[test]
+    fn clients_without_a_configured_name_are_other() {
+        let metrics = Metrics::default().with_clients(["reports", "batch jobs"]);
+        for (name, expected) in
+            [("reports", Some("reports")), ("batch jobs", Some("batch jobs")), ("x", None)]
+        {
+            assert_eq!(metrics.client_name(metrics.client(name)), expected);
+        }
+        assert_eq!(metrics.client("x"), ClientLabel::OTHER);
+        assert_eq!(Metrics::default().client("reports"), ClientLabel::OTHER);
+    }
+
+    #[test]
     fn each_kind_of_request_has_its_own_counter() {
         let metrics = Metrics::new(["producer"]);
         let mut number = 0;
@@ -376,7 +430,7 @@ mod tests {
                 for outcome in RequestOutcome::ALL {
                     number += 1;
                     for _ in 0..number {
-                        metrics.count_request(service, *action, *outcome, Duration::ZERO);
+                        metrics.count_request(ClientLabel::OTHER, service, *action, *outcome, Duration::ZERO);
                     }
                     let count = metrics.requests.sum(|labels| {
                         let expected = (metrics.service_name(service), *action, *outcome);

@@ -56,6 +56,30 @@ async fn team_shares_one_view_and_its_token_stays_secret() {
 }
 
 #[tokio::test]
+async fn client_names_appear_in_queues_pending_tasks_and_metrics() {
+    let app = TestApp::spawn_with(|config| {
+        shared(config);
+        config.tasks.pending_max_age = std::time::Duration::from_secs(60);
+    })
+    .await;
+    for (key, id) in [("key-one", "a"), ("key-two", "b"), ("key-two", "b")] {
+        app.upstream.put_record("producer", "team-canary", id, json!({"id": id}).to_string());
+        app.retrieve(key, id).await;
+    }
+    assert_eq!(app.admin("/api/queues").await.json()["queues"][0]["clients"], json!(["one", "two"]));
+    let pending = app.admin("/api/pending").await.json();
+    let names = |task: &serde_json::Value| (task["id"].clone(), task["client"].clone());
+    let mut names: Vec<_> = pending["pending"].as_array().expect("a list").iter().map(names).collect();
+    names.sort_by_key(|(id, _)| id.to_string());
+    assert_eq!(names, [(json!("a"), json!("one")), (json!("b"), json!("two"))]);
+    let metrics = String::from_utf8(app.admin("/metrics").await.body.to_vec()).expect("text");
+    for (client, requests) in [("one", 1), ("two", 2), ("other", 0)] {
+        let line = format!("refrain_client_requests_total{{client=\"{client}\"}} {requests}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+}
+
+#[tokio::test]
 async fn wrong_key_after_a_right_one_on_a_connection_is_refused() {
     let app = TestApp::spawn_with(shared).await;
     let id = app.upstream.create_finished("producer", "team-canary");

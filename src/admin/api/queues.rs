@@ -17,10 +17,11 @@ use crate::task::TaskSummary;
 const MAX_LISTED: usize = 200;
 
 /// Returns one queue.
-fn queue(queue: &QueueView) -> Value {
+fn queue(port: &AdminPort, queue: &QueueView) -> Value {
     json!({
         "service": queue.service.to_string(),
         "token": queue.token.to_string(),
+        "clients": queue.clients.iter().filter_map(|client| port.metrics.client_name(*client)).collect::<Vec<_>>(),
         "queued": queue.queued,
         "in_flight": queue.in_flight,
         "waiters": queue.waiters,
@@ -34,12 +35,13 @@ fn queue(queue: &QueueView) -> Value {
 }
 
 /// Returns one pending task.
-fn pending_task(task: &PendingView) -> Value {
+fn pending_task(port: &AdminPort, task: &PendingView) -> Value {
     let summary = TaskSummary::parse(&task.record);
     json!({
         "service": task.service.to_string(),
         "id": task.id.as_str(),
         "token": task.token.to_string(),
+        "client": port.metrics.client_name(task.client),
         "type": summary.kind,
         "title": summary.title,
         "state": summary.state,
@@ -56,7 +58,7 @@ pub(super) async fn queues(State(port): State<Arc<AdminPort>>, uri: Uri) -> Resu
     Parameters::none(&uri)?;
     let body = run_blocking(&port, |port| {
         let queues = port.lookups.batcher().queues(MAX_LISTED);
-        let items: Vec<Value> = queues.items.iter().map(queue).collect();
+        let items: Vec<Value> = queues.items.iter().map(|view| queue(port, view)).collect();
         json!({"queues": items, "queues_omitted": queues.omitted})
     });
     Ok(Json(body.await?))
@@ -66,7 +68,7 @@ pub(super) async fn pending(State(port): State<Arc<AdminPort>>, uri: Uri) -> Res
     Parameters::none(&uri)?;
     let body = run_blocking(&port, |port| {
         let tasks = port.lookups.batcher().pending_tasks(MAX_LISTED);
-        let items: Vec<Value> = tasks.items.iter().map(pending_task).collect();
+        let items: Vec<Value> = tasks.items.iter().map(|view| pending_task(port, view)).collect();
         json!({"pending": items, "pending_omitted": tasks.omitted})
     });
     Ok(Json(body.await?))

@@ -1,6 +1,6 @@
 //! Entries of a queue: number of active ids, bounds and views of the cached results.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::entry::{MAX_NEGATIVE_AGE, QueueEntry, Stage, StageCounts};
 use crate::lru::shrink_if_sparse;
 use crate::task::TaskId;
+use crate::telemetry::ClientLabel;
 
 /// Entries by id.
 #[derive(Debug, Default)]
@@ -41,6 +42,8 @@ pub(in crate::batcher) struct QueueCounts {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::batcher) struct PendingTask<'a> {
     pub(in crate::batcher) id: &'a TaskId,
+    /// Client of the last lookup.
+    pub(in crate::batcher) client: ClientLabel,
     pub(in crate::batcher) record: &'a Bytes,
     pub(in crate::batcher) fetched_at: Instant,
     pub(in crate::batcher) first_seen: Instant,
@@ -129,12 +132,18 @@ impl Entries {
         counts
     }
 
+    /// Returns the clients that last looked up the ids.
+    pub(super) fn clients(&self) -> BTreeSet<ClientLabel> {
+        self.map.values().map(|entry| entry.client).collect()
+    }
+
     /// Returns the tasks whose last record is pending.
     pub(super) fn pending_tasks(&self, now: Instant) -> impl Iterator<Item = PendingTask<'_>> {
         self.map.iter().filter_map(move |(id, entry)| {
             let snapshot = entry.snapshot.as_ref()?;
             Some(PendingTask {
                 id,
+                client: entry.client,
                 record: &snapshot.record,
                 fetched_at: snapshot.fetched_at,
                 first_seen: snapshot.first_seen,

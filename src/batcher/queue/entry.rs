@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::{POLL_INTERVAL, QueueContext};
 use crate::batcher::outcome::{Freshness, LookupKind, LookupOptions, TaskOutcome};
 use crate::batcher::waiter::Waiter;
+use crate::telemetry::ClientLabel;
 use crate::upstream::UpstreamResponse;
 
 /// Longest time for which an unknown id is served from memory.
@@ -63,6 +64,8 @@ impl StageCounts {
 pub(super) struct QueueEntry {
     /// When the id was first looked up.
     first_asked_at: Instant,
+    /// Client of the last lookup.
+    pub(super) client: ClientLabel,
     pub(super) stage: Stage,
     pub(super) waiters: Vec<WaiterSlot>,
     /// Until then the id stays queued without a waiter, because a client left without a fresh
@@ -158,6 +161,7 @@ impl QueueEntry {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             first_asked_at: now,
+            client: ClientLabel::OTHER,
             stage: Stage::Idle,
             waiters: Vec::new(),
             keep_until: None,
