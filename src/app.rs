@@ -130,6 +130,11 @@ impl App {
         self.client_listener.local_addr().expect("a bound listener has an address")
     }
 
+    /// The task store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Address of the admin port, if it is on.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         let listener = self.admin_listener.as_ref()?;

@@ -11,13 +11,15 @@ mod serve;
 mod signals;
 mod simulate;
 mod tasks;
+mod token_input;
+mod tokens;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, LoadedConfig};
 use crate::store::StoreError;
@@ -54,7 +56,11 @@ enum Command {
     /// Check the configuration
     Check,
     /// Print the effective configuration and the origin of each value; secrets are hidden
-    Config,
+    Config {
+        /// Print a JSON object, as the admin API does
+        #[arg(long)]
+        json: bool,
+    },
     /// Check whether a running proxy with the same configuration is ready
     Health,
     /// Inspect and change the task store, with or without a running proxy
@@ -62,6 +68,17 @@ enum Command {
     Tasks {
         #[command(subcommand)]
         command: tasks::TasksCommand,
+    },
+    /// Commands for tokens
+    #[command(arg_required_else_help = false)]
+    Tokens {
+        #[command(subcommand)]
+        command: tokens::TokensCommand,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
     },
 }
 
@@ -142,8 +159,9 @@ fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment)
             print("the configuration is valid\n");
             Ok(())
         }
-        Command::Config => {
-            print(&cli.options.load(environment)?.to_toml());
+        Command::Config { json } => {
+            let loaded = cli.options.load(environment)?;
+            print(&if json { loaded.to_json() } else { loaded.to_toml() });
             Ok(())
         }
         Command::Health => {
@@ -153,6 +171,16 @@ fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment)
         Command::Tasks { command } => {
             let LoadedConfig { config, .. } = cli.options.load(environment)?;
             block_on(tasks::run(command, config))
+        }
+        Command::Tokens { command } => {
+            let LoadedConfig { config, .. } = cli.options.load(environment)?;
+            block_on(tokens::run(command, config))
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "refrain", &mut script);
+            print(&String::from_utf8_lossy(&script));
+            Ok(())
         }
     }
 }

@@ -18,6 +18,7 @@ const DEFAULT_FILE: &str = "refrain.toml";
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 #[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Global options")]
 pub(super) struct GlobalOptions {
     #[arg(
         long,
@@ -26,25 +27,36 @@ pub(super) struct GlobalOptions {
         help = "Configuration file [default: $REFRAIN_CONFIG, else refrain.toml if it exists]"
     )]
     config: Option<PathBuf>,
-    /// Address of the client port (with `simulate`: of the simulated upstream)
-    #[arg(long, global = true, value_name = "ADDRESS")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDRESS",
+        help = "Address of the client port; with simulate, of the simulated upstream [default: 127.0.0.1:8080]"
+    )]
     pub(super) listen: Option<String>,
-    /// Address of the admin port, or off
-    #[arg(long, global = true, value_name = "ADDRESS")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDRESS",
+        help = "Address of the admin port, or off [default: 127.0.0.1:8081]"
+    )]
     pub(super) admin_listen: Option<String>,
-    /// Base URL of the upstream
-    #[arg(long, global = true, value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        help = "Base URL of the upstream [default: https://api.acedata.cloud]"
+    )]
     upstream: Option<String>,
-    #[arg(long, global = true, value_name = "PATH", help = "Database file")]
+    #[arg(long, global = true, value_name = "PATH", help = "Database file [default: refrain.db]")]
     store: Option<String>,
-    /// Log format: pretty or json
-    #[arg(long, global = true, value_name = "FORMAT")]
+    #[arg(long, global = true, value_name = "FORMAT", help = "Log format: pretty or json [default: pretty]")]
     log_format: Option<String>,
     #[arg(
         long,
         global = true,
         value_name = "FILTER",
-        help = "Log filter, for example debug or info,refrain::batcher=debug"
+        help = "Log filter, for example debug or info,refrain::batcher=debug [default: info]"
     )]
     pub(super) log_filter: Option<String>,
 }

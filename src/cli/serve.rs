@@ -14,31 +14,31 @@ pub(super) async fn serve(loaded: LoadedConfig) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Opens both ports and the store, and logs the addresses. Returns `None` if a signal came first.
+/// Opens both ports and the store, and logs where they are. Returns `None` if a signal came first.
 pub(super) async fn start(
     loaded: LoadedConfig,
     shutdown: &CancellationToken,
 ) -> Result<Option<App>, CliError> {
     let upstream = loaded.config.upstream.base_url.clone();
-    let store = loaded.config.store.url.clone();
     let services = loaded.config.tasks.interpreted_services();
     let app = tokio::select! {
         biased;
         () = shutdown.cancelled() => return Ok(None),
         app = App::build(loaded) => app?,
     };
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), "refrain");
-    tracing::info!(address = %app.client_address(), "client port");
-    match app.admin_address() {
-        Some(address) => tracing::info!(%address, "admin port"),
-        None => tracing::info!("admin port is off"),
-    }
-    tracing::info!(url = %upstream, "upstream");
-    tracing::info!(url = %store, "task store");
-    let names: Vec<&str> = services.names().collect();
+    let dashboard =
+        app.admin_address().map_or_else(|| "off".to_owned(), |address| format!("http://{address}"));
+    let path = app.store().path();
+    let services: Vec<&str> = services.names().collect();
     tracing::info!(
-        services = names.join(" "),
-        "lookups of these services are cached; all others pass through"
+        client = %format_args!("http://{}", app.client_address()),
+        upstream = %upstream.to_string().trim_end_matches('/'),
+        %dashboard,
+        store = %std::path::absolute(path).as_deref().unwrap_or(path).display(),
+        tasks = app.store().stats().tasks,
+        services = services.join(" "),
+        "refrain {} is ready; use the client URL as the base URL of your apps",
+        env!("CARGO_PKG_VERSION"),
     );
     Ok(Some(app))
 }

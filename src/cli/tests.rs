@@ -1,5 +1,3 @@
-use clap::CommandFactory;
-
 use super::*;
 
 fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<(), CliError> {

@@ -6,8 +6,10 @@ use std::fmt::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::json;
+
 use super::{Config, keys};
-use crate::escape::printable;
+use crate::escape::{printable, printable_json};
 
 /// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +106,16 @@ impl LoadedConfig {
             writeln!(toml, "{assignment:<44} # {origin}").expect("writing to a String cannot fail");
         }
         toml
+    }
+
+    /// Returns the effective values as one line with a JSON object, as `GET /api/config` does.
+    pub fn to_json(&self) -> String {
+        let values = self.values();
+        let values: Vec<_> = values
+            .iter()
+            .map(|shown| json!({"key": shown.key, "value": shown.value, "source": shown.source}))
+            .collect();
+        printable_json(&json!({ "values": values }).to_string()) + "\n"
     }
 
     /// Returns the effective values in the order of their definition.

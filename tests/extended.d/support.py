@@ -188,9 +188,8 @@ class Proxy:
     async def read_log(self, is_up):
         while line := (await self.process.stderr.readline()).decode(errors="replace"):
             self.log.append(line.rstrip())
-            if found := re.search(r"(client|admin) port address=\S*:(\d+)", line):
-                setattr(self, "port" if found[1] == "client" else "admin", int(found[2]))
-            if self.admin:
+            if found := re.search(r" is ready; .* client=http://\S*:(\d+) .* dashboard=http://\S*:(\d+) ", line):
+                self.port, self.admin = int(found[1]), int(found[2])
                 is_up.set()
         is_up.set()
 

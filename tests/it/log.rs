@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Program, RawPeer, eventually, request, simulator};
+use crate::support::{Program, RawPeer, client, eventually, request, simulator};
 
 #[tokio::test]
 async fn json_log_line_has_the_request_id_of_the_response() {
@@ -55,4 +55,68 @@ async fn log_line_has_no_control_characters_of_the_client() {
         !log.contains("\nINFO forged") && !log.contains(['\u{1b}', '\0', '\u{202e}', '\u{2028}']),
         "{log}"
     );
+}
+
+#[tokio::test]
+async fn first_line_has_addresses_store_and_services() {
+    let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
+    let store = folder.path().join("refrain.db").display().to_string();
+    for (format, tasks) in [("pretty", 0), ("json", 1)] {
+        let program = Program::serve(&upstream.base_url(), folder.path(), &[("REFRAIN_LOG__FORMAT", format)]);
+        let log = program.log();
+        let first = log.lines().next().expect("a line");
+        let (client_url, dashboard) =
+            (format!("http://{}", program.address), format!("http://{}", program.admin));
+        for expected in [client_url.as_str(), &dashboard, &upstream.base_url(), &store, "producer", "suno"] {
+            assert!(first.contains(expected), "{expected}: {first}");
+        }
+        let count = [format!("tasks={tasks} "), format!("\"tasks\":{tasks},")];
+        assert!(count.iter().any(|form| first.contains(form)), "{tasks}: {first}");
+        let http = client(program.address);
+        let id = upstream.create_finished("producer", "t");
+        if tasks == 0 {
+            http.retrieve("t", &id).await.expect("a response");
+        }
+    }
+}
+
+#[tokio::test]
+async fn hit_has_a_short_line_in_the_pretty_log_only() {
+    for (format, expected) in [("pretty", 1), ("json", 0)] {
+        let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
+        let program = Program::serve(&upstream.base_url(), folder.path(), &[("REFRAIN_LOG__FORMAT", format)]);
+        let http = client(program.address);
+        let id = upstream.create_finished("producer", "t");
+        for _ in 0..2 {
+            http.retrieve("t", &id).await.expect("a response");
+        }
+        // Its line comes after those of the lookups.
+        http.http
+            .get(format!("http://{}/openai/files/{id}", program.address))
+            .send()
+            .await
+            .expect("a response");
+        eventually("the last line", async || program.log().contains("/openai/files/*")).await;
+        let log = program.log();
+        assert_eq!(log.matches("hit POST /producer/tasks asked=1 ").count(), expected, "{log}");
+        assert!(!log.contains(&id), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn failed_request_has_its_cause_in_the_log() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = Program::serve("http://127.0.0.1:1", folder.path(), &[("REFRAIN_LOG__FORMAT", "json")]);
+    assert_eq!(client(program.address).retrieve("t", "a").await.expect("a response").status, 502);
+    eventually("the request's line", async || {
+        program.log().lines().any(|line| {
+            let record: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+            record["status"] == 502
+                && record["path"] == "/producer/tasks"
+                && record["cause"]
+                    .as_str()
+                    .is_some_and(|cause| cause.contains("could not connect to 127.0.0.1:1"))
+        })
+    })
+    .await;
 }

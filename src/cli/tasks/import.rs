@@ -16,7 +16,7 @@ use serde_json::json;
 use super::ImportArguments;
 use super::export::ExportLine;
 use super::output::{Output, progress, task_count};
-use crate::cli::CliError;
+use crate::cli::{CliError, token_input};
 use crate::clock;
 use crate::config::{AccessMode, Config};
 use crate::store::{ImportedTask, StoreMaintenance};
@@ -33,9 +33,6 @@ const BATCH_BYTES: usize = 16 << 20;
 
 /// Longest line, in bytes: more than the largest task with every byte escaped.
 const MAX_LINE_BYTES: u64 = 256 << 20;
-
-/// Longest line with a token, in bytes.
-const MAX_TOKEN_BYTES: u64 = 64 << 10;
 
 /// Longest pause between two transactions. A running proxy can write during it.
 const MAX_PAUSE: Duration = Duration::from_millis(50);
@@ -218,32 +215,11 @@ fn parse(line: &[u8], now: i64) -> Result<ImportedTask, &'static str> {
 
 /// Reads the token from the file or stdin; `None` without an option.
 fn token(arguments: &ImportArguments) -> Result<Option<Token>, CliError> {
-    let (line, from) = match &arguments.token_file {
-        Some(path) => {
-            let from = path.display().to_string();
-            let file = File::open(path).map_err(|error| {
-                CliError::Usage(vec![format!("--token-file {from}: cannot be read: {error}")])
-            })?;
-            (token_line(&mut BufReader::new(file)), format!("--token-file {from}"))
-        }
-        None if arguments.token_stdin => (token_line(&mut io::stdin().lock()), "--token-stdin".to_owned()),
-        None => return Ok(None),
-    };
-    let line = line.map_err(|error| CliError::Usage(vec![format!("{from}: cannot be read: {error}")]))?;
-    match Token::parse(&line) {
-        Some(token) => Ok(Some(token)),
-        None => Err(CliError::Usage(vec![format!(
-            "{from}: the first line must be only the token: visible ASCII characters without \"Bearer\""
-        )])),
+    match &arguments.token_file {
+        Some(path) => token_input::from_file(path).map(Some),
+        None if arguments.token_stdin => token_input::from_stdin("--token-stdin").map(Some),
+        None => Ok(None),
     }
-}
-
-/// Reads the first line without its line break.
-fn token_line(input: &mut impl BufRead) -> io::Result<String> {
-    let mut line = String::new();
-    input.take(MAX_TOKEN_BYTES).read_line(&mut line)?;
-    let line_alone = line.strip_suffix('\n').unwrap_or(&line);
-    Ok(line_alone.strip_suffix('\r').unwrap_or(line_alone).to_owned())
 }
 
 #[cfg(test)]
@@ -289,12 +265,5 @@ mod tests {
             assert!(accepts(service, 5_000, odd, 0), "the clock is behind: {service}");
         }
         assert!(accepts("webextrator", 1_010, odd, 1_020));
-    }
-
-    #[test]
-    fn token_is_the_first_line() {
-        for (input, expected) in [("a", "a"), ("a\n", "a"), ("a\r\n{}", "a"), ("", ""), ("\na", "")] {
-            assert_eq!(token_line(&mut input.as_bytes()).unwrap(), expected);
-        }
     }
 }

@@ -57,8 +57,8 @@ impl Program {
         });
         let mut program =
             Self { child, address: ([0, 0, 0, 0], 0).into(), admin: ([0, 0, 0, 0], 0).into(), log };
-        program.address = program.wait_for_address("client port");
-        program.admin = program.wait_for_address("admin port");
+        program.address = program.wait_for_address("client");
+        program.admin = program.wait_for_address("dashboard");
         program
     }
 
@@ -90,13 +90,15 @@ impl Program {
         }
     }
 
-    fn wait_for_address(&mut self, what: &str) -> SocketAddr {
+    /// Waits for the first line of the log and returns the address in this field.
+    fn wait_for_address(&mut self, field: &str) -> SocketAddr {
         let start = Instant::now();
         loop {
             let log = self.log();
-            let found = log.lines().find(|line| line.contains(what)).and_then(|line| {
-                // `address=127.0.0.1:1` or `"address":"127.0.0.1:1"`
-                let rest = line.split_once("address")?.1.trim_start_matches(['=', '"', ':']);
+            let found = log.lines().find(|line| line.contains(" is ready; ")).and_then(|line| {
+                // `client=http://127.0.0.1:1` or `"client":"http://127.0.0.1:1"`
+                let forms = [format!("{field}=http://"), format!("\"{field}\":\"http://")];
+                let (_, rest) = forms.iter().find_map(|form| line.split_once(form))?;
                 rest.split([' ', '"']).next()?.parse().ok()
             });
             if let Some(address) = found {
