@@ -86,6 +86,7 @@ impl App {
             background.clone(),
             shutdown.clone(),
         ));
+        let upstream_host = passthrough.host().to_owned();
         let client_port = ClientPort::new(
             &config,
             auth,
@@ -98,6 +99,7 @@ impl App {
         let counters = ServerCounters { panics: metrics.panics.clone(), ..ServerCounters::default() };
         let admin_port = Arc::new(AdminPort {
             token: config.admin.token.clone(),
+            upstream_host,
             sqlite_version: store.sqlite_version().await,
             store: store.clone(),
             lookups: Arc::clone(&lookups),

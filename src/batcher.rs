@@ -46,7 +46,7 @@ pub use self::outcome::{
     RecordSource, TaskOutcome,
 };
 use self::registry::Registry;
-pub use self::view::{Listing, PendingView, QueueView, ServiceView};
+pub use self::view::{Listing, OutageView, PendingView, QueueView, ServiceView};
 use crate::config::{TasksConfig, UpstreamConfig};
 use crate::lifecycle::Shutdown;
 use crate::task::{Service, TaskId};

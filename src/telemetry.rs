@@ -8,6 +8,7 @@
 //! - `exposition`: the response to `GET /metrics`
 //! - `history`: the last hour and day, for charts
 //! - `comparison`: the figures of the demo's two crowds
+//! - `recent_requests`: the last requests, for the dashboard
 //! - `uninterpreted`: services that clients poll, but whose lookups are passed through
 //! - `logging`: the log on stderr
 
@@ -21,6 +22,7 @@ mod labels;
 pub mod logging;
 mod metrics;
 mod process;
+mod recent_requests;
 mod registration;
 mod uninterpreted;
 
@@ -31,8 +33,9 @@ pub use gauges::{Gauges, QueueTotals, StoreStats};
 pub use histogram::{Histogram, HistogramCounts};
 pub use history::{CounterSnapshot, History, HistoryPoint, StepCounts};
 pub use labels::{
-    CallStatus, EvictionReason, IdOutcome, Label, PassthroughStatus, RateLimitSource, RequestAction,
-    RequestOutcome, StoreErrorKind, StoreLookupResult,
+    CallStatus, ClientLabel, EvictionReason, IdOutcome, Label, PassthroughStatus, RateLimitSource,
+    RequestAction, RequestKind, RequestOutcome, ServiceLabel, StoreErrorKind, StoreLookupResult,
 };
-pub use metrics::{CallLabels, CallsSaved, ClientLabel, Metrics, RequestLabels, ServiceLabel};
+pub use metrics::{CallLabels, CallsSaved, Metrics, RequestLabels};
+pub use recent_requests::{RecentRequest, RecentRequestId, RecentRequests, RequestIds};
 pub use uninterpreted::UninterpretedServices;

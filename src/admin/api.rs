@@ -6,6 +6,7 @@ mod config;
 mod history;
 mod parameters;
 mod queues;
+mod requests;
 mod stats;
 mod tasks;
 mod version;
@@ -27,5 +28,6 @@ pub(super) fn router() -> Router<Arc<AdminPort>> {
         .route("/tasks/{service}/{id}", get(tasks::show).delete(tasks::delete_one))
         .route("/queues", get(queues::queues))
         .route("/pending", get(queues::pending))
+        .route("/requests", get(requests::requests))
         .route("/config", get(config::config))
 }

@@ -19,6 +19,8 @@ use crate::token::Token;
 pub struct AdminPort {
     /// `admin.token`
     pub token: Option<Token>,
+    /// Host of the upstream, with its port if `upstream.base_url` has one.
+    pub upstream_host: String,
     /// The stored tasks.
     pub store: Store,
     /// The queues, and deletes in queues and store.

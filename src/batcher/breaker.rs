@@ -31,6 +31,9 @@ struct Circuit {
 
 #[derive(Debug)]
 struct OpenCircuit {
+    /// When the call failed that opened the circuit.
+    since: Instant,
+    /// Error of the last probe, or of that call.
     error: UpstreamError,
     next_probe: Instant,
     probe_interval: Duration,
@@ -83,6 +86,12 @@ impl CircuitBreaker {
         self.lock().open.as_ref()?.rejection(now)
     }
 
+    /// Returns the error of the last call and the time of the first failure while the circuit is
+    /// open.
+    pub(super) fn outage(&self) -> Option<(UpstreamError, Instant)> {
+        self.lock().open.as_ref().map(|open| (open.error, open.since))
+    }
+
     /// Whether the circuit is open, even if a probe is due or in flight.
     pub(super) fn is_open(&self) -> bool {
         self.lock().open.is_some()
@@ -124,7 +133,8 @@ impl CircuitBreaker {
             }
         };
         let next_probe = now + probe_interval;
-        circuit.open = Some(OpenCircuit { error, next_probe, probe_interval, is_probing: false });
+        let since = circuit.open.as_ref().map_or(now, |open| open.since);
+        circuit.open = Some(OpenCircuit { since, error, next_probe, probe_interval, is_probing: false });
     }
 
     /// A panic elsewhere leaves the circuit consistent, so poisoning is ignored.

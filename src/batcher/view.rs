@@ -16,6 +16,7 @@ use super::services::ServiceState;
 use crate::task::{Service, ServiceClass, TaskId};
 use crate::telemetry::{ClientLabel, QueueTotals};
 use crate::token::Digest;
+use crate::upstream::UpstreamError;
 
 /// First part of a longer list.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,7 +94,22 @@ pub struct ServiceView {
     pub has_learnt_limit: bool,
 }
 
+/// Outage of the upstream, from the first failed call to the next response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutageView {
+    /// Error of the last call.
+    pub error: UpstreamError,
+    /// Time since the first failed call.
+    pub lasts_for: Duration,
+}
+
 impl<B: Backend> Batcher<B> {
+    /// Returns the current outage of the upstream, if there is one.
+    pub fn outage(&self) -> Option<OutageView> {
+        let (error, since) = self.registry.breaker.outage()?;
+        Some(OutageView { error, lasts_for: Instant::now().saturating_duration_since(since) })
+    }
+
     /// Returns the services whose lookups are interpreted, sorted by name.
     pub fn services(&self) -> Vec<ServiceView> {
         let view = |(service, state): (&Service, &ServiceState)| ServiceView {

@@ -1,4 +1,4 @@
-//! Access log: one line for each request.
+//! Access log: one line for each request, in the log and in the list of the last requests.
 //!
 //! A request that went upstream or failed is logged at `info`. One that was served locally is
 //! logged at `debug`, since polls are many, or as a short line at `info` in the format `pretty`, for
@@ -14,12 +14,13 @@ use tokio::time::Instant;
 use super::path_shape;
 use crate::api_error::ApiError;
 use crate::auth::Caller;
+use crate::clock;
 use crate::config::LogFormat;
 use crate::lookup::{CacheResult, CacheSummary};
 use crate::task::TaskRequest;
 use crate::telemetry::{
-    ClientLabel, Label, Metrics, PassthroughStatus, RateLimitSource, RequestAction, RequestOutcome,
-    ServiceLabel,
+    ClientLabel, Label, Metrics, PassthroughStatus, RateLimitSource, RecentRequest, RecentRequestId,
+    RequestAction, RequestIds, RequestKind, RequestOutcome, ServiceLabel,
 };
 use crate::token::Digest;
 
@@ -175,26 +176,45 @@ impl<'a> AccessLog<'a> {
         let outcome = outcome.label();
         let took = self.start.elapsed();
         self.metrics.count_request(self.client, self.service, self.action, outcome, took);
-        let is_local = self.summary.misses == 0
-            && matches!(outcome, RequestOutcome::Hit | RequestOutcome::Pending | RequestOutcome::Answered)
-            && status.is_some_and(|status| status < 400);
-        let ids = |count: usize| (self.summary.requested > 0).then_some(count);
+        let summary = &self.summary;
+        let ids = (summary.requested > 0).then_some(RequestIds {
+            asked: summary.requested,
+            hits: summary.hits,
+            pending: summary.pending,
+            fetched: summary.misses,
+        });
+        let request = RecentRequest {
+            ended_at_micros: clock::unix_now_micros(),
+            took,
+            method: loggable(&self.method),
+            service: self.service,
+            path: (!self.is_addressed_to_lookup).then(|| self.path()),
+            action: self.action,
+            outcome,
+            status,
+            error: error.map(ApiError::code),
+            cause: cause(status, error).map(String::from),
+            ids,
+            request_id: RecentRequestId::new(self.request_id.as_bytes()),
+            token: self.token,
+            client: self.client,
+        };
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
-                    method = %loggable(&self.method),
+                    method = %request.method,
                     path = self.path(),
                     service = self.metrics.service_name(self.service),
                     action = self.action.as_str(),
                     status,
                     outcome = outcome.as_str(),
-                    error = error.map(ApiError::code),
-                    cause = cause(status, error),
-                    asked = ids(self.summary.requested),
-                    hits = ids(self.summary.hits),
-                    pending = ids(self.summary.pending),
-                    fetched = ids(self.summary.misses),
+                    error = request.error,
+                    cause = request.cause,
+                    asked = ids.map(|ids| ids.asked),
+                    hits = ids.map(|ids| ids.hits),
+                    pending = ids.map(|ids| ids.pending),
+                    fetched = ids.map(|ids| ids.fetched),
                     took_ms,
                     // Printable ASCII, see `crate::headers::request_id`. `?` would add quotes to it in JSON.
                     request_id = self.request_id.to_str().unwrap_or_default(),
@@ -203,21 +223,22 @@ impl<'a> AccessLog<'a> {
                 )
             };
         }
-        if !is_local {
+        if request.kind() != RequestKind::Local {
             line!(info);
         } else if self.format == LogFormat::Json || tracing::enabled!(tracing::Level::DEBUG) {
             line!(debug);
         } else {
             tracing::info!(
-                asked = ids(self.summary.requested),
+                asked = ids.map(|ids| ids.asked),
                 took_ms,
                 token = self.token(),
                 "{} {} {}",
                 outcome.as_str(),
-                loggable(&self.method),
+                request.method,
                 self.path(),
             );
         }
+        self.metrics.recent_requests.record(request);
     }
 }
 
@@ -231,17 +252,9 @@ fn cause(status: Option<u16>, error: Option<&ApiError>) -> Option<&str> {
 }
 
 /// Returns the name of a common method. A client chooses the names of all others.
-fn loggable(method: &Method) -> &str {
-    const KNOWN: [Method; 7] = [
-        Method::GET,
-        Method::POST,
-        Method::PUT,
-        Method::DELETE,
-        Method::HEAD,
-        Method::OPTIONS,
-        Method::PATCH,
-    ];
-    if KNOWN.contains(method) { method.as_str() } else { "other" }
+fn loggable(method: &Method) -> &'static str {
+    const KNOWN: [&str; 7] = ["POST", "GET", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"];
+    KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("other")
 }
 
 impl Drop for AccessLog<'_> {

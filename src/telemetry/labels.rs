@@ -59,6 +59,20 @@ macro_rules! label {
     };
 }
 
+/// A service as a label: one whose lookups are interpreted, or `other`. `Metrics::service` returns
+/// it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceLabel(pub(super) usize);
+
+/// A named client or token as a label, or `other`. `Metrics::client` returns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClientLabel(pub(super) usize);
+
+impl ClientLabel {
+    /// Label of every request whose client or token has no name.
+    pub const OTHER: Self = Self(0);
+}
+
 label! {
     /// Type of a client request.
     RequestAction("action") {
@@ -94,6 +108,18 @@ label! {
         Failed => "failed",
         /// The client disconnected before the response.
         Aborted => "aborted",
+    }
+}
+
+label! {
+    /// Kind of a request in the list of the last requests.
+    RequestKind("kind") {
+        /// It succeeded without the upstream.
+        Local => "local",
+        /// It succeeded with a response of the upstream.
+        Upstream => "upstream",
+        /// The client received a status of at least 400, or disconnected before the response.
+        Failed => "failed",
     }
 }
 

@@ -14,9 +14,10 @@ use super::histogram::{
     CALL_DURATION, CALL_IDS, COMMIT_DURATION, Histogram, HistogramCounts, REQUEST_DURATION,
 };
 use super::labels::{
-    CallStatus, EvictionReason, IdOutcome, Label, PassthroughStatus, RateLimitSource, RequestAction,
-    RequestOutcome, StoreErrorKind, StoreLookupResult,
+    CallStatus, ClientLabel, EvictionReason, IdOutcome, Label, PassthroughStatus, RateLimitSource,
+    RequestAction, RequestOutcome, ServiceLabel, StoreErrorKind, StoreLookupResult,
 };
+use super::recent_requests::RecentRequests;
 use super::registration::{metrics, registered_as_clone};
 use super::uninterpreted::UninterpretedServices;
 
@@ -25,19 +26,6 @@ const POLL_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Label of every service whose lookups are not interpreted.
 const OTHER: &str = "other";
-
-/// A service as a label: one whose lookups are interpreted, or `other`. See [`Metrics::service`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ServiceLabel(usize);
-
-/// A named client or token as a label, or `other`. See [`Metrics::client`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ClientLabel(usize);
-
-impl ClientLabel {
-    /// Label of every request whose client or token has no name.
-    pub const OTHER: Self = Self(0);
-}
 
 /// Labels of `refrain_client_requests_total`.
 #[derive(Debug, EncodeLabelSet)]
@@ -83,6 +71,8 @@ metrics! {
         in_use: Box<[Arc<AtomicBool>]>,
         /// Services that clients poll, but whose lookups are passed through.
         pub uninterpreted: UninterpretedServices,
+        /// The last requests on the client port.
+        pub recent_requests: RecentRequests,
         /// Requests on the client port that have ended
         #[metric("requests")]
         pub requests: FixedFamily<RequestLabels, Counter>,
@@ -239,6 +229,7 @@ impl Metrics {
             services,
             in_use,
             uninterpreted: UninterpretedServices::default(),
+            recent_requests: RecentRequests::default(),
         }
     }
 

@@ -72,6 +72,14 @@ impl UpstreamError {
         }
     }
 
+    /// Returns the cause in words, without the subject if that is clear.
+    pub fn cause(self) -> String {
+        match self {
+            Self::Unreachable(reason) => reason.to_string(),
+            other => other.to_string(),
+        }
+    }
+
     /// Returns the label used in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {

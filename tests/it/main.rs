@@ -28,6 +28,7 @@ mod lookups;
 mod metrics;
 mod passthrough;
 mod preferences;
+mod recent_requests;
 mod recheck;
 mod request_forms;
 mod response_headers;

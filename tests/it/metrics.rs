@@ -147,7 +147,10 @@ async fn metrics_and_stats_count_known_traffic() {
     assert_eq!(count("refrain_rate_limited_absorbed_total", &[]), 2.0);
     assert_eq!(count("refrain_rate_limited_passed_on_total", &[("source", "upstream")]), 1.0);
     assert_eq!(count("refrain_rate_limited_passed_on_total", &[]), 1.0);
-    assert_eq!(stats["upstream"]["rate_limited"], json!({"received": 3, "absorbed": 2, "passed_on": 1}));
+    assert_eq!(
+        stats["upstream"]["rate_limited"],
+        json!({"received": 3, "absorbed": 2, "passed_on": 1, "passed_through": 0})
+    );
     let passed = |status| count("refrain_passed_through_total", &[("status", status)]);
     assert_eq!((passed("2xx"), passed("5xx")), (1.0, 1.0));
 
@@ -236,7 +239,14 @@ async fn unreachable_upstream_is_reported_as_down() {
     assert_eq!(value(&page, "refrain_upstream_down", &[]), 1.0);
     assert_eq!(value(&page, "refrain_upstream_calls_total", &[("status", "refused")]), 1.0);
     assert_eq!(value(&page, "refrain_upstream_calls_saved_total", &[]), 0.0, "no lookup succeeded");
-    assert_eq!(json(&program, "/api/stats").await["upstream"]["is_down"], true);
+    let upstream = &json(&program, "/api/stats").await["upstream"];
+    let outage = &upstream["outage"];
+    assert_eq!((&upstream["is_down"], &upstream["host"]), (&json!(true), &json!("127.0.0.1:1")));
+    assert_eq!(
+        (&outage["error"], &outage["cause"]),
+        (&json!("refused"), &json!("the connection was refused"))
+    );
+    assert!(outage["began_at"].as_u64().is_some_and(|at| at > 1_700_000_000), "{outage}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -155,6 +155,7 @@ async fn check(settings: &[(&str, &str)], key: &str, token: &str) {
             ("/api/version", "sqlite_version"),
             ("/api/tasks", "stored_at"),
             ("/api/queues", "in_flight"),
+            ("/api/requests?limit=600", "duration_seconds"),
             ("/api/pending", &pending),
             ("/api/config", "\"***\""),
         ] {

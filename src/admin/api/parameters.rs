@@ -7,6 +7,9 @@ use crate::api_error::ApiError;
 /// Characters of an unknown name that an error message shows.
 const MAX_SHOWN: usize = 64;
 
+/// Syntax of services, for error messages.
+pub(super) const SERVICE: &str = "1 to 64 letters, digits, - or _";
+
 /// The decoded query of a request.
 pub(super) struct Parameters(Vec<(String, String)>);
 

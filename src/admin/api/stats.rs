@@ -1,6 +1,7 @@
 //! `GET /api/stats`: counters since the start, and gauges.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -10,7 +11,10 @@ use serde_json::{Map, Value, json};
 use super::parameters::Parameters;
 use crate::admin::state::{AdminPort, run_blocking};
 use crate::api_error::ApiError;
-use crate::telemetry::{CallStatus, CounterVec, Gauges, HistogramCounts, Label, Metrics, RequestOutcome};
+use crate::clock;
+use crate::telemetry::{
+    CallStatus, CounterVec, Gauges, HistogramCounts, Label, Metrics, RateLimitSource, RequestOutcome,
+};
 
 /// Outcomes whose latency depends on refrain or the upstream only.
 const WITH_LATENCY: [RequestOutcome; 5] = [
@@ -39,7 +43,8 @@ pub(super) async fn stats(State(port): State<Arc<AdminPort>>, uri: Uri) -> Resul
             .filter(|(_, counts)| counts.count() > 0)
             .map(|(outcome, counts)| (outcome, latency(&counts)))
             .collect::<Map<_, _>>(),
-        "upstream": upstream(metrics, &gauges),
+        "passed_through": counts(&metrics.passed_through),
+        "upstream": upstream(&port, &gauges),
         "queues": queues(&gauges),
         "store": store(metrics, &gauges),
         "services": services(&port),
@@ -70,7 +75,15 @@ fn latency(counts: &HistogramCounts) -> Value {
     })
 }
 
-fn upstream(metrics: &Metrics, gauges: &Gauges) -> Value {
+fn upstream(port: &AdminPort, gauges: &Gauges) -> Value {
+    let metrics = &port.metrics;
+    let outage = port.lookups.batcher().outage().map(|outage| {
+        json!({
+            "error": outage.error.as_str(),
+            "cause": outage.error.cause(),
+            "began_at": began_at(outage.lasts_for),
+        })
+    });
     let by_status: Map<_, _> = CallStatus::ALL
         .iter()
         .map(|status| (*status, metrics.upstream_calls.sum(|labels| labels.status == *status)))
@@ -78,6 +91,7 @@ fn upstream(metrics: &Metrics, gauges: &Gauges) -> Value {
         .map(|(status, count)| (status.as_str().to_owned(), json!(count)))
         .collect();
     json!({
+        "host": port.upstream_host,
         "calls": metrics.upstream_calls.total(),
         "by_status": by_status,
         "calls_saved": metrics.upstream_calls_saved.get(),
@@ -85,10 +99,18 @@ fn upstream(metrics: &Metrics, gauges: &Gauges) -> Value {
             "received": metrics.upstream_rate_limited.get(),
             "absorbed": metrics.rate_limited_absorbed.get(),
             "passed_on": metrics.rate_limited_lookups(),
+            "passed_through": metrics.rate_limited_passed_on.get(RateLimitSource::PassedThrough),
         },
         "latency": latency(&metrics.upstream_call_duration()),
         "is_down": gauges.queues.is_upstream_down,
+        "outage": outage,
     })
+}
+
+/// Returns the Unix seconds of a moment, rounded so that they are the same at each reading.
+fn began_at(ago: Duration) -> i64 {
+    let seconds = (i128::from(clock::unix_now_micros()) - ago.as_micros() as i128 + 500_000) / 1_000_000;
+    i64::try_from(seconds).unwrap_or(0)
 }
 
 fn queues(gauges: &Gauges) -> Value {

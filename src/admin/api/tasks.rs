@@ -8,7 +8,7 @@ use axum::extract::{Path, State};
 use http::{StatusCode, Uri};
 use serde_json::{Value, json};
 
-use super::parameters::{Parameters, invalid};
+use super::parameters::{Parameters, SERVICE, invalid};
 use crate::admin::state::AdminPort;
 use crate::api_error::ApiError;
 use crate::config;
@@ -21,8 +21,7 @@ const MAX_LIMIT: usize = 200;
 /// Number of tasks on a page without `limit`.
 const DEFAULT_LIMIT: usize = 50;
 
-/// Syntax of services and ids, for error messages.
-const SERVICE: &str = "1 to 64 letters, digits, - or _";
+/// Syntax of ids, for error messages.
 const ID: &str = "1 to 1024 bytes of UTF-8";
 
 /// Returns a task of the list.

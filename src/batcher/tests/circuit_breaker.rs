@@ -3,20 +3,29 @@
 use super::backend::{REFUSED, Reply};
 use super::harness::*;
 use crate::batcher::LookupFailure;
-use crate::upstream::UpstreamError;
+use crate::upstream::{Unreachable, UpstreamError};
 
 #[tokio::test(start_paused = true)]
 async fn upstream_counts_as_down_until_it_responds() {
     let harness = Harness::new();
     assert!(!harness.batcher.totals().is_upstream_down);
+    assert_eq!(harness.batcher.outage(), None);
     harness.reply_with(|_| Some(Reply::Error(REFUSED)));
     harness.look_up_one("a").await;
     assert!(harness.batcher.totals().is_upstream_down);
     sleep(100.0).await;
     assert!(harness.batcher.totals().is_upstream_down, "a probe is due, but there was no response");
+    let untrusted = UpstreamError::Unreachable(Unreachable::Tls);
+    harness.reply_with(move |_| Some(Reply::Error(untrusted)));
+    harness.look_up_one("a").await;
+    let outage = harness.batcher.outage().expect("the probe failed too");
+    assert_eq!(outage.error, untrusted, "the last error");
+    assert!(outage.lasts_for >= seconds(100.0), "since the first failure: {outage:?}");
     harness.reply_normally();
+    sleep(8.1).await;
     harness.look_up_one("a").await;
     assert!(!harness.batcher.totals().is_upstream_down);
+    assert_eq!(harness.batcher.outage(), None);
 }
 
 #[tokio::test(start_paused = true)]
