@@ -55,15 +55,15 @@ const CHARTS = [
   },
   {
     id: "chart-limits",
-    unit: (step) => `per ${step}`,
+    unit: (step) => `on lookups, per ${step}`,
     placeholder: "No 429 in this range",
     value: format.count,
     isCount: true,
     bars: true,
     columns: [
-      { label: "Received", colour: "other", of: (h) => h.upstream_rate_limited, total: (h) => sum(h.upstream_rate_limited) },
+      { label: "From the upstream", colour: "other", of: (h) => h.upstream_rate_limited, total: (h) => sum(h.upstream_rate_limited) },
       { label: "Absorbed", colour: "accent", of: (h) => h.rate_limited_absorbed, total: (h) => sum(h.rate_limited_absorbed) },
-      { label: "Passed on", colour: "bad", of: (h) => h.rate_limited_passed_on, total: (h) => sum(h.rate_limited_passed_on) },
+      { label: "To clients", colour: "bad", of: (h) => h.rate_limited_passed_on, total: (h) => sum(h.rate_limited_passed_on) },
     ],
   },
 ];

@@ -3,12 +3,14 @@
 
 import { get, hasToken, now, useToken } from "./api.js";
 import { redraw, showHistory } from "./charts.js";
-import { wireDetail } from "./detail.js";
+import { openPending, wireDetail } from "./detail.js";
 import { showStats, showStatus, showVersion, showWelcome, wireFigures } from "./figures.js";
 import { wireDelete } from "./delete.js";
 import * as format from "./format.js";
+import { followLink } from "./links.js";
 import { refreshListing, restartListing, wireListing } from "./listing.js";
 import { $, copy, setText, tickAll } from "./page.js";
+import { refreshRequests, wireRequests } from "./requests.js";
 import { pendingTable, queuesTable } from "./tables.js";
 
 const REFRESH_MS = 5000;
@@ -22,6 +24,7 @@ let range = "1h";
 let historyAt = -Infinity;
 let respondedAt = null;
 let hasShown = false;
+let hasFollowedLink = false;
 let isLocked = false;
 let isRefreshing = false;
 let timer;
@@ -31,6 +34,7 @@ const PARTS = [
   [null, async () => showVersion(await get("api/version"))],
   [null, async () => showWelcome(showStats(await get("api/stats")))],
   ["charts-error", history],
+  ["requests-error", refreshRequests],
   ["tasks-error", refreshListing],
   ["pending-error", async () => showPending(await get("api/pending"))],
   ["queues-error", async () => showQueues(await get("api/queues"))],
@@ -90,6 +94,8 @@ async function refresh() {
       respondedAt = now();
       $("content").hidden = false;
       document.body.classList.remove("stale");
+      if (!hasFollowedLink) followLink();
+      hasFollowedLink = true;
     } else {
       const since = respondedAt === null ? "" : ` The page shows the state of ${format.time(respondedAt)}.`;
       showStatus("unreachable", `refrain does not respond.${since} Trying again every few seconds.`);
@@ -168,12 +174,13 @@ function wireTheme() {
 
 function wire() {
   queues = queuesTable($("queues"));
-  pending = pendingTable($("pending"));
+  pending = pendingTable($("pending"), openPending);
   const restart = () => {
     attempt(restartListing, "tasks-error");
     refresh();
   };
   wireListing((part) => attempt(part, "tasks-error"));
+  wireRequests((part) => attempt(part, "requests-error"));
   wireDetail(restart);
   wireDelete(restart);
   wireTheme();
@@ -191,6 +198,7 @@ function wire() {
     location.reload();
   });
   document.addEventListener("visibilitychange", refresh);
+  addEventListener("hashchange", () => hasFollowedLink && followLink());
   setInterval(() => document.hidden || tickAll(), 1000);
   refresh();
 }

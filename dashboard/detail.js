@@ -1,10 +1,11 @@
-// The dialog of one task: its properties, its record, and a button to delete it.
+// The dialog of one task: its properties and its prompt; if it is stored, its record and a button to delete it.
 
 import { get, remove, taskPath } from "./api.js";
 import { confirmAction } from "./delete.js";
 import * as format from "./format.js";
-import { $, age, closeByBackdrop, copy, make, setText } from "./page.js";
-import { links } from "./tables.js";
+import { enterView, registerView } from "./links.js";
+import { $, closeByBackdrop, copy, idWithCopy, make, moment, setText, showFacts } from "./page.js";
+import { expected, links } from "./tables.js";
 
 // Longest part of a record that is shown, in characters: the layout of more would block the page.
 const MAX_SHOWN = 256 * 1024;
@@ -13,15 +14,12 @@ let task = null;
 let records = [];
 let onDeleted = () => {};
 
-/** Opens the dialog for a task of the list. */
+// Members of a request that describe the work in words, by service. The first that is there is shown.
+const PROMPTS = ["prompt", "lyric", "text", "content"];
+
+/** Opens the dialog for a stored task. */
 export async function openDetail({ service, id, title }) {
-  const opened = { service, id };
-  task = opened;
-  records = [];
-  setText($("detail-title"), title || "Untitled");
-  setText($("detail-error"), "");
-  $("detail-known").hidden = true;
-  $("detail").showModal();
+  const opened = open({ service, id }, title);
   try {
     const response = await get(taskPath(service, id));
     if (task !== opened) return;
@@ -29,11 +27,63 @@ export async function openDetail({ service, id, title }) {
     $("detail-record").replaceChildren(...records.map((record, n) => new Option(`${n + 1} of ${records.length}, stored ${format.date(record.stored_at)}`, n)));
     $("detail-several").hidden = records.length < 2;
     $("detail-known").hidden = records.length === 0;
+    $("detail-feet").hidden = records.length === 0;
     if (records.length > 0) showRecord();
   } catch (error) {
     if (task !== opened) return;
-    setText($("detail-error"), error.status === 404 ? "This task is not stored any more." : error.message);
+    if (error.status !== 404) return setText($("detail-error"), error.message);
+    await showIfPending(opened);
   }
+}
+
+/** Opens the dialog for a task of the list of pending tasks. */
+export function openPending(pending) {
+  open({ service: pending.service, id: pending.id }, pending.title);
+  showPending(pending);
+}
+
+function open(opened, title) {
+  task = opened;
+  records = [];
+  setText($("detail-title"), title || "Untitled");
+  setText($("detail-error"), "");
+  $("detail-known").hidden = true;
+  $("detail-feet").hidden = true;
+  enterView("task", opened.service, opened.id);
+  return opened;
+}
+
+/** Shows a task of a link that is not stored: it can be pending, or deleted. */
+async function showIfPending(opened) {
+  let found;
+  try {
+    const { pending } = await get("api/pending");
+    found = pending.find(({ service, id }) => service === opened.service && id === opened.id);
+  } catch {
+    // The message below is true in any case.
+  }
+  if (task !== opened) return;
+  if (found) showPending(found);
+  else setText($("detail-error"), "This task is not stored. It can be pending still, or deleted.");
+}
+
+function showPending(pending) {
+  setText($("detail-title"), pending.title || "Untitled");
+  const progress = typeof pending.progress === "number" ? format.percent(pending.progress) : null;
+  showFacts($("detail-facts"), [
+    ["Id", idWithCopy(pending.id, $("detail"))],
+    ["Service", service(pending)],
+    ["State", make("bdi", ["pending", pending.state, progress].filter(Boolean).join(" · "))],
+    ["Created", moment(pending.created_at)],
+    ["Expected", make("span", expected(pending.expected_remaining_seconds))],
+    ["Last seen", make("span", format.ago(pending.snapshot_age_seconds))],
+    ["Waiters", make("span", format.count(pending.waiters))],
+    ["Token", make("bdi", pending.client ? `${pending.client}, ${pending.token}` : pending.token)],
+  ]);
+  $("detail-several").hidden = true;
+  $("detail-links").hidden = true;
+  $("detail-stored").hidden = true;
+  $("detail-known").hidden = false;
 }
 
 const selected = () => records[Number($("detail-record").value) || 0];
@@ -41,20 +91,42 @@ const selected = () => records[Number($("detail-record").value) || 0];
 function showRecord() {
   const record = selected();
   setText($("detail-title"), record.title || "Untitled");
-  const facts = [
-    ["Id", idWithCopy()],
-    ["Service", make("bdi", record.type ? `${task.service}, ${record.type}` : task.service)],
+  showFacts($("detail-facts"), [
+    ["Id", idWithCopy(task.id, $("detail"))],
+    ["Service", service({ ...task, type: record.type })],
     ["Outcome", outcome(record)],
     ["Finished", moment(record.finished_at)],
     ["Took", make("span", took(record))],
     ["Stored", moment(record.stored_at)],
     ["Size", titled(format.bytes(record.record_bytes), format.exactly(record.record_bytes, "bytes"))],
     ["Read by", readers(record.readers)],
-  ];
-  $("detail-facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", name), wrapped("dd", value)]));
+  ]);
   $("detail-links").replaceChildren(links(record.links));
   $("detail-links").hidden = !record.links?.length;
+  $("detail-stored").hidden = false;
+  const prompt = promptOf(record.record);
+  setText($("detail-prompt"), prompt);
+  $("detail-prompt").hidden = prompt === "";
+  $("detail-prompt-title").hidden = prompt === "";
   showJson();
+}
+
+/** Returns the prompt in the request of a record, or "". */
+function promptOf(text) {
+  if (text === null || text.length > MAX_SHOWN) return "";
+  let request;
+  try {
+    request = JSON.parse(text)?.request;
+  } catch {
+    return "";
+  }
+  for (const name of PROMPTS) {
+    const value = request?.[name];
+    const texts = Array.isArray(value) ? value.map((part) => part?.text ?? part) : [value];
+    const words = texts.filter((part) => typeof part === "string" && part.trim() !== "");
+    if (words.length > 0) return words.join("\n");
+  }
+  return "";
 }
 
 function showJson() {
@@ -71,15 +143,8 @@ function showJson() {
   setText($("detail-cut"), text.length > MAX_SHOWN ? "Only the beginning is shown. Copy copies the whole record." : "");
 }
 
-function idWithCopy() {
-  const span = make("span");
-  const button = make("button", "Copy", "quiet");
-  button.type = "button";
-  button.setAttribute("aria-label", "Copy the id");
-  const { id } = task;
-  button.addEventListener("click", () => copy(id, $("detail")));
-  span.append(make("bdi", id, "id"), " ", button);
-  return span;
+function service({ service: name, type }) {
+  return make("bdi", type ? `${name}, ${type}` : name);
 }
 
 function outcome(record) {
@@ -89,12 +154,6 @@ function outcome(record) {
 
 function took({ created_at: from, finished_at: to }) {
   return typeof from === "number" && typeof to === "number" && to >= from ? format.seconds(to - from) : "–";
-}
-
-function moment(at) {
-  const span = make("span", format.date(at));
-  if (at !== null) span.append(" (", age(at), ")");
-  return span;
 }
 
 function readers(digests) {
@@ -111,17 +170,12 @@ function titled(text, title) {
   return span;
 }
 
-function wrapped(tag, child) {
-  const element = make(tag);
-  element.append(child);
-  return element;
-}
-
 /** Wires the dialog. `callback` is called after a delete. */
 export function wireDetail(callback) {
   onDeleted = callback;
   const dialog = $("detail");
   closeByBackdrop(dialog);
+  registerView("task", dialog, (service, id) => service && id && openDetail({ service, id, title: "Task" }));
   $("detail-close").addEventListener("click", () => dialog.close());
   $("detail-record").addEventListener("change", showRecord);
   $("detail-form").addEventListener("change", showJson);

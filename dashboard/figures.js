@@ -1,8 +1,8 @@
 // The status line, the totals, and instructions while there are none.
 
-import { get } from "./api.js";
+import { get, now } from "./api.js";
 import * as format from "./format.js";
-import { $, make, setText } from "./page.js";
+import { $, setText } from "./page.js";
 
 const WORDS = { ready: "Ready", degraded: "Degraded", draining: "Shutting down", unreachable: "No response" };
 
@@ -21,11 +21,11 @@ export function showVersion(version) {
 }
 
 export function showStats(stats) {
-  const { ids, upstream, requests, store, ready } = stats;
+  const { ids, upstream, requests, store, ready, passed_through: passedThrough } = stats;
   const limits = upstream.rate_limited;
   const reasons = [];
   if (ready.status !== "ready") reasons.push(sentence(ready.reason ?? `It is ${ready.status}`));
-  if (upstream.is_down) reasons.push("The upstream cannot be reached. Stored tasks are still served.");
+  if (upstream.is_down) reasons.push(outage(upstream));
   showStatus(ready.status, reasons.join(" "));
   if (upstream.is_down && ready.status === "ready") {
     $("status").dataset.state = "degraded";
@@ -39,16 +39,28 @@ export function showStats(stats) {
   const whilePending = ids.pending > 0 ? `and ${format.percent(ids.pending / requested)} while pending` : `${format.count(ids.hit)} of ${format.count(requested)} ids`;
   setText($("rate-note"), requested > 0 ? whilePending : "none requested yet", `${format.exactly(ids.pending)} of ${format.exactly(requested)} ids`);
   figure("absorbed", format.count(limits.absorbed), limits.absorbed, limits.received > 0 ? `of ${format.count(limits.received)} received` : "none received");
-  figure("passed", format.count(limits.passed_on), limits.passed_on, limits.passed_on === 0 ? "none, as it should be" : "see the queues below");
+  figure("passed", format.count(limits.passed_on), limits.passed_on, limits.passed_on === 0 ? "none, as it should be" : "see requests and queues");
   $("passed").classList.toggle("bad", limits.passed_on > 0);
+  const bypassed = requests.by_outcome.bypass;
+  const failed = passedThrough["5xx"] + passedThrough.failed;
+  figure("bypassed", format.count(bypassed), bypassed, failed > 0 ? `${format.count(failed)} × 5xx or no response` : "requests that are not lookups");
+  $("bypassed-note").classList.toggle("bad", failed > 0);
+  figure("others", format.count(limits.passed_through), limits.passed_through, limits.passed_through === 0 ? "none" : "from the upstream, not repeated");
   figure("calls", format.count(upstream.calls), upstream.calls, statuses(upstream.by_status));
   const errors = store.errors.read + store.errors.write + store.errors.checksum + store.errors.corrupt;
   const limit = store.max_bytes > 0 ? ` of ${format.bytes(store.max_bytes)}` : "";
   figure("stored", format.count(store.tasks), store.tasks, errors > 0 ? `${format.count(errors)} store errors` : format.bytes(store.record_bytes) + limit);
   $("stored-note").classList.toggle("bad", errors > 0);
   showServices(stats.services);
-  showComparison(stats.comparison);
   return requests.total === 0 && store.tasks === 0;
+}
+
+/** Returns which host does not respond, since when and why. */
+function outage({ host, outage: details }) {
+  if (!details) return `${host} cannot be reached. Stored tasks are still served.`;
+  const { began_at: at, cause } = details;
+  const since = now() - at < 12 * 3600 ? format.time(at) : format.date(at);
+  return `No response from ${host} since ${since}: ${cause}. Stored tasks are still served.`;
 }
 
 function showServices({ interpreted, passed_through: passedThrough }) {
@@ -57,35 +69,6 @@ function showServices({ interpreted, passed_through: passedThrough }) {
   const passed = passedThrough.map(({ service, requests }) => `${service} (${format.count(requests)} ${requests === 1 ? "request" : "requests"})`);
   setText($("services-passed"), passed.length > 0 ? `Polled by clients, but passed through and never cached: ${passed.join(", ")}.` : "");
   $("services-passed").hidden = passed.length === 0;
-}
-
-/** Shows the figures of `refrain demo`. Other proxies have none. */
-function showComparison(comparison) {
-  $("comparison").hidden = !comparison;
-  if (!comparison) return;
-  const { direct, refrain, finished } = comparison;
-  const isOver = comparison.elapsed_seconds >= comparison.length_seconds;
-  setText($("comparison-time"), `${comparison.clients} clients, ${isOver ? "" : "the first "}${format.seconds(Math.floor(comparison.elapsed_seconds))}`);
-  const median = ({ median_delay_seconds: delay }) => (delay === null ? "–" : `${delay.toFixed(1)} s`);
-  const rows = [
-    ["Upstream calls", (crowd) => format.count(crowd.upstream_calls)],
-    ["429s that clients received", (crowd) => format.count(crowd.rate_limited)],
-    ["Finished tasks that clients know", (crowd) => `${crowd.known} of ${finished}`],
-    ["Time until they knew, median", median],
-  ];
-  const cell = (text, label) => {
-    const element = make("td", text, label ? "number" : "");
-    element.setAttribute("role", "cell");
-    if (label) element.dataset.label = label;
-    return element;
-  };
-  const lines = rows.map(([name, value]) => {
-    const line = document.createElement("tr");
-    line.setAttribute("role", "row");
-    line.append(cell(name), cell(value(direct), "Directly"), cell(value(refrain), "Through refrain"));
-    return line;
-  });
-  $("comparison").querySelector("tbody").replaceChildren(...lines);
 }
 
 function figure(id, text, exact, note) {

@@ -8,12 +8,12 @@ const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-d
 
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
-/** Formats with at most three digits: 7, 1.2 k, 34 M. */
-function scaled(value, units) {
+/** Formats with at most three digits, or four of a multiple of 1,024: 7, 1.2 k, 34 M; 1012 KiB. */
+function scaled(value, units, factor) {
   let place = 0;
-  // 999.5 and more would round up to four digits.
-  while (Math.abs(value) >= 999.5 && place < units.length - 1) {
-    value /= 1000;
+  // Half below the factor would round up to it.
+  while (Math.abs(value) >= factor - 0.5 && place < units.length - 1) {
+    value /= factor;
     place += 1;
   }
   const digits = place === 0 || Math.abs(value) >= 99.5 ? 0 : 1;
@@ -21,8 +21,8 @@ function scaled(value, units) {
   return units[place] ? text + SPACE + units[place] : text;
 }
 
-export const count = (value) => (isNumber(value) ? scaled(value, ["", "k", "M", "G", "T"]) : UNKNOWN);
-export const bytes = (value) => (isNumber(value) ? scaled(value, ["B", "kB", "MB", "GB", "TB"]) : UNKNOWN);
+export const count = (value) => (isNumber(value) ? scaled(value, ["", "k", "M", "G", "T"], 1000) : UNKNOWN);
+export const bytes = (value) => (isNumber(value) ? scaled(value, ["B", "KiB", "MiB", "GiB", "TiB"], 1024) : UNKNOWN);
 export const exactly = (value, unit = "") => (isNumber(value) ? exact.format(value) + (unit && SPACE + unit) : "not known");
 
 /** Formats a fraction as a percentage. Only 1 becomes 100 %. */

@@ -117,7 +117,7 @@ function draw(tasks) {
   for (const { service } of tasks) {
     if (services.has(service)) continue;
     services.add(service);
-    $("services").append(new Option("", service));
+    for (const list of ["services", "requests-services"]) $(list).append(new Option("", service));
   }
 }
 

@@ -52,6 +52,36 @@ export function outwardLink(kind, address) {
   return link;
 }
 
+/** Creates an absolute time with the age of the event beside it. */
+export function moment(at) {
+  const span = make("span", date(at));
+  if (at !== null && at !== undefined) span.append(" (", age(at), ")");
+  return span;
+}
+
+/** Creates an id with a button that copies it. */
+export function idWithCopy(id, dialog) {
+  const span = make("span");
+  const button = make("button", "Copy", "quiet");
+  button.type = "button";
+  button.setAttribute("aria-label", "Copy the id");
+  button.addEventListener("click", () => copy(id, dialog));
+  span.append(make("bdi", id, "id"), " ", button);
+  return span;
+}
+
+/** Fills a list of facts: pairs of a name and an element. Facts without an element are left out. */
+export function showFacts(list, facts) {
+  const known = facts.filter(([, value]) => value !== null);
+  list.replaceChildren(
+    ...known.flatMap(([name, value]) => {
+      const description = make("dd");
+      description.append(value);
+      return [make("dt", name), description];
+    }),
+  );
+}
+
 let toastTimer;
 /** Shows a message for a few seconds. */
 export function toast(text) {

@@ -45,7 +45,7 @@ macro_rules! asset {
 
 const PAGE: Asset = asset!("index.html", HTML);
 
-const ASSETS: [Asset; 16] = [
+const ASSETS: [Asset; 19] = [
     asset!("dashboard.css", STYLE),
     asset!("theme.js", SCRIPT),
     asset!("dashboard.js", SCRIPT),
@@ -55,8 +55,11 @@ const ASSETS: [Asset; 16] = [
     asset!("figures.js", SCRIPT),
     asset!("delete.js", SCRIPT),
     asset!("format.js", SCRIPT),
+    asset!("links.js", SCRIPT),
     asset!("listing.js", SCRIPT),
     asset!("page.js", SCRIPT),
+    asset!("request-words.js", SCRIPT),
+    asset!("requests.js", SCRIPT),
     asset!("tables.js", SCRIPT),
     asset!("icon.svg", ICON),
     asset!("vendor/uplot-1.6.31/uPlot.iife.min.js", SCRIPT),

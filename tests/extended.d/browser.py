@@ -42,10 +42,12 @@ async def figures(browser):
         ids = upstream.finished("song", [f"Song {n}" for n in range(12)])
         replies = await looked_up(proxy, ids * 3)
         check([reply.cache for reply in replies] == ["MISS"] * 12 + ["HIT"] * 24, "misses, then hits")
+        await started(proxy)
         await page.until("document.getElementById('saved').textContent === '24'")
+        await page.until("document.getElementById('bypassed').textContent === '1'")
         await page.until("document.getElementById('welcome').hidden")
         calls = str(len(upstream.calls))
-        for figure, value in (("calls", calls), ("stored", "12"), ("rate", "66.7\xa0%"), ("passed", "0"), ("absorbed", "0")):
+        for figure, value in (("calls", calls), ("stored", "12"), ("rate", "66.7\xa0%"), ("passed", "0"), ("absorbed", "0"), ("bypassed", "1"), ("others", "0")):
             check(await page.text(f"#{figure}") == value, figure, await page.text(f"#{figure}"), "is not", value)
         await page.until("document.getElementById('status-word').textContent === 'Ready'")
         await page.until("document.querySelector('#chart-calls .plot').ariaLabel.includes('Saved: 24')", within=40)
@@ -96,6 +98,115 @@ async def listing(browser):
         check(await page.js(IDS) == ids and len(ids) == 53, "no gap:", await page.js(IDS))
         client.close()
         admin.close()
+
+
+async def started(proxy, token="t", **headers):
+    """Sends a request that is passed through."""
+    client = proxy.client()
+    reply = await client.post(token, {"action": "generate"}, list(headers.items()), path="/producer/audios")
+    client.close()
+    return reply
+
+
+REQUESTS = "[...document.querySelectorAll('#requests tbody tr')].map(r => [...r.cells].slice(0, 2).map(c => c.innerText.trim().replace(/\\s+/g, ' ')).join(' | '))"
+
+
+async def reloaded(page):
+    await page.js("window.isOld = true; location.reload()")
+    await page.until(f"!window.isOld && {SHOWN}")
+
+
+async def requests(browser):
+    async with running(REFRAIN_UPSTREAM__MAX_RETRIES="0") as (upstream, proxy), dashboard(browser, proxy) as page:
+        [song_id] = upstream.finished("song", ["Night bus"])
+        miss, hit = await looked_up(proxy, [song_id, song_id])
+        upstream.refused["gone"] = (b"503 Service Unavailable", b'{"success":false,"error":{"code":"api_error","message":"maintenance"}}')
+        [failed] = await looked_up(proxy, ["gone"])
+        await started(proxy)
+        await page.until(f"{SHOWN} && {REQUESTS}.length === 4")
+        shown = await page.js(REQUESTS)
+        expected = ["POST /producer/audios | bypass 200", "Lookup /producer/tasks | failed 503", "Lookup /producer/tasks | hit 200", "Lookup /producer/tasks | miss 200"]
+        check([row.split(" · ")[0] for row in shown] == expected, "the latest first:", shown)
+        check(not any(song_id in text for text in [await page.text("#requests")]), "no id of a task")
+        # Filters.
+        for value, count in (("kind=failed", 1), ("outcome=hit", 1), ("outcome=aborted", 0), ("", 4)):
+            await page.js(f"(e => {{ e.value = '{value}'; e.dispatchEvent(new Event('input', {{bubbles: true}})) }})(document.getElementById('requests-filter'))")
+            await page.until(f"{REQUESTS}.length === {count}")
+        request_id = failed.headers["x-request-id"]
+        await page.js("document.getElementById('requests-id').focus()")
+        await page.type(request_id[:8])
+        await page.until(f"{REQUESTS}.length === 1")
+        # A click anywhere in the row, not only on its button.
+        await page.click("#requests td:nth-of-type(4)")
+        await page.until("document.getElementById('request').open")
+        check(request_id in await page.text("#request-facts"), "the id of the log")
+        check("503" in await page.text("#request-facts"), "the status")
+        check(await page.js("location.hash") == f"#/request/{request_id}", "the address follows")
+        # The link survives a reload; closing the dialog removes it.
+        await reloaded(page)
+        await page.until(f"{SHOWN} && !document.getElementById('request-known').hidden")
+        check(request_id in await page.text("#request-facts"), "the same request")
+        await page.press("Escape")
+        await page.until("location.hash === ''")
+        await page.js("location.hash = '#/request/unknown-id'")
+        await page.until("document.getElementById('request-error').textContent.includes('unknown-id')")
+        await page.press("Escape")
+        await page.until("!document.getElementById('request').open")
+
+
+async def deep_links(browser):
+    odd = "a/b %2F?#<b>ö"
+    async with running() as (upstream, proxy), dashboard(browser, proxy, [r"status of 404"]) as page:
+        upstream.finished("song", ["Night bus"])
+        upstream.tasks[odd] = song(odd, "Odd one")
+        await looked_up(proxy, ["song-0", odd])
+        upstream.works["work"] = ("Paper boats", time.time(), 600)
+        asking = asyncio.create_task(keep_polling(proxy, "work"))
+        await page.until(f"{SHOWN} && {TITLES}.length === 2")
+        await page.until("document.querySelectorAll('#pending .title').length === 1")
+        title = "document.getElementById('detail-title').textContent"
+        known = "document.getElementById('detail').open && !document.getElementById('detail-known').hidden"
+        # A click anywhere in a row opens it, a click on a link does not.
+        await page.click("#tasks tbody tr:nth-of-type(1) td:nth-of-type(3)")
+        await page.until(f"{known} && {title} === 'Odd one'")
+        check(await page.text("#detail-prompt") == "Odd one", "the prompt", await page.text("#detail-prompt"))
+        await reloaded(page)
+        await page.until(f"{SHOWN} && {known} && {title} === 'Odd one'")
+        # Back and forward close and open the dialog.
+        await page.press("Escape")
+        await page.until("location.hash === '' && !document.getElementById('detail').open")
+        await page.js("location.hash = '#/task/producer/song-0'")
+        await page.until(f"{known} && {title} === 'Night bus'")
+        await page.js("history.back()")
+        await page.until("!document.getElementById('detail').open")
+        await page.js("history.forward()")
+        await page.until(f"{known} && {title} === 'Night bus'")
+        await page.press("Escape")
+        await page.until("!document.getElementById('detail').open")
+        # A pending task has no record yet.
+        await page.click("#pending tbody tr td:nth-of-type(2)")
+        await page.until(f"{known} && {title} === 'Paper boats'")
+        check(not await page.js("document.getElementById('detail-json').checkVisibility()"), "no record")
+        check("pending" in await page.text("#detail-facts"), "its state")
+        await reloaded(page)
+        await page.until(f"{SHOWN} && {known} && {title} === 'Paper boats'")
+        await page.press("Escape")
+        await page.js("location.hash = '#/task/producer/nothing'")
+        await page.until("document.getElementById('detail-error').textContent.includes('not stored')")
+        await page.press("Escape")
+        for wrong in ("#/task/producer", "#/task/%E0%A4%A/x", "#/other/x", "#/"):
+            await page.js(f"location.hash = '{wrong}'")
+            await page.until("!document.querySelector('dialog[open]')")
+        asking.cancel()
+
+
+async def upstream_down(browser):
+    async with running(REFRAIN_UPSTREAM__BASE_URL="http://127.0.0.1:1") as (_, proxy), dashboard(browser, proxy) as page:
+        await looked_up(proxy, ["other"])
+        await page.until("!document.getElementById('notice').hidden")
+        notice = await page.text("#notice")
+        check("No response from 127.0.0.1:1 since" in notice and "the connection was refused" in notice, notice)
+        check(await page.text("#status-word") == "Upstream down", "the status")
 
 
 async def search(browser):
@@ -458,7 +569,7 @@ async def outage(browser):
         await eventually("it refreshes", refreshed(page, 1), within=4)
 
 
-PARTS = [figures, listing, search, delete, late, hostile, token, keyboard, widths, themes, outage, cors]
+PARTS = [figures, listing, requests, deep_links, upstream_down, search, delete, late, hostile, token, keyboard, widths, themes, outage, cors]
 
 
 async def tests(names):

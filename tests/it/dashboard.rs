@@ -46,7 +46,7 @@ async fn files(app: &TestApp) -> Vec<String> {
 async fn every_dashboard_file_is_served_with_a_strict_policy() {
     let app = TestApp::spawn().await;
     let files = files(&app).await;
-    assert!(files.len() >= 16, "{files:?}");
+    assert!(files.len() >= 19, "{files:?}");
     for path in files {
         let reply = app.admin(&path).await;
         assert_eq!(reply.status, StatusCode::OK, "{path}");
