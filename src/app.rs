@@ -54,10 +54,24 @@ impl App {
     /// # Errors
     /// One line that names what failed: a port that is taken, a store that cannot be opened.
     pub async fn build(loaded: impl Into<LoadedConfig>) -> anyhow::Result<Self> {
+        Self::build_on(None, loaded).await
+    }
+
+    /// The same as [`App::build`], but the client port is this listener instead of `server.listen`.
+    ///
+    /// # Errors
+    /// As for [`App::build`].
+    pub async fn build_on(
+        client_listener: Option<TcpListener>,
+        loaded: impl Into<LoadedConfig>,
+    ) -> anyhow::Result<Self> {
         let loaded = loaded.into();
         let (values, config) = (loaded.values(), loaded.config);
         server::raise_descriptor_limit();
-        let client_listener = listen(config.server.listen, "server.listen")?;
+        let client_listener = match client_listener {
+            Some(listener) => listener,
+            None => listen(config.server.listen, "server.listen")?,
+        };
         let admin_listener = match config.admin.listen {
             Some(address) => Some(listen(address, "admin.listen")?),
             None => None,

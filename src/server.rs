@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 pub use body::{RequestBody, RequestBodyError};
-pub use listener::{listen, raise_descriptor_limit};
+pub use listener::{inherited, listen, raise_descriptor_limit};
 pub use panics::{Panicked, catch_panic};
 
 use crate::lifecycle::Shutdown;

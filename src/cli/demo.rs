@@ -80,7 +80,7 @@ pub(super) async fn demo(
     loaded.set_by("demo", &["upstream.base_url", "store.url"]);
 
     let store = loaded.config.store.url.clone();
-    let Some(app) = serve::start(loaded, &shutdown).await? else { return Ok(()) };
+    let Some(app) = serve::start(None, loaded, &shutdown).await? else { return Ok(()) };
     let addresses = DemoAddresses {
         client: app.client_address(),
         admin: app.admin_address(),

@@ -1,21 +1,27 @@
 //! `refrain serve`: runs the proxy until a signal.
 
+use anyhow::Context;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{CliError, signals};
 use crate::app::App;
 use crate::config::LoadedConfig;
+use crate::server;
 
 pub(super) async fn serve(loaded: LoadedConfig) -> Result<(), CliError> {
     let shutdown = signals::shutdown_token()?;
-    let Some(app) = start(loaded, &shutdown).await? else { return Ok(()) };
+    let inherited = server::inherited().context("take the socket of the service manager")?;
+    let Some(app) = start(inherited, loaded, &shutdown).await? else { return Ok(()) };
     app.run(shutdown).await?;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// Opens both ports and the store, and logs where they are. Returns `None` if a signal came first.
+/// Opens both ports and the store, and logs where they are. The client port is `inherited` if there
+/// is one. Returns `None` if a signal came first.
 pub(super) async fn start(
+    inherited: Option<TcpListener>,
     loaded: LoadedConfig,
     shutdown: &CancellationToken,
 ) -> Result<Option<App>, CliError> {
@@ -24,7 +30,7 @@ pub(super) async fn start(
     let app = tokio::select! {
         biased;
         () = shutdown.cancelled() => return Ok(None),
-        app = App::build(loaded) => app?,
+        app = App::build_on(inherited, loaded) => app?,
     };
     let dashboard =
         app.admin_address().map_or_else(|| "off".to_owned(), |address| format!("http://{address}"));

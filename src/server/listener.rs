@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
+use listenfd::ListenFd;
 use tokio::net::{TcpListener, TcpSocket};
 
 /// Number of established connections that the kernel keeps until they are accepted. Linux lowers it
@@ -30,6 +31,24 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+/// Returns the listening socket that a service manager passed to the process (`LISTEN_FDS`, see
+/// `sd_listen_fds(3)`), if it passed one. It outlives the process, so connections wait in its backlog
+/// during a restart. Only the first call returns it.
+///
+/// # Errors
+/// There is more than one socket, or it is not a listening TCP socket.
+pub fn inherited() -> io::Result<Option<TcpListener>> {
+    let mut passed = ListenFd::from_env();
+    if passed.len() > 1 {
+        let message =
+            format!("LISTEN_FDS passes {} sockets, but only the client port can be passed", passed.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    let Some(listener) = passed.take_tcp_listener(0)? else { return Ok(None) };
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener).map(Some)
 }
 
 /// Raises the process's soft limit of open files to the hard limit. The usual soft limit of 1,024

@@ -211,3 +211,38 @@ async fn held_lookup_gets_its_pending_record_while_draining() {
     assert_eq!(program.wait().code(), Some(0));
     assert!(start.elapsed() < Duration::from_secs(5), "at once: {:?}", start.elapsed());
 }
+
+#[tokio::test]
+async fn connection_during_a_restart_waits_in_the_passed_socket() {
+    let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = socket.local_addr().expect("bound");
+    // Passes the socket as a service manager does: as descriptor 3, to a process with this id.
+    let start = |environment: &[(&str, &str)]| {
+        let mut command = std::process::Command::new("/bin/sh");
+        let script = r#"exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" serve"#;
+        command.env_clear().args(["-c", script, env!("CARGO_BIN_EXE_refrain")]);
+        command.stdin(std::process::Stdio::from(std::os::fd::OwnedFd::from(
+            socket.try_clone().expect("a descriptor"),
+        )));
+        Program::start(command, &upstream.base_url(), folder.path(), environment)
+    };
+    let look_up = async |id: &str| {
+        let mut peer = RawPeer::connect(address).await;
+        peer.write(lookup(id, &[])).await;
+        peer
+    };
+    let id = upstream.create_finished("producer", "t");
+
+    // The socket counts, not `server.listen`.
+    let mut program = start(&[("REFRAIN_SERVER__LISTEN", "192.0.2.1:1")]);
+    assert_eq!(program.address, address);
+    assert_eq!(look_up(&id).await.read_response().await.status, 200);
+    program.signal("TERM");
+    assert_eq!(program.wait().code(), Some(0));
+
+    let mut waiting = look_up(&id).await;
+    let _restarted = start(&[]);
+    let response = waiting.read_response().await;
+    assert_eq!((response.status, response.header("x-cache")), (200, Some("HIT")));
+}
