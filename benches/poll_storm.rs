@@ -1,5 +1,5 @@
 //! The poll storm: the same clients call the simulated upstream directly and through refrain, at
-//! the same time.
+//! the same time. Some scenarios compare refrain with and without learnt durations.
 //!
 //! `cargo bench --bench poll_storm` runs all scenarios; `-- --help` lists the options.
 //! `docs/poll-storm.md` explains the tables and has a result. The exit code is 1 if refrain misses
@@ -28,12 +28,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use arguments::{Arguments, Invocation};
 use report::{Report, Row};
-use scenario::Scenario;
-use side::{Kind, Side};
+use scenario::{Plan, Scenario};
+use side::Side;
 
 /// Limit of descriptors: a thousand clients have a thousand connections, with both ends in this
 /// process.
@@ -44,7 +45,7 @@ const COUNTDOWN: Duration = Duration::from_millis(200);
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = match Arguments::read(std::env::args().skip(1))? {
-        Invocation::Run(arguments) => arguments,
+        Invocation::Run(arguments) => Arc::new(arguments),
         Invocation::Print(text) => {
             println!("{text}");
             return Ok(ExitCode::SUCCESS);
@@ -59,21 +60,46 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn storm(arguments: &Arguments) -> anyhow::Result<Report> {
+/// Runs the light scenarios at the same time, then the others one after the other.
+async fn storm(arguments: &Arc<Arguments>) -> anyhow::Result<Report> {
+    let mut results = Vec::new();
+    let (light, heavy): (Vec<_>, Vec<_>) =
+        arguments.scenarios.iter().copied().enumerate().partition(|(_, plan)| plan.is_light);
+    let groups = std::iter::once(light).chain(heavy.into_iter().map(|plan| vec![plan]));
+    for group in groups {
+        let mut running = JoinSet::new();
+        for (number, plan) in group {
+            eprintln!("{}: {}", plan.title, plan.description);
+            let arguments = Arc::clone(arguments);
+            running.spawn(async move { all_sides(plan, &arguments).await.map(|rows| (number, rows)) });
+        }
+        while let Some(result) = running.join_next().await {
+            results.push(result.context("a scenario panicked")??);
+        }
+    }
+    results.sort_unstable_by_key(|(number, _)| *number);
     let mut report = Report::new(arguments);
-    for (number, scenario) in (1..).zip(&arguments.scenarios) {
-        let scenario = Arc::new(scenario.build(arguments.seed, arguments.length));
-        eprintln!("{number} of {}: {}", arguments.scenarios.len(), scenario.description);
-        let (direct, refrain) = both_sides(&scenario, arguments).await?;
-        report.add(&scenario, &direct);
-        report.add(&scenario, &refrain);
+    for (_, (scenario, rows)) in &results {
+        report.add(scenario, rows);
     }
     Ok(report)
 }
 
-async fn both_sides(scenario: &Arc<Scenario>, arguments: &Arguments) -> anyhow::Result<(Row, Row)> {
-    let direct = Side::prepare(Kind::Direct, scenario, arguments).await?;
-    let refrain = Side::prepare(Kind::Refrain, scenario, arguments).await?;
+async fn all_sides(plan: &Plan, arguments: &Arguments) -> anyhow::Result<(Arc<Scenario>, Vec<Row>)> {
+    let scenario = Arc::new(plan.build(arguments.seed, arguments.length));
+    let mut sides = Vec::new();
+    for kind in scenario.kinds() {
+        sides.push(Side::prepare(*kind, &scenario, arguments).await?);
+    }
     let start = Instant::now() + COUNTDOWN;
-    tokio::try_join!(direct.run(start, arguments.length), refrain.run(start, arguments.length))
+    let mut running = JoinSet::new();
+    for (number, side) in sides.into_iter().enumerate() {
+        running.spawn(async move { side.run(start).await.map(|row| (number, row)) });
+    }
+    let mut rows = Vec::new();
+    while let Some(result) = running.join_next().await {
+        rows.push(result.context("a side panicked")??);
+    }
+    rows.sort_unstable_by_key(|(number, _)| *number);
+    Ok((scenario, rows.into_iter().map(|(_, row)| row).collect()))
 }

@@ -11,7 +11,7 @@ pub(crate) struct Arguments {
     pub(crate) scenarios: Vec<&'static Plan>,
     /// Seed of the random start and finish times.
     pub(crate) seed: u64,
-    /// Length of a scenario.
+    /// Length of a scenario with uniform finishes.
     pub(crate) length: Duration,
     /// How early the simulator accepts a call after a late one.
     pub(crate) leeway: Duration,
@@ -72,12 +72,12 @@ fn help() -> String {
     let mut text = "cargo bench --bench poll_storm -- [options]\n\n\
         \x20 --only NAME,…     only these scenarios\n\
         \x20 --seed N          seed of start and finish times (1)\n\
-        \x20 --seconds N       length of a scenario (80)\n\
+        \x20 --seconds N       length of a scenario with uniform finishes (80)\n\
         \x20 --leeway-ms N     how early the simulator accepts a call after a late one (100)\n\n\
         scenarios:\n"
         .to_owned();
     for plan in SCENARIOS {
-        text.push_str(&format!("  {:<14} {}\n", plan.name, plan.description));
+        text.push_str(&format!("  {:<17} {}\n", plan.name, plan.description));
     }
     text
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::scenario::{Client, Id, Lookup};
+use crate::scenario::{Client, Id, Lookup, Submitter};
 
 /// Number of retries of a lookup: after 1, 2, 4, 8 and 16 s, plus up to a second.
 const RETRIES: u32 = 5;
@@ -35,6 +35,9 @@ pub(crate) struct Observations {
     pub(crate) finished: HashMap<usize, Instant>,
     /// When clients received final records.
     pub(crate) known: Vec<Known>,
+    /// Requests that started a task, and those that were refused or failed.
+    pub(crate) accepted_submissions: u64,
+    pub(crate) refused_submissions: u64,
 }
 
 /// A client received the final record of a task.
@@ -164,7 +167,11 @@ impl Poller {
 
     async fn send(&self, body: Bytes) -> reqwest::Result<Response> {
         let request = self.http.post(&self.url).bearer_auth(&self.token);
-        let response = request.header("content-type", "application/json").body(body).send().await?;
+        let mut request = request.header("content-type", "application/json").body(body);
+        if let Some(prefer) = self.client.prefer {
+            request = request.header("prefer", prefer);
+        }
+        let response = request.send().await?;
         let retry_after =
             response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
         let status = response.status();
@@ -209,6 +216,36 @@ impl Poller {
         }
         if existing.next().is_some() {
             seen.count_error(wrong);
+        }
+    }
+}
+
+/// A running client that starts tasks. It never repeats a request: each one is paid.
+pub(crate) struct TaskStarter {
+    pub(crate) submitter: Submitter,
+    pub(crate) http: reqwest::Client,
+    pub(crate) url: String,
+    pub(crate) token: String,
+    pub(crate) log: Arc<Log>,
+}
+
+impl TaskStarter {
+    /// Starts tasks without end.
+    pub(crate) async fn run(self, start: Instant) {
+        let mut at = start + self.submitter.interval;
+        loop {
+            tokio::time::sleep_until(at).await;
+            let request = self.http.post(&self.url).bearer_auth(&self.token);
+            let body = json!({"action": "generate", "prompt": "rain", "async": true});
+            let response = request.header("content-type", "application/json").body(body.to_string()).send();
+            let is_accepted = response.await.is_ok_and(|response| response.status().is_success());
+            let mut seen = self.log.lock();
+            match is_accepted {
+                true => seen.accepted_submissions += 1,
+                false => seen.refused_submissions += 1,
+            }
+            drop(seen);
+            at += self.submitter.interval;
         }
     }
 }

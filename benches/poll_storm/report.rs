@@ -1,5 +1,6 @@
 //! The tables and the targets.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -7,11 +8,14 @@ use refrain::config::{Config, UpstreamConfig};
 
 use crate::arguments::Arguments;
 use crate::client::{Known, Observations};
-use crate::scenario::Scenario;
-use crate::side::Kind;
+use crate::scenario::{Comparison, Scenario};
+use crate::side::{Kind, token};
 
 /// Time for round trips, with two servers, a proxy and all clients in one process.
 const TOLERANCE: Duration = Duration::from_millis(250);
+
+/// No queued id waits for longer than this or two even cycles.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Allowed factor of calls above rate × time.
 const CALLS_FACTOR: f64 = 1.1;
@@ -24,7 +28,7 @@ pub(crate) struct Row {
     pub(crate) too_many_requests_sent: u64,
     /// Pairs of client and task whose final record was not received.
     pub(crate) never_known: usize,
-    pub(crate) tokens: Vec<TokenCalls>,
+    pub(crate) tokens: BTreeMap<String, TokenCalls>,
 }
 
 /// Calls of one token, as counted by the upstream.
@@ -66,27 +70,29 @@ pub(crate) struct Report {
 }
 
 struct Target {
+    title: String,
+    what: &'static str,
+    found: String,
+    allowed: String,
     is_met: bool,
-    text: String,
 }
 
 impl Report {
     pub(crate) fn new(arguments: &Arguments) -> Self {
         let head = format!(
-            "refrain {} · seed {} · {} s per scenario · leeway {} ms",
+            "refrain {} · seed {} · {} s per scenario with uniform finishes · leeway {} ms",
             env!("CARGO_PKG_VERSION"),
             arguments.seed,
             arguments.length.as_secs(),
             arguments.leeway.as_millis()
         );
-        let upstream = Config::default().upstream;
         Self {
             head,
             requests: Vec::new(),
             times: Vec::new(),
             notes: Vec::new(),
             targets: Vec::new(),
-            upstream,
+            upstream: Config::default().upstream,
         }
     }
 
@@ -95,81 +101,136 @@ impl Report {
         self.targets.iter().all(|target| target.is_met)
     }
 
-    pub(crate) fn add(&mut self, scenario: &Scenario, row: &Row) {
+    /// Adds the sides of a scenario, the direct one first.
+    pub(crate) fn add(&mut self, scenario: &Scenario, rows: &[Row]) {
+        for row in rows {
+            self.add_row(scenario, row);
+        }
+        let [direct, others @ ..] = rows else { return };
+        for row in others {
+            self.add_targets(scenario, direct, row);
+        }
+        if let (Some(comparison), [even, learnt]) = (scenario.comparison, others) {
+            self.add_comparison(scenario, comparison, even, learnt);
+        }
+    }
+
+    fn add_row(&mut self, scenario: &Scenario, row: &Row) {
         let (seen, known) = (&row.seen, &row.seen.known);
         let side = format!("| {} | {} |", scenario.title, row.kind.as_str());
-        let requests = format!(
+        self.requests.push(format!(
             "{side} {} | {} | {} | {} | {} |",
             seen.polls,
             row.upstream_calls,
             row.too_many_requests_sent,
             seen.too_many_requests,
             seen.errors.values().sum::<u64>(),
-        );
-        let times = format!(
+        ));
+        self.times.push(format!(
             "{side} {} | {} | {} | {} | {} |",
-            at_share(known, 0.5),
-            at_share(known, 0.95),
-            at_share(known, 1.0),
+            seconds(at_share(known, 0.5)),
+            seconds(at_share(known, 0.95)),
+            seconds(at_share(known, 1.0)),
             row.never_known,
-            seconds(seen.longest_response),
-        );
-        eprintln!("{requests}\n{times}");
-        self.requests.push(requests);
-        self.times.push(times);
+            seconds(Some(seen.longest_response)),
+        ));
+        let side = format!("{}, {}", scenario.title, row.kind.as_str());
         if !seen.errors.is_empty() {
-            self.notes.push(format!("{}, {}: {:?}", scenario.title, row.kind.as_str(), seen.errors));
+            self.notes.push(format!("{side}: other errors: {:?}", seen.errors));
         }
-        if row.kind == Kind::Refrain && scenario.has_targets {
-            self.add_targets(scenario, row);
+        if seen.accepted_submissions + seen.refused_submissions > 0 {
+            let (accepted, refused) = (seen.accepted_submissions, seen.refused_submissions);
+            self.notes.push(format!("{side}: started tasks: {accepted} accepted, {refused} refused"));
         }
     }
 
-    fn add_targets(&mut self, scenario: &Scenario, row: &Row) {
-        let mut target = |is_met: bool, what: String| {
-            self.targets.push(Target { is_met, text: format!("{}: {what}", scenario.title) });
+    fn add_targets(&mut self, scenario: &Scenario, direct: &Row, row: &Row) {
+        let title = format!("{}, {}", scenario.title, row.kind.as_str());
+        let upstream = &self.upstream;
+        let targets = &mut self.targets;
+        let mut target = |what, found: String, allowed: String, is_met| {
+            targets.push(Target { title: title.clone(), what, found, allowed, is_met });
         };
+        let mut none = |what, found: u64| target(what, found.to_string(), "0".to_owned(), found == 0);
         let seen = &row.seen;
-        target(
-            seen.too_many_requests == 0,
-            format!("no client receives a 429 (received: {})", seen.too_many_requests),
-        );
-        let errors: u64 = seen.errors.values().sum();
-        target(errors == 0, format!("no client receives another error (received: {errors})"));
+        none("429s received", seen.too_many_requests);
+        none("other errors", seen.errors.values().sum());
+        none("never known", row.never_known as u64);
 
-        let excess = |token: &TokenCalls| f64::from(token.calls) / token.bound(&self.upstream);
-        match row.tokens.iter().max_by(|one, other| excess(one).total_cmp(&excess(other))) {
-            None => target(false, "no call reached the upstream".to_owned()),
-            Some(token) => target(
-                excess(token) <= 1.0,
-                format!(
-                    "calls of a token are at most {CALLS_FACTOR} × rate × time + burst ({} in {}, allowed {:.1})",
-                    token.calls,
-                    seconds(token.last - token.first),
-                    token.bound(&self.upstream)
-                ),
-            ),
+        let excess = |token: &TokenCalls| f64::from(token.calls) / token.bound(upstream);
+        if let Some(token) = row.tokens.values().max_by(|one, other| excess(one).total_cmp(&excess(other))) {
+            let (found, allowed) = (token.calls.to_string(), format!("{:.1}", token.bound(upstream)));
+            target("calls of a token", found, allowed, excess(token) <= 1.0);
         }
+        let (calls, directly) = (row.upstream_calls, direct.upstream_calls);
+        target("calls, directly", calls.to_string(), directly.to_string(), calls <= directly);
 
-        let calls = u32::try_from(scenario.most_ids_per_token().div_ceil(self.upstream.max_batch))
-            .unwrap_or(u32::MAX);
-        let cycle = Duration::from_secs_f64(f64::from(calls) / self.upstream.requests_per_second);
         let beyond_pause = |known: &Known| known.after.saturating_sub(known.pause);
-        let worst = seen.known.iter().map(beyond_pause).max().unwrap_or_default();
-        target(
-            worst <= cycle + TOLERANCE && !seen.known.is_empty(),
-            format!(
-                "a final record is known within a cycle of {} + the client's pause + {} (latest: its pause + {})",
-                seconds(cycle),
-                seconds(TOLERANCE),
-                seconds(worst)
-            ),
-        );
-        target(
-            row.never_known == 0,
-            format!("every final record becomes known (unknown: {})", row.never_known),
-        );
+        let mut beyond: Vec<Duration> = seen.known.iter().map(beyond_pause).collect();
+        beyond.sort_unstable();
+        let cycle = self.cycle(scenario);
+        let mut latest = |what, share: f64, allowed: Duration| {
+            let found = rank(&beyond, share).copied();
+            let is_met = found.is_some_and(|found| found <= allowed);
+            self.targets.push(Target {
+                title: title.clone(),
+                what,
+                found: seconds(found),
+                allowed: seconds(Some(allowed)),
+                is_met,
+            });
+        };
+        latest("p95 after the pause", 0.95, cycle + TOLERANCE);
+        latest("max after the pause", 1.0, LONGEST_WAIT.max(2 * cycle) + TOLERANCE);
     }
+
+    /// The time in which every id of the token with the most ids is fetched once.
+    fn cycle(&self, scenario: &Scenario) -> Duration {
+        let ids = scenario.ids_per_token().iter().map(HashSet::len).max().unwrap_or(0);
+        let calls = u32::try_from(ids.div_ceil(self.upstream.max_batch)).unwrap_or(u32::MAX);
+        let cycle = Duration::from_secs_f64(f64::from(calls) / self.upstream.requests_per_second);
+        // Every second call may be for an unknown id of a single lookup.
+        if scenario.has_single_unknown_ids() { 2 * cycle } else { cycle }
+    }
+
+    fn add_comparison(&mut self, scenario: &Scenario, comparison: Comparison, even: &Row, learnt: &Row) {
+        let title = format!("{}, learnt", scenario.title);
+        let mut target = |what, found: f64, allowed: f64| {
+            let is_met = found <= allowed;
+            let (found, allowed) = (format!("{found:.2}"), format!("{allowed:.2}"));
+            self.targets.push(Target { title: title.clone(), what, found, allowed, is_met });
+        };
+        let at =
+            |row: &Row, share| at_share(&row.seen.known, share).map_or(f64::NAN, |time| time.as_secs_f64());
+        let median = at(learnt, 0.5) / at(even, 0.5);
+        match comparison {
+            Comparison::Measured => {}
+            Comparison::Median { ratio } => target("median ÷ that of even order", median, ratio),
+            Comparison::Calls { ratio, p95 } => {
+                let calls = learnt.upstream_calls as f64 / even.upstream_calls as f64;
+                target("calls ÷ those of even order", calls, ratio);
+                target("p95 in seconds", at(learnt, 0.95), p95.as_secs_f64());
+            }
+        }
+        self.notes.push(format!("{title}: median ÷ that of even order: {median:.2}"));
+        let (even, learnt) = (calls_by_ids(scenario, even), calls_by_ids(scenario, learnt));
+        let shares = even.iter().map(|(ids, calls)| {
+            let learnt = learnt.get(ids).copied().unwrap_or(0);
+            format!("{ids}: {learnt} instead of {calls}")
+        });
+        let shares: Vec<_> = shares.collect();
+        self.notes.push(format!("{title}: calls by the number of the token's ids: {}", shares.join(", ")));
+    }
+}
+
+/// Sums the calls of all tokens with the same number of ids.
+fn calls_by_ids(scenario: &Scenario, row: &Row) -> BTreeMap<usize, u32> {
+    let mut sums = BTreeMap::new();
+    for (number, ids) in scenario.ids_per_token().iter().enumerate() {
+        let calls = row.tokens.get(&token(number)).map_or(0, |calls| calls.calls);
+        *sums.entry(ids.len()).or_default() += calls;
+    }
+    sums
 }
 
 impl fmt::Display for Report {
@@ -188,12 +249,17 @@ impl fmt::Display for Report {
         for row in &self.times {
             writeln!(f, "{row}")?;
         }
-        for note in &self.notes {
-            writeln!(f, "\nother errors: {note}")?;
+        if !self.notes.is_empty() {
+            writeln!(f)?;
         }
-        writeln!(f)?;
-        for Target { is_met, text } in &self.targets {
-            writeln!(f, "{} {text}", if *is_met { "pass" } else { "FAIL" })?;
+        for note in &self.notes {
+            writeln!(f, "- {note}")?;
+        }
+        writeln!(f, "\n| scenario, side | target | found | allowed | result |")?;
+        writeln!(f, "| --- | --- | --: | --: | --- |")?;
+        for Target { title, what, found, allowed, is_met } in &self.targets {
+            let result = if *is_met { "pass" } else { "**FAIL**" };
+            writeln!(f, "| {title} | {what} | {found} | {allowed} | {result} |")?;
         }
         let missed = self.targets.iter().filter(|target| !target.is_met).count();
         writeln!(f, "\n{} targets, {missed} missed", self.targets.len())
@@ -201,11 +267,15 @@ impl fmt::Display for Report {
 }
 
 /// The time within which this share of the sorted final records was known.
-fn at_share(sorted: &[Known], share: f64) -> String {
-    let rank = (sorted.len() as f64 * share).ceil() as usize;
-    sorted.get(rank.saturating_sub(1)).map_or_else(|| "–".to_owned(), |known| seconds(known.after))
+fn at_share(sorted: &[Known], share: f64) -> Option<Duration> {
+    rank(sorted, share).map(|known| known.after)
 }
 
-fn seconds(time: Duration) -> String {
-    format!("{:.2} s", time.as_secs_f64())
+/// The item of a sorted list below which this share of the items lies.
+fn rank<T>(sorted: &[T], share: f64) -> Option<&T> {
+    sorted.get(((sorted.len() as f64 * share).ceil() as usize).saturating_sub(1))
+}
+
+fn seconds(time: Option<Duration>) -> String {
+    time.map_or_else(|| "–".to_owned(), |time| format!("{:.2} s", time.as_secs_f64()))
 }

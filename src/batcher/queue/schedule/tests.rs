@@ -199,25 +199,30 @@ fn learnt_durations_bring_earlier_news_than_even_order() {
     }
 }
 
+/// `cargo test --release --lib order_of_10_000 -- --nocapture` prints the figures.
 #[test]
 fn order_of_10_000_ids_takes_linear_time() {
-    let mut simulation = Simulation::new(0.3, true, false);
-    for _ in 0..100 {
-        simulation.durations.record(&simulation.service, None, 60.0);
-    }
-    for _ in 0..10_000 {
-        simulation.add_task(0.0);
-    }
-    for id in simulation.tasks.keys().cloned().collect::<Vec<_>>() {
-        simulation.enqueue(&id);
-    }
-    for round in 0..5 {
-        simulation.now = f64::from(round);
-        let mut queue = std::mem::take(&mut simulation.queue);
-        let start = std::time::Instant::now();
-        let call = queue.take_call(&simulation.context()).expect("a call");
-        eprintln!("10,000 queued ids: a call of {} taken in {:?}", call.ids.len(), start.elapsed());
-        assert_eq!(call.ids.len(), 50);
-        simulation.queue = queue;
+    for is_known in [false, true] {
+        let mut simulation = Simulation::new(0.3, true, is_known);
+        for _ in 0..100 {
+            simulation.durations.record(&simulation.service, None, 60.0);
+        }
+        for _ in 0..10_000 {
+            simulation.add_task(60.0);
+        }
+        simulation.now = 20.0;
+        for id in simulation.tasks.keys().cloned().collect::<Vec<_>>() {
+            simulation.enqueue(&id);
+        }
+        for round in 0..5 {
+            simulation.now = f64::from(20 + round);
+            let mut queue = std::mem::take(&mut simulation.queue);
+            let start = std::time::Instant::now();
+            let call = queue.take_call(&simulation.context()).expect("a call");
+            let took = start.elapsed();
+            eprintln!("10,000 queued ids, known {is_known}: a call of {} taken in {took:?}", call.ids.len());
+            assert_eq!(call.ids.len(), 50);
+            simulation.queue = queue;
+        }
     }
 }
