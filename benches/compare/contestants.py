@@ -138,7 +138,10 @@ class Bare(Server):
 
 
 class Refrain(Server):
-    """The release build with its defaults; `settings` are environment variables."""
+    """The release build with its defaults, but the log of an installation, which has no line for a hit.
+
+    `settings` are environment variables.
+    """
 
     name = "refrain"
 
@@ -152,6 +155,7 @@ class Refrain(Server):
             "REFRAIN_ADMIN__LISTEN": "127.0.0.1:0",
             "REFRAIN_UPSTREAM__BASE_URL": f"http://127.0.0.1:{upstream.port}",
             "REFRAIN_STORE__URL": f"sqlite://{self.store}",
+            "REFRAIN_LOG__FORMAT": "json",
             **settings,
         }
 
@@ -162,8 +166,8 @@ class Refrain(Server):
         while True:
             with open(path) as log:
                 text = log.read()
-            client = re.search(r"client port address=\S*:(\d+)", text)
-            admin = re.search(r"admin port address=\S*:(\d+)", text)
+            client = re.search(r'"client":"http://[^"]*:(\d+)"', text)
+            admin = re.search(r'"dashboard":"http://[^"]*:(\d+)"', text)
             if client and admin:
                 self.port, self.admin = int(client[1]), int(admin[1])
                 return

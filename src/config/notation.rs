@@ -426,8 +426,8 @@ pub(super) fn named_tokens<'de, D: Deserializer<'de>>(deserializer: D) -> Result
             let shown = printable(&name);
             let digest = Digest::parse_hex(&digest).ok_or_else(|| {
                 format!(
-                    "token {number} (\"{shown}\") must have as its digest the 64 hexadecimal digits that `refrain \
-                     tokens digest` prints, not the token itself"
+                    "token {number} (\"{shown}\") must have as its digest the 64 hexadecimal digits that \
+                     `refrain tokens digest` prints, not the token itself"
                 )
             })?;
             if tokens.iter().any(|other| other.name == name) {

@@ -18,10 +18,12 @@ const MAX_LISTED: usize = 200;
 
 /// Returns one queue.
 fn queue(port: &AdminPort, queue: &QueueView) -> Value {
+    let clients: Vec<&str> =
+        queue.clients.iter().filter_map(|client| port.metrics.client_name(*client)).collect();
     json!({
         "service": queue.service.to_string(),
         "token": queue.token.to_string(),
-        "clients": queue.clients.iter().filter_map(|client| port.metrics.client_name(*client)).collect::<Vec<_>>(),
+        "clients": clients,
         "queued": queue.queued,
         "in_flight": queue.in_flight,
         "waiters": queue.waiters,
