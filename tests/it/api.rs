@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use http::Method;
+use refrain::config::{AccessMode, SharedClient};
+use refrain::token::Token;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -137,8 +139,15 @@ async fn documented_endpoint_returns_the_fields_of_its_example() {
         page.lines().filter_map(|line| line.strip_prefix("| `GET ")?.split('`').next()).collect();
     assert!(endpoints.len() >= 6, "{endpoints:?}");
 
-    let app =
-        TestApp::spawn_with(|config| config.tasks.pending_max_age = std::time::Duration::from_secs(60)).await;
+    let app = TestApp::spawn_with(|config| {
+        config.tasks.pending_max_age = std::time::Duration::from_secs(60);
+        // A client with a name.
+        let token = Token::parse("t").expect("a token");
+        config.access.mode = AccessMode::Shared;
+        config.access.clients = vec![SharedClient { name: "reports".to_owned(), key: token.clone() }];
+        config.upstream.token = Some(token);
+    })
+    .await;
     app.upstream.put_record("producer", "t", DOCUMENTED_ID, DOCUMENTED);
     for expected in ["MISS", "HIT"] {
         assert_eq!(app.retrieve("t", DOCUMENTED_ID).await.x_cache(), expected);
