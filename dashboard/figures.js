@@ -2,7 +2,7 @@
 
 import { get, now } from "./api.js";
 import * as format from "./format.js";
-import { $, setText } from "./page.js";
+import { $, make, setText } from "./page.js";
 
 const WORDS = { ready: "Ready", degraded: "Degraded", draining: "Shutting down", unreachable: "No response" };
 
@@ -52,6 +52,7 @@ export function showStats(stats) {
   figure("stored", format.count(store.tasks), store.tasks, errors > 0 ? `${format.count(errors)} store errors` : format.bytes(store.record_bytes) + limit);
   $("stored-note").classList.toggle("bad", errors > 0);
   showServices(stats.services);
+  showComparison(stats.comparison);
   return requests.total === 0 && store.tasks === 0;
 }
 
@@ -69,6 +70,35 @@ function showServices({ interpreted, passed_through: passedThrough }) {
   const passed = passedThrough.map(({ service, requests }) => `${service} (${format.count(requests)} ${requests === 1 ? "request" : "requests"})`);
   setText($("services-passed"), passed.length > 0 ? `Polled by clients, but passed through and never cached: ${passed.join(", ")}.` : "");
   $("services-passed").hidden = passed.length === 0;
+}
+
+/** Shows the figures of `refrain demo`. Other proxies have none. */
+function showComparison(comparison) {
+  $("comparison").hidden = !comparison;
+  if (!comparison) return;
+  const { direct, refrain, finished } = comparison;
+  const isOver = comparison.elapsed_seconds >= comparison.length_seconds;
+  setText($("comparison-time"), `${comparison.clients} clients, ${isOver ? "" : "the first "}${format.seconds(Math.floor(comparison.elapsed_seconds))}`);
+  const median = ({ median_delay_seconds: delay }) => (delay === null ? "–" : `${delay.toFixed(1)} s`);
+  const rows = [
+    ["Upstream calls", (crowd) => format.count(crowd.upstream_calls)],
+    ["429s that clients received", (crowd) => format.count(crowd.rate_limited)],
+    ["Finished tasks that clients know", (crowd) => `${crowd.known} of ${finished}`],
+    ["Time until they knew, median", median],
+  ];
+  const cell = (text, label) => {
+    const element = make("td", text, label ? "number" : "");
+    element.setAttribute("role", "cell");
+    if (label) element.dataset.label = label;
+    return element;
+  };
+  const lines = rows.map(([name, value]) => {
+    const line = document.createElement("tr");
+    line.setAttribute("role", "row");
+    line.append(cell(name), cell(value(direct), "Directly"), cell(value(refrain), "Through refrain"));
+    return line;
+  });
+  $("comparison").querySelector("tbody").replaceChildren(...lines);
 }
 
 function figure(id, text, exact, note) {

@@ -151,7 +151,7 @@ impl DemoAddresses {
         let steps = [
             (
                 "Create a task. The request passes through unchanged, x-cache: BYPASS.",
-                post("-si", "audios", "", create),
+                post(r"-siw '\n'", "audios", "", create),
             ),
             (
                 "Look up a finished task. The proxy fetches and stores it, x-cache: MISS.",

@@ -45,6 +45,9 @@ async fn demo_compares_both_crowds_and_stops_on_sigterm() {
     assert_eq!(stats["comparison"]["refrain"]["upstream_calls"], calls, "{stats}");
     assert_eq!(stats["comparison"]["direct"]["rate_limited"], direct_refused, "{stats}");
 
+    let script = get(admin, "/assets/figures.js").await.body;
+    assert!(String::from_utf8_lossy(&script).contains("stats.comparison"), "the dashboard shows it");
+
     let killed = std::process::Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status();
     assert!(killed.expect("kill runs").success());
     let output = child.wait_with_output().expect("it ends");
