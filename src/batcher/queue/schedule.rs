@@ -2,7 +2,8 @@
 //!
 //! 1. Ids that were never fetched, oldest first. While known ids wait, they have at most three
 //!    quarters of a call, or more where they would otherwise wait for longer than `queue_timeout`.
-//! 2. Known ids that would otherwise wait for longer than two even cycles and 30 s.
+//! 2. Known ids that would otherwise wait for longer than two even cycles and 30 s, or so long that a
+//!    lookup of them could time out.
 //! 3. Known ids by the expected time for which their task has been finished unnoticed.
 //! 4. Where there is room, ids of long polls, which then learn of their end without a call.
 //!
@@ -144,6 +145,8 @@ struct NewId<'a> {
 /// Queued id that was fetched before.
 struct KnownId<'a> {
     since: Instant,
+    /// Latest call after which no lookup has to time out because the last result is too old for it.
+    needed_by: Instant,
     /// Expected time for which the task has been finished unnoticed, in seconds.
     undetected: f64,
     id: &'a TaskId,
@@ -176,7 +179,8 @@ fn choose(map: &HashMap<TaskId, QueueEntry>, context: &QueueContext<'_>) -> Vec<
                 new.push(NewId { since, id });
             }
             Stage::Queued { since, is_new: false } if entry.is_needed(context.now) => {
-                known.push(KnownId { since, undetected: undetected(entry, &durations, context.now), id });
+                let undetected = undetected(entry, &durations, context.now);
+                known.push(KnownId { since, needed_by: needed_by(entry, context), undetected, id });
             }
             Stage::Idle if entry.has_long_poll() => riders.push((entry.fetched_at(), id)),
             _ => {}
@@ -214,8 +218,9 @@ fn choose_new<'a>(mut new: Vec<NewId<'a>>, known: usize, context: &QueueContext<
     let most = context.max_batch.saturating_sub(known).max(context.max_batch * 3 / 4).max(1);
     // One call earlier than the lookups time out, as the call takes time.
     let longest_wait = context.queue_timeout.saturating_sub(context.interval());
-    let waits = new.iter().map(|queued| context.now.saturating_duration_since(queued.since));
-    let needed = ids_due(waits, longest_wait, context.max_batch, context.interval());
+    let remaining =
+        new.iter().map(|queued| (queued.since + longest_wait).saturating_duration_since(context.now));
+    let needed = ids_due(remaining, context.max_batch, context.interval());
     let count = new.len().min(most).max(needed);
     select_first(&mut new, count, |queued| (queued.since, queued.id));
     new.into_iter().map(|queued| queued.id).collect()
@@ -226,11 +231,13 @@ fn choose_known<'a>(mut known: Vec<KnownId<'a>>, room: usize, context: &QueueCon
         let interval = context.interval();
         let cycle = interval.mul_f64(known.len().div_ceil(room) as f64);
         let longest_wait = (2 * cycle).max(MIN_LONGEST_WAIT);
-        let waits = known.iter().map(|queued| context.now.saturating_duration_since(queued.since));
-        let due = ids_due(waits, longest_wait, room, interval);
+        let due_at = |queued: &KnownId<'_>| (queued.since + longest_wait).min(queued.needed_by);
+        let remaining = known.iter().map(|queued| due_at(queued).saturating_duration_since(context.now));
+        let due = ids_due(remaining, room, interval);
         if due > 0 {
-            let by_time =
-                |one: &KnownId<'_>, other: &KnownId<'_>| (one.since, one.id).cmp(&(other.since, other.id));
+            let by_time = |one: &KnownId<'_>, other: &KnownId<'_>| {
+                due_at(one).cmp(&due_at(other)).then_with(|| one.id.cmp(other.id))
+            };
             known.select_nth_unstable_by(due - 1, by_time);
         }
         let by_undetected = |one: &KnownId<'_>, other: &KnownId<'_>| {
@@ -245,18 +252,12 @@ fn choose_known<'a>(mut known: Vec<KnownId<'a>>, room: usize, context: &QueueCon
     known.into_iter().map(|queued| queued.id).collect()
 }
 
-/// Returns how many of the ids have to be in this call so that none waits for longer than
-/// `longest_wait`, if this call and each later one takes at most `per_call` of them.
-fn ids_due(
-    waits: impl Iterator<Item = Duration>,
-    longest_wait: Duration,
-    per_call: usize,
-    interval: Duration,
-) -> usize {
+/// Returns how many of the ids have to be in this call so that each is fetched within its remaining
+/// time, if this call and each later one takes at most `per_call` of them.
+fn ids_due(remaining: impl Iterator<Item = Duration>, per_call: usize, interval: Duration) -> usize {
     // Number of ids by the last call that is in time for them.
     let mut slots: Vec<usize> = Vec::new();
-    for wait in waits {
-        let remaining = longest_wait.saturating_sub(wait);
+    for remaining in remaining {
         let slot = (remaining.as_secs_f64() / interval.as_secs_f64()) as usize;
         if slot < MAX_SLOTS {
             if slots.len() <= slot {
@@ -281,6 +282,15 @@ fn select_first<T, K: Ord>(list: &mut Vec<T>, count: usize, key: impl Fn(&T) -> 
     }
     list.truncate(count);
     list.sort_unstable_by_key(key);
+}
+
+/// Returns when a known id has to be fetched. Lookups receive its last result until that is too old,
+/// and wait for `queue_timeout` from then on. The call takes time, so it is due one call earlier.
+fn needed_by(entry: &QueueEntry, context: &QueueContext<'_>) -> Instant {
+    let two_cycles = entry.snapshot.as_ref().map_or(Duration::ZERO, |snapshot| snapshot.two_cycles);
+    let usable_for = context.pending_max_stale.max(two_cycles);
+    let longest_wait = context.queue_timeout.saturating_sub(context.interval());
+    entry.fetched_at().unwrap_or(context.now) + usable_for + longest_wait
 }
 
 /// Returns the expected time for which the task of a known id has been finished unnoticed, in

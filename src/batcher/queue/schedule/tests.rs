@@ -38,6 +38,9 @@ struct Report {
     undetected: Vec<f64>,
     /// Longest time between two fetches of a task, in cycles of an even order and in seconds.
     longest_gap: f64,
+    /// Number of fetches so late that a lookup could have timed out: its snapshot was too old, and
+    /// then it waited for `queue_timeout`.
+    too_late: usize,
 }
 
 impl Report {
@@ -121,7 +124,7 @@ impl Simulation {
     /// Simulates calls, one per second, while `pending` tasks are pending all the time and every task
     /// is looked up once a second.
     fn run(mut self, pending: usize, seconds: usize) -> Report {
-        let mut report = Report { undetected: Vec::new(), longest_gap: 0.0 };
+        let mut report = Report { undetected: Vec::new(), longest_gap: 0.0, too_late: 0 };
         for number in 0..pending {
             self.add_task(60.0 * number as f64 / pending as f64);
         }
@@ -144,6 +147,12 @@ impl Simulation {
                 let task = self.tasks[&id];
                 if let Some(before) = last_fetch.insert(id.clone(), self.now) {
                     report.longest_gap = report.longest_gap.max(self.now - before);
+                }
+                if let Some(snapshot) = &self.queue.entries.map[&id].snapshot {
+                    let context = self.context();
+                    let usable_for = snapshot.two_cycles.max(context.pending_max_stale);
+                    let times_out_at = snapshot.fetched_at + usable_for + context.queue_timeout;
+                    report.too_late += usize::from(context.now > times_out_at);
                 }
                 let is_finished = task.finished <= self.now;
                 let record = Bytes::from_static(b"{}");
@@ -196,6 +205,7 @@ fn learnt_durations_bring_earlier_news_than_even_order() {
             learnt.longest_gap,
         );
         assert!(learnt.median() <= most * even.median(), "{pending} pending, sigma {sigma}");
+        assert_eq!((even.too_late, learnt.too_late), (0, 0), "{pending} pending, sigma {sigma}");
     }
 }
 
