@@ -62,6 +62,7 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 [ "$(inside /usr/bin/refrain --version)" = "refrain $version" ] || fail "the version: $(inside /usr/bin/refrain --version)"
 inside refrain check --config /usr/share/doc/refrain/examples/refrain.toml >/dev/null || fail "the example configuration"
 [ -L "$root/etc/systemd/system/multi-user.target.wants/refrain.service" ] || fail "the unit is not enabled"
+[ ! -e "$root/usr/lib/systemd/system/refrain.socket" ] || fail "the socket is a unit of the package"
 inside systemd-analyze verify refrain.service >"$scratch/verify" 2>&1 || fail "the unit: $(cat "$scratch/verify")"
 ! grep -q refrain "$scratch/verify" || fail "the unit: $(cat "$scratch/verify")"
 echo "installed: the program runs, the unit is enabled and valid"
@@ -76,7 +77,7 @@ echo 'server.listen = "127.0.0.1:0"' >"$root/etc/refrain/refrain.toml"
     chroot "$root" /usr/bin/refrain serve --config /etc/refrain/refrain.toml 2>"$scratch/log" &
 server=$!
 deadline=$((SECONDS + 30))
-until grep -q 'client port' "$scratch/log"; do
+until grep -q 'client=http://127\.0\.0\.1:' "$scratch/log"; do
     [ "$SECONDS" -lt "$deadline" ] || fail "the program does not start: $(cat "$scratch/log")"
     sleep 0.1
 done
