@@ -55,13 +55,13 @@ const CHARTS = [
   },
   {
     id: "chart-limits",
-    unit: (step) => `on lookups, per ${step}`,
+    unit: (step) => `lookups, per ${step}`,
     placeholder: "No 429 in this range",
     value: format.count,
     isCount: true,
     bars: true,
     columns: [
-      { label: "From the upstream", colour: "other", of: (h) => h.upstream_rate_limited, total: (h) => sum(h.upstream_rate_limited) },
+      { label: "From upstream", colour: "other", of: (h) => h.upstream_rate_limited, total: (h) => sum(h.upstream_rate_limited) },
       { label: "Absorbed", colour: "accent", of: (h) => h.rate_limited_absorbed, total: (h) => sum(h.rate_limited_absorbed) },
       { label: "To clients", colour: "bad", of: (h) => h.rate_limited_passed_on, total: (h) => sum(h.rate_limited_passed_on) },
     ],

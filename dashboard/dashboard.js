@@ -114,10 +114,10 @@ function lock() {
   isLocked = true;
   const wasRefused = hasToken();
   useToken(null);
-  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
   $("content").hidden = true;
   if (hasShown) {
-    location.reload();
+    // Not `reload`: the link can have the id of a task.
+    location.replace(location.pathname + location.search);
     return;
   }
   $("clear-token").hidden = true;

@@ -64,11 +64,15 @@ IDS = "[...document.querySelectorAll('#tasks .id')].map(e => e.textContent)"
 
 async def listing(browser):
     async with running() as (upstream, proxy), dashboard(browser, proxy) as page:
-        client, admin = proxy.client(), Client(proxy.admin)
+        client = proxy.client()
 
         async def stored():
             """Every id, the last stored first."""
-            return [task["id"] for task in json.loads((await admin.send("GET", "/api/tasks?limit=200")).body)["tasks"]]
+            # The admin port closes idle connections after 10 s.
+            admin = Client(proxy.admin)
+            tasks = json.loads((await admin.send("GET", "/api/tasks?limit=200")).body)["tasks"]
+            admin.close()
+            return [task["id"] for task in tasks]
 
         async def show_more(rows):
             await page.click("#tasks-more")
@@ -97,7 +101,6 @@ async def listing(browser):
             await show_more(rows)
         check(await page.js(IDS) == ids and len(ids) == 53, "no gap:", await page.js(IDS))
         client.close()
-        admin.close()
 
 
 async def started(proxy, token="t", **headers):
@@ -489,7 +492,7 @@ async def keyboard(browser):
 
 async def widths(browser):
     long = "s" * 64
-    async with running(REFRAIN_TASKS__SERVICES=json.dumps(["producer", long])) as (upstream, proxy), dashboard(browser, proxy) as page:
+    async with running(REFRAIN_TASKS__CUSTOM_SERVICES=f'[{{ name = "{long}", class = "batch", max_batch = 20 }}]') as (upstream, proxy), dashboard(browser, proxy) as page:
         await looked_up(proxy, upstream.finished("bad" + "x" * 90, HOSTILE, LINKS))
         client = proxy.client()
         await client.post("t", {"action": "retrieve", "id": "bad" + "x" * 90 + "-0"}, path=f"/{long}/tasks")
