@@ -218,9 +218,7 @@ impl<B: Backend> CallInFlight<B> {
                 self.remaining.retain(|remaining| *remaining != id);
                 let context = handle.context();
                 queue.mark_missing(context.now, &id);
-                let ids = vec![id];
-                queue.limit_waits(&ids, context.now + context.queue_timeout);
-                queue.prepare_call(Call::new(ids, self.call.taken_at, context.now));
+                queue.prepare_call(&context, Call::new(vec![id], self.call.taken_at, context.now));
             } else {
                 drop(queue);
                 self.complete(&id, FetchOutcome::Unknown(None));
@@ -233,23 +231,19 @@ impl<B: Backend> CallInFlight<B> {
     /// cut. Usually it is one call.
     fn request_again(&mut self, ids: &[TaskId], records: usize) {
         self.remaining.retain(|remaining| !ids.contains(remaining));
-        let mut queue = self.handle.lock();
-        for ids in ids.chunks(self.handle.service.max_batch()) {
-            let call = Call::new(ids.to_vec(), self.call.taken_at, Instant::now());
-            queue.prepare_call(Call { short_response: Some(records), ..call });
-        }
+        let now = Instant::now();
+        let calls = ids.chunks(self.handle.service.max_batch()).map(|ids| {
+            let call = Call::new(ids.to_vec(), self.call.taken_at, now);
+            Call { short_response: Some(records), ..call }
+        });
+        self.prepare(calls);
     }
 
     /// Sends a refused batch again in halves, until the refused id is the only one in its call.
     fn halve(&mut self) {
         let mut ids = std::mem::take(&mut self.remaining);
-        let context = self.handle.context();
-        let mut queue = self.handle.lock();
-        queue.limit_waits(&ids, context.now + context.queue_timeout);
         let second = ids.split_off(ids.len() / 2);
-        for ids in [ids, second] {
-            queue.prepare_call(Call { ids, ..self.call });
-        }
+        self.prepare([ids, second].map(|ids| Call { ids, ..self.call }));
     }
 
     /// Schedules the call again after the documented backoff, at least after `min_pause`, or fails
@@ -265,8 +259,19 @@ impl<B: Backend> CallInFlight<B> {
         }
         let ids = std::mem::take(&mut self.remaining);
         let call = Call { ids, attempts: self.call.attempts + 1, not_before, ..self.call };
-        self.handle.lock().prepare_call(call);
+        self.prepare([call]);
         Retry::Scheduled
+    }
+
+    /// Adds calls for ids of this call.
+    fn prepare(&self, calls: impl IntoIterator<Item = Call>) {
+        let context = self.handle.context();
+        let mut queue = self.handle.lock();
+        for call in calls {
+            queue.prepare_call(&context, call);
+        }
+        // There is none after a panic of the worker.
+        self.handle.ensure_worker(&mut queue);
     }
 
     fn fail_remaining(&mut self, failure: &LookupFailure) {

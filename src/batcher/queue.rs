@@ -146,7 +146,8 @@ impl WaitingLookup<'_> {
     /// `max_stale` limits its age when the lookup arrived.
     fn accepts(&self, cached: Cached, now: Instant, max_stale: Duration) -> bool {
         let age_at_arrival = self.arrived_at.saturating_duration_since(cached.fetched_at);
-        age_at_arrival < max_stale.max(cached.two_cycles) && self.accepts_age(cached, now)
+        let max_age = cached.ttl.unwrap_or(max_stale.max(cached.two_cycles));
+        age_at_arrival < max_age && self.accepts_age(cached, now)
     }
 
     fn accepts_age(&self, cached: Cached, now: Instant) -> bool {
@@ -183,7 +184,8 @@ impl Queue {
                 }
             }
             let Entries { map, counts } = &mut self.entries;
-            let entry = map.entry(id.clone()).or_insert_with(|| QueueEntry::new(context.now));
+            let new = || QueueEntry::new(context.now, id.is_batchable());
+            let entry = map.entry(id.clone()).or_insert_with(new);
             entry.client = options.client;
             let fresh = entry.fresh_outcome(context, options);
             let is_fresh = fresh.is_some();
@@ -195,7 +197,7 @@ impl Queue {
                 enqueued.added += 1;
                 enqueued.outdated += usize::from(entry.fetched_at().is_some());
                 let stage = entry.queued(context.now);
-                let calls = self.schedule.calls_until_new(counts, context.max_batch);
+                let calls = self.schedule.calls_until_new(counts, context.max_batch, entry.is_batchable);
                 // A long poll fetches a fresh result again later.
                 if !is_fresh {
                     counts.set_stage(entry, stage);
@@ -204,7 +206,7 @@ impl Queue {
                 let is_new = matches!(stage, Stage::Queued { is_new: true, .. });
                 if is_new && !is_long_poll && estimate > context.queue_timeout {
                     enqueued.retry_after = enqueued.retry_after.max(Some(estimate));
-                    entry.keep_queued_until(context.now + estimate + context.pending_max_stale);
+                    entry.promise(context, estimate);
                     let failure = LookupFailure::QueueTimeout { retry_after: estimate };
                     waiter.resolve(slot, TaskOutcome::Failed(failure));
                     continue;
@@ -248,7 +250,9 @@ impl Queue {
             let Some(entry) = self.entries.map.get_mut(&lookup.ids[slot]) else { continue };
             if let Some(outcome) = entry.cached_outcome(context.now, &is_usable, lookup.waiter) {
                 entry.remove_waiter(lookup.waiter);
-                entry.keep_queued_until(context.now + context.pending_max_stale);
+                if entry.stage != Stage::Idle {
+                    entry.keep_queued_until(context.now + context.pending_max_stale);
+                }
                 lookup.waiter.resolve(slot, outcome);
             }
         }
@@ -272,7 +276,7 @@ impl Queue {
                 _ => {}
             }
             entry.remove_waiter(lookup.waiter);
-            entry.keep_queued_until(context.now + retry_after + context.pending_max_stale);
+            entry.promise(context, retry_after);
             let failure = LookupFailure::QueueTimeout { retry_after };
             lookup.waiter.resolve(slot, TaskOutcome::Failed(failure));
         }
@@ -306,13 +310,13 @@ impl Queue {
                     max_stale,
                 )
         });
-        let estimate = self.cycle(context) + context.paused_for;
+        let estimate = self.estimate(context);
         for slot in lookup.waiter.unresolved() {
             let Some(entry) = self.entries.map.get_mut(&lookup.ids[slot]) else { continue };
             let is_new = matches!(entry.stage, Stage::Queued { is_new: true, .. });
             if is_new && estimate > context.queue_timeout {
                 entry.remove_waiter(lookup.waiter);
-                entry.keep_queued_until(context.now + estimate + context.pending_max_stale);
+                entry.promise(context, estimate);
                 let failure = LookupFailure::QueueTimeout { retry_after: estimate };
                 lookup.waiter.resolve(slot, TaskOutcome::Failed(failure));
                 continue;
@@ -355,7 +359,8 @@ impl Queue {
     pub(super) fn next_news(&self, context: &QueueContext<'_>, ids: &[TaskId]) -> Option<Duration> {
         let cycle = self.cycle(context);
         let entries = ids.iter().filter_map(|id| self.entries.map.get(id));
-        entries.filter_map(|entry| entry.next_news(context, cycle)).min()
+        let next = entries.filter_map(|entry| entry.next_news(context, cycle)).min();
+        next.map(|next| next.max(context.paused_for))
     }
 }
 
@@ -407,21 +412,20 @@ impl Queue {
         self.calls_in_flight -= 1;
     }
 
-    /// Adds a call for ids of an earlier call.
-    pub(super) fn prepare_call(&mut self, call: Call) {
+    /// Adds a call for ids of an earlier call. Lookups wait for it at most another `queue_timeout`.
+    pub(super) fn prepare_call(&mut self, context: &QueueContext<'_>, call: Call) {
         for id in &call.ids {
             if let Some(entry) = self.entries.map.get_mut(id) {
                 self.entries.counts.set_stage(entry, Stage::Prepared);
+                // The new call begins after the delete.
+                entry.is_discarded = false;
+                for slot in &mut entry.waiters {
+                    slot.is_after_delete = false;
+                    slot.waiter.limit_wait(context.now + context.queue_timeout);
+                }
             }
         }
         self.schedule.prepare(call);
-    }
-
-    /// Limits the wait for a call that is prepared for these ids in addition to their first one.
-    pub(super) fn limit_waits(&mut self, ids: &[TaskId], until: Instant) {
-        for entry in ids.iter().filter_map(|id| self.entries.map.get(id)) {
-            entry.waiters.iter().for_each(|slot| slot.waiter.limit_wait(until));
-        }
     }
 
     /// Whether one of the ids has a waiter.
@@ -462,7 +466,7 @@ impl Queue {
         let Some(entry) = map.get_mut(id) else { return SnapshotBytes::default() };
         let before = entry.snapshot_bytes();
         counts.set_stage(entry, Stage::Idle);
-        entry.keep_until = None;
+        (entry.keep_until, entry.promised_by) = (None, None);
         match outcome {
             FetchOutcome::Final { record, source } => {
                 (entry.snapshot, entry.negative) = (None, None);
@@ -505,7 +509,10 @@ impl Queue {
         }
         if std::mem::take(&mut entry.is_discarded) {
             (entry.snapshot, entry.negative) = (None, None);
-            entry.waiters.iter_mut().for_each(|slot| slot.is_after_delete = false);
+            for slot in &mut entry.waiters {
+                slot.is_after_delete = false;
+                slot.waiter.limit_wait(now + context.queue_timeout);
+            }
             if !entry.waiters.is_empty() {
                 let stage = entry.queued(now);
                 counts.set_stage(entry, stage);
@@ -609,7 +616,7 @@ impl Queue {
 
     /// Returns the time until a new id that is queued now is fetched.
     pub(super) fn estimate(&self, context: &QueueContext<'_>) -> Duration {
-        let calls = self.schedule.calls_until_new(&self.entries.counts, context.max_batch);
+        let calls = self.schedule.calls_until_new(&self.entries.counts, context.max_batch, true);
         context.duration_of(calls) + context.paused_for
     }
 
@@ -622,7 +629,6 @@ impl Queue {
     pub(super) fn counts(&self, now: Instant) -> QueueCounts {
         let mut counts = self.entries.counts(now);
         for call in self.schedule.prepared() {
-            counts.in_flight = counts.in_flight.saturating_sub(call.ids.len());
             counts.add_queued(call.ids.len(), call.taken_at);
         }
         counts

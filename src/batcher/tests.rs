@@ -5,6 +5,7 @@
 
 mod backend;
 mod batching;
+mod bounded_waits;
 mod bounds;
 mod circuit_breaker;
 mod coalescing;

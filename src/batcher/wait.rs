@@ -185,6 +185,7 @@ impl<B: Backend> QueueHandle<B> {
     fn end_long_poll(self: &Arc<Self>, lookup: &WaitingLookup<'_>) -> Phase {
         let context = self.context();
         let mut queue = self.lock();
+        lookup.waiter.clear_limit();
         queue.end_long_poll(&context, lookup);
         self.ensure_worker(&mut queue);
         self.wake.notify_one();

@@ -71,6 +71,11 @@ impl Waiter {
         self.changed.notify_one();
     }
 
+    /// Removes the limit, for a wait that begins now.
+    pub(super) fn clear_limit(&self) {
+        self.lock().limit = None;
+    }
+
     /// Returns the end of the wait for further calls.
     pub(super) fn limit(&self) -> Option<Instant> {
         self.lock().limit

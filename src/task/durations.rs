@@ -4,7 +4,7 @@
 mod model;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 pub use self::model::DurationModel;
 use super::Service;
@@ -37,6 +37,9 @@ pub struct ServiceDurations {
     all_types: Arc<DurationModel>,
     by_type: HashMap<Box<str>, Arc<DurationModel>>,
 }
+
+/// Models of a service without samples.
+static WITHOUT_DATA: LazyLock<Arc<ServiceDurations>> = LazyLock::new(Arc::default);
 
 /// One model in the form in which it is saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +79,7 @@ impl Durations {
     /// Returns the models of a service, for many estimates in a row. Later samples do not change
     /// them.
     pub fn service(&self, service: &Service) -> Arc<ServiceDurations> {
-        self.lock().services.get(service).cloned().unwrap_or_default()
+        self.lock().services.get(service).cloned().unwrap_or_else(|| Arc::clone(&WITHOUT_DATA))
     }
 
     /// Returns the model of a type, or that of all types of the service if the type has no data.

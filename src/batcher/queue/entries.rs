@@ -64,15 +64,16 @@ impl Entries {
     /// Drops the cached results of an id.
     pub(super) fn discard(&mut self, id: &TaskId) {
         if let Some(entry) = self.map.get_mut(id) {
-            entry.discard();
+            discard(&mut self.counts, entry);
             self.remove_if_empty(id);
         }
     }
 
     /// Drops all cached results.
     pub(super) fn discard_all(&mut self) {
-        self.map.retain(|_, entry| {
-            entry.discard();
+        let Self { map, counts } = self;
+        map.retain(|_, entry| {
+            discard(counts, entry);
             !entry.is_empty()
         });
     }
@@ -153,6 +154,14 @@ impl Entries {
                 kind: snapshot.kind.as_deref(),
             })
         })
+    }
+}
+
+/// Drops the cached results of an entry. If it is queued, it counts as never fetched from now on.
+fn discard(counts: &mut StageCounts, entry: &mut QueueEntry) {
+    entry.discard();
+    if let Stage::Queued { since, .. } = entry.stage {
+        counts.set_stage(entry, Stage::Queued { since, is_new: true });
     }
 }
 

@@ -25,8 +25,8 @@ const NEW_ID_PERIOD: Duration = Duration::from_secs(600);
 /// is more than the time between two polls.
 const ACCEPTED_DELAY: f64 = 1.0 / 20.0;
 
-/// Share of earlier tasks that had finished at a task's age, up to which the task is unlikely to
-/// have finished.
+/// Probability below which a task is unlikely to have finished. Applies to the time since the last
+/// fetch, and to the share of earlier tasks whose end would become known late because of it.
 const UNLIKELY: f64 = 0.05;
 
 /// Numbers of ids by stage. Every change of an entry's stage goes through it.
@@ -38,24 +38,33 @@ pub(super) struct StageCounts {
     pub(super) new: usize,
     /// Queued ids that were fetched before.
     pub(super) known: usize,
+    /// Queued ids, of both kinds, that may not share a call. They count only here.
+    pub(super) alone: usize,
 }
 
 impl StageCounts {
     pub(super) fn set_stage(&mut self, entry: &mut QueueEntry, stage: Stage) {
-        self.add(stage, 1);
-        self.add(entry.stage, -1);
+        self.add(stage, entry.is_batchable, 1);
+        self.add(entry.stage, entry.is_batchable, -1);
         entry.stage = stage;
     }
 
-    fn add(&mut self, stage: Stage, change: isize) {
+    /// Returns the number of queued ids.
+    pub(super) fn queued(&self) -> usize {
+        self.new + self.known + self.alone
+    }
+
+    fn add(&mut self, stage: Stage, is_batchable: bool, change: isize) {
         if stage != Stage::Idle {
             self.active = self.active.saturating_add_signed(change);
         }
-        match stage {
-            Stage::Queued { is_new: true, .. } => self.new = self.new.saturating_add_signed(change),
-            Stage::Queued { is_new: false, .. } => self.known = self.known.saturating_add_signed(change),
-            Stage::Idle | Stage::Prepared | Stage::InFlight => {}
-        }
+        let Stage::Queued { is_new, .. } = stage else { return };
+        let count = match (is_batchable, is_new) {
+            (false, _) => &mut self.alone,
+            (true, true) => &mut self.new,
+            (true, false) => &mut self.known,
+        };
+        *count = count.saturating_add_signed(change);
     }
 }
 
@@ -66,11 +75,15 @@ pub(super) struct QueueEntry {
     first_asked_at: Instant,
     /// Client of the last lookup.
     pub(super) client: ClientLabel,
+    /// Whether the id may share a call with other ids.
+    pub(super) is_batchable: bool,
     pub(super) stage: Stage,
     pub(super) waiters: Vec<WaiterSlot>,
     /// Until then the id stays queued without a waiter, because a client left without a fresh
     /// result and may come back.
     pub(super) keep_until: Option<Instant>,
+    /// When a client was told to come back after a 429.
+    pub(super) promised_by: Option<Instant>,
     /// Whether the task was deleted during the call that the id is part of. Its result is for the
     /// waiters that came before the delete only.
     pub(super) is_discarded: bool,
@@ -131,8 +144,10 @@ impl PendingSnapshot {
     /// Returns how long the record is served without a call: for `pending_max_age`, or while the
     /// task is unlikely to have finished, up to `pending_max_stale`.
     fn fresh_for(&self, context: &QueueContext<'_>) -> Duration {
-        let model = context.durations.model(context.service, self.kind.as_deref());
-        let until_likely = model.quantile(UNLIKELY).map_or(0.0, |age| age - self.task_age.as_secs_f64());
+        let durations = context.durations.service(context.service);
+        let age = self.task_age.as_secs_f64();
+        let until = durations.model(self.kind.as_deref()).unlikely_until(age, UNLIKELY);
+        let until_likely = until.map_or(0.0, |until| until - age);
         let until_likely = Duration::try_from_secs_f64(until_likely).unwrap_or(Duration::ZERO);
         until_likely.min(context.pending_max_stale).max(context.pending_max_age)
     }
@@ -158,13 +173,15 @@ pub(super) struct NegativeEntry {
 
 impl QueueEntry {
     /// Creates the entry of an id that is looked up for the first time.
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant, is_batchable: bool) -> Self {
         Self {
             first_asked_at: now,
             client: ClientLabel::OTHER,
+            is_batchable,
             stage: Stage::Idle,
             waiters: Vec::new(),
             keep_until: None,
+            promised_by: None,
             is_discarded: false,
             snapshot: None,
             negative: None,
@@ -226,8 +243,7 @@ impl QueueEntry {
         Some(if self.stage == Stage::Idle { until_stale.max(cycle) } else { cycle })
     }
 
-    /// Returns the cached result for one of the waiters if its age is at most `max_age`, given the
-    /// age.
+    /// Returns the cached result for one of the waiters if it is usable.
     pub(super) fn cached_outcome(
         &self,
         now: Instant,
@@ -236,7 +252,8 @@ impl QueueEntry {
     ) -> Option<TaskOutcome> {
         let age = |at: Instant| now.saturating_duration_since(at);
         if let Some(snapshot) = &self.snapshot {
-            let cached = Cached { fetched_at: snapshot.fetched_at, two_cycles: snapshot.two_cycles };
+            let (fetched_at, two_cycles) = (snapshot.fetched_at, snapshot.two_cycles);
+            let cached = Cached { fetched_at, two_cycles, ttl: None };
             return is_usable(cached).then(|| TaskOutcome::Pending {
                 record: snapshot.record.clone(),
                 freshness: Freshness::Cached { age: age(snapshot.fetched_at) },
@@ -246,7 +263,8 @@ impl QueueEntry {
         let is_single =
             |slot: &WaiterSlot| slot.kind == LookupKind::Single && Arc::ptr_eq(&slot.waiter, waiter);
         let needs_own_response = negative.response.is_none() && self.waiters.iter().any(is_single);
-        let cached = Cached { fetched_at: negative.fetched_at, two_cycles: Duration::ZERO };
+        let (fetched_at, ttl) = (negative.fetched_at, Some(negative.ttl));
+        let cached = Cached { fetched_at, two_cycles: Duration::ZERO, ttl };
         (is_usable(cached) && !needs_own_response).then(|| TaskOutcome::Unknown {
             response: negative.response.clone(),
             freshness: Freshness::Cached { age: age(negative.fetched_at) },
@@ -267,7 +285,7 @@ impl QueueEntry {
     /// registered now.
     pub(super) fn discard(&mut self) {
         (self.snapshot, self.negative) = (None, None);
-        self.is_discarded = matches!(self.stage, Stage::Prepared | Stage::InFlight);
+        self.is_discarded = self.stage == Stage::InFlight;
     }
 
     pub(super) fn has_single_waiter(&self) -> bool {
@@ -281,6 +299,12 @@ impl QueueEntry {
     /// Whether a result is still of use: a waiter is left, or a client may come back for it.
     pub(super) fn is_needed(&self, now: Instant) -> bool {
         !self.waiters.is_empty() || self.keep_until.is_some_and(|until| until > now)
+    }
+
+    /// Keeps the id queued for a client that was told to come back after `wait`.
+    pub(super) fn promise(&mut self, context: &QueueContext<'_>, wait: Duration) {
+        self.promised_by.get_or_insert(context.now + wait);
+        self.keep_queued_until(context.now + wait + context.pending_max_stale);
     }
 
     /// Keeps the id queued until at least that time, also without a waiter.
@@ -323,4 +347,6 @@ pub(super) struct Cached {
     pub(super) fetched_at: Instant,
     /// Twice the queue's cycle at the fetch.
     pub(super) two_cycles: Duration,
+    /// Time for which an unknown id is remembered. `None` for a pending record.
+    pub(super) ttl: Option<Duration>,
 }

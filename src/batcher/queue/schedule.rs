@@ -57,6 +57,10 @@ pub(super) struct Schedule {
     /// retries.
     prepared: VecDeque<Call>,
     prepared_went_last: bool,
+    /// Whether the last batch was one id that may not share a call.
+    alone_went_last: bool,
+    /// Whether the last call of one id was for a new id, where calls have one id each.
+    new_went_last: bool,
 }
 
 impl Schedule {
@@ -77,15 +81,29 @@ impl Schedule {
     /// Returns the number of calls that fetch every active id once, at least one.
     pub(super) fn calls_per_cycle(&self, counts: &StageCounts, max_batch: usize) -> usize {
         let prepared: usize = self.prepared.iter().map(|call| call.ids.len()).sum();
-        (counts.active.saturating_sub(prepared).div_ceil(max_batch) + self.prepared.len()).max(1)
+        let batched = counts.active.saturating_sub(prepared + counts.alone);
+        (batched.div_ceil(max_batch) + counts.alone + self.prepared.len()).max(1)
     }
 
     /// Returns the number of calls up to the one that fetches a new id that is queued now. Only what
     /// goes before it counts.
-    pub(super) fn calls_until_new(&self, counts: &StageCounts, max_batch: usize) -> usize {
-        let batches = counts.new / max_batch + 1;
-        // Prepared calls and batches take turns.
-        batches + self.prepared.len().min(batches)
+    pub(super) fn calls_until_new(
+        &self,
+        counts: &StageCounts,
+        max_batch: usize,
+        is_batchable: bool,
+    ) -> usize {
+        let batches = (counts.new + counts.known).div_ceil(max_batch);
+        // Batches, ids that may not share a call, and prepared calls take turns.
+        let own = match is_batchable {
+            // Where calls have one id each, new and known ids take turns.
+            true if max_batch == 1 => counts.new + 1 + counts.known.min(counts.new + 1),
+            true => counts.new / max_batch + 1,
+            false => counts.alone + 1,
+        };
+        let others = if is_batchable { counts.alone } else { batches };
+        let turns = own + others.min(own);
+        turns + self.prepared.len().min(turns)
     }
 
     /// Returns when the next call is due; `None` if nothing is queued. Ids that are no longer needed
@@ -93,7 +111,7 @@ impl Schedule {
     pub(super) fn next_due(&mut self, entries: &mut Entries, now: Instant) -> Option<Instant> {
         let Entries { map, counts } = entries;
         let prepared = self.prepared.iter().map(|call| call.not_before).min();
-        if counts.new + counts.known == 0 || prepared.is_some_and(|at| at <= now) {
+        if counts.queued() == 0 || prepared.is_some_and(|at| at <= now) {
             return prepared;
         }
         let mut is_queued = false;
@@ -112,9 +130,14 @@ impl Schedule {
     /// Takes the next call. Prepared calls and new batches take turns, so that neither starves the
     /// other.
     pub(super) fn take(&mut self, entries: &mut Entries, context: &QueueContext<'_>) -> Option<Call> {
-        let prepared = self.prepared.iter().position(|call| call.not_before <= context.now);
-        let batch =
-            if self.prepared_went_last || prepared.is_none() { take_batch(entries, context) } else { None };
+        let is_due = |call: &Call| call.not_before <= context.now;
+        // A retry goes first: it has been taken before.
+        let retry = self.prepared.iter().position(|call| is_due(call) && call.attempts > 0);
+        let prepared = retry.or_else(|| self.prepared.iter().position(is_due));
+        let batch = match self.prepared_went_last || prepared.is_none() {
+            true => self.take_batch(entries, context),
+            false => None,
+        };
         self.prepared_went_last = batch.is_none();
         batch.or_else(|| self.prepared.remove(prepared?))
     }
@@ -139,6 +162,8 @@ impl Schedule {
 /// Queued id that was never fetched.
 struct NewId<'a> {
     since: Instant,
+    /// Latest call for a lookup that waits for it, or that was told when to come back.
+    needed_by: Option<Instant>,
     id: &'a TaskId,
 }
 
@@ -152,91 +177,121 @@ struct KnownId<'a> {
     id: &'a TaskId,
 }
 
-/// Takes at most `max_batch` queued ids.
-fn take_batch(entries: &mut Entries, context: &QueueContext<'_>) -> Option<Call> {
-    let now = context.now;
-    let ids = choose(&entries.map, context);
-    if ids.is_empty() {
-        return None;
+impl KnownId<'_> {
+    /// Returns when the id has to be fetched at the latest.
+    fn due_at(&self, longest_wait: Duration) -> Instant {
+        (self.since + longest_wait).min(self.needed_by)
     }
-    for id in &ids {
-        if let Some(entry) = entries.map.get_mut(id) {
-            entries.counts.set_stage(entry, Stage::InFlight);
-            entry.keep_until = None;
-        }
-    }
-    Some(Call::new(ids, now, now))
 }
 
-fn choose(map: &HashMap<TaskId, QueueEntry>, context: &QueueContext<'_>) -> Vec<TaskId> {
-    let mut new = Vec::new();
-    let mut known = Vec::new();
-    let mut riders = Vec::new();
-    let durations = context.durations.service(context.service);
-    for (id, entry) in map {
-        match entry.stage {
-            Stage::Queued { since, is_new: true } if entry.is_needed(context.now) => {
-                new.push(NewId { since, id });
-            }
-            Stage::Queued { since, is_new: false } if entry.is_needed(context.now) => {
-                let undetected = undetected(entry, &durations, context.now);
-                known.push(KnownId { since, needed_by: needed_by(entry, context), undetected, id });
-            }
-            Stage::Idle if entry.has_long_poll() => riders.push((entry.fetched_at(), id)),
-            _ => {}
+impl Schedule {
+    /// Takes at most `max_batch` queued ids.
+    fn take_batch(&mut self, entries: &mut Entries, context: &QueueContext<'_>) -> Option<Call> {
+        let ids = self.choose(&entries.map, context);
+        if ids.is_empty() {
+            return None;
         }
+        for id in &ids {
+            if let Some(entry) = entries.map.get_mut(id) {
+                entries.counts.set_stage(entry, Stage::InFlight);
+            }
+        }
+        Some(Call::new(ids, context.now, context.now))
     }
-    if let Some(alone) = unbatchable(&new, &known) {
-        return vec![alone.clone()];
-    }
-    new.retain(|queued| queued.id.is_batchable());
-    known.retain(|queued| queued.id.is_batchable());
-    let mut chosen: Vec<TaskId> = Vec::with_capacity(context.max_batch);
-    // Alone in its call, an unknown id is answered by it. In a batch it would need a second call.
-    let takes_riders = new.len() + known.len() > 1 || new.is_empty();
-    chosen.extend(choose_new(new, known.len(), context).into_iter().cloned());
-    let room = context.max_batch - chosen.len();
-    chosen.extend(choose_known(known, room, context).into_iter().cloned());
-    if !chosen.is_empty() && takes_riders {
+
+    fn choose(&mut self, map: &HashMap<TaskId, QueueEntry>, context: &QueueContext<'_>) -> Vec<TaskId> {
+        let (mut new, mut known) = (Vec::new(), Vec::new());
+        let mut alone: Option<(Instant, &TaskId)> = None;
+        let mut riders = Vec::new();
+        let durations = context.durations.service(context.service);
+        for (id, entry) in map {
+            match entry.stage {
+                Stage::Queued { .. } if !entry.is_needed(context.now) => {}
+                Stage::Queued { since, .. } if !entry.is_batchable => {
+                    alone = Some(alone.map_or((since, id), |oldest| oldest.min((since, id))));
+                }
+                Stage::Queued { since, is_new: true } => {
+                    // One call earlier than the lookups time out, as the call takes time.
+                    let longest_wait = context.queue_timeout.saturating_sub(context.interval());
+                    let awaited_by = (!entry.waiters.is_empty()).then_some(since + longest_wait);
+                    let needed_by = awaited_by.into_iter().chain(entry.promised_by).min();
+                    new.push(NewId { since, needed_by, id });
+                }
+                Stage::Queued { since, is_new: false } => {
+                    let undetected = undetected(entry, &durations, context.now);
+                    known.push(KnownId { since, needed_by: needed_by(entry, context), undetected, id });
+                }
+                Stage::Idle if entry.is_batchable && entry.has_long_poll() => {
+                    riders.push((entry.fetched_at(), id));
+                }
+                _ => {}
+            }
+        }
+        // Ids that may not share a call and batches take turns.
+        let has_batch = !new.is_empty() || !known.is_empty();
+        if let Some((_, id)) = alone.filter(|_| !self.alone_went_last || !has_batch) {
+            self.alone_went_last = true;
+            return vec![id.clone()];
+        }
+        self.alone_went_last = false;
+        if context.max_batch == 1 && !new.is_empty() && !known.is_empty() {
+            // So do new and known ids, where a call has one id.
+            self.new_went_last = !self.new_went_last;
+            if self.new_went_last { known.clear() } else { new.clear() }
+        }
+        // Alone in its call, an unknown id is answered by it. In a batch it would need a second call.
+        let takes_riders = new.len() + known.len() > 1 || new.is_empty();
+        let mut chosen: Vec<TaskId> = Vec::with_capacity(context.max_batch);
+        let most_new = most_new(&new, &known, context);
+        select_first(&mut new, most_new, |queued| (queued.since, queued.id));
+        chosen.extend(new.into_iter().map(|queued| queued.id.clone()));
         let room = context.max_batch - chosen.len();
-        riders.retain(|(_, id)| id.is_batchable());
-        select_first(&mut riders, room, |rider| *rider);
-        chosen.extend(riders.into_iter().map(|(_, id)| id.clone()));
+        chosen.extend(choose_known(known, room, context).into_iter().cloned());
+        if !chosen.is_empty() && takes_riders {
+            let room = context.max_batch - chosen.len();
+            select_first(&mut riders, room, |rider| *rider);
+            chosen.extend(riders.into_iter().map(|(_, id)| id.clone()));
+        }
+        chosen
     }
-    chosen
 }
 
-/// Returns the id that has been queued for longest if it may not share a call.
-fn unbatchable<'a>(new: &[NewId<'a>], known: &[KnownId<'a>]) -> Option<&'a TaskId> {
-    let new = new.iter().map(|queued| (queued.since, queued.id));
-    let known = known.iter().map(|queued| (queued.since, queued.id));
-    new.chain(known).min().map(|(_, id)| id).filter(|id| !id.is_batchable())
+/// Returns the number of new ids in a call: as many as the known ids leave room for, at least three
+/// quarters, and more where one would be late otherwise. Known ids that would be late keep the last
+/// quarter.
+fn most_new(new: &[NewId<'_>], known: &[KnownId<'_>], context: &QueueContext<'_>) -> usize {
+    let three_quarters = (context.max_batch * 3 / 4).max(1);
+    let most = context.max_batch.saturating_sub(known.len()).max(three_quarters);
+    let remaining = |at: Instant| at.saturating_duration_since(context.now);
+    let needed = new.iter().filter_map(|queued| queued.needed_by).map(remaining);
+    let needed = ids_due(needed, context.max_batch, context.interval());
+    let reserved = known_due(known, context.max_batch, context).min(context.max_batch - three_quarters);
+    most.max(needed).min(context.max_batch - reserved)
 }
 
-fn choose_new<'a>(mut new: Vec<NewId<'a>>, known: usize, context: &QueueContext<'_>) -> Vec<&'a TaskId> {
-    // As many as the known ids leave room for, at least three quarters.
-    let most = context.max_batch.saturating_sub(known).max(context.max_batch * 3 / 4).max(1);
-    // One call earlier than the lookups time out, as the call takes time.
-    let longest_wait = context.queue_timeout.saturating_sub(context.interval());
+/// Returns how many known ids have to be in this call if this one and each later one has room for
+/// `room` of them.
+fn known_due(known: &[KnownId<'_>], room: usize, context: &QueueContext<'_>) -> usize {
+    let longest_wait = longest_wait(known.len(), room, context);
     let remaining =
-        new.iter().map(|queued| (queued.since + longest_wait).saturating_duration_since(context.now));
-    let needed = ids_due(remaining, context.max_batch, context.interval());
-    let count = new.len().min(most).max(needed);
-    select_first(&mut new, count, |queued| (queued.since, queued.id));
-    new.into_iter().map(|queued| queued.id).collect()
+        known.iter().map(|queued| queued.due_at(longest_wait).saturating_duration_since(context.now));
+    ids_due(remaining, room, context.interval())
+}
+
+/// Returns the longest wait of a known id if `known` of them are fetched in calls with `room` for
+/// them.
+fn longest_wait(known: usize, room: usize, context: &QueueContext<'_>) -> Duration {
+    let cycle = context.interval().mul_f64(known.div_ceil(room) as f64);
+    (2 * cycle).max(MIN_LONGEST_WAIT)
 }
 
 fn choose_known<'a>(mut known: Vec<KnownId<'a>>, room: usize, context: &QueueContext<'_>) -> Vec<&'a TaskId> {
     if known.len() > room && room > 0 {
-        let interval = context.interval();
-        let cycle = interval.mul_f64(known.len().div_ceil(room) as f64);
-        let longest_wait = (2 * cycle).max(MIN_LONGEST_WAIT);
-        let due_at = |queued: &KnownId<'_>| (queued.since + longest_wait).min(queued.needed_by);
-        let remaining = known.iter().map(|queued| due_at(queued).saturating_duration_since(context.now));
-        let due = ids_due(remaining, room, interval);
+        let due = known_due(&known, room, context);
+        let longest_wait = longest_wait(known.len(), room, context);
         if due > 0 {
             let by_time = |one: &KnownId<'_>, other: &KnownId<'_>| {
-                due_at(one).cmp(&due_at(other)).then_with(|| one.id.cmp(other.id))
+                one.due_at(longest_wait).cmp(&other.due_at(longest_wait)).then_with(|| one.id.cmp(other.id))
             };
             known.select_nth_unstable_by(due - 1, by_time);
         }

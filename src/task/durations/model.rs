@@ -137,6 +137,25 @@ impl DurationModel {
         self.has_data().then(|| (1.0 - pending).clamp(0.0, 1.0))
     }
 
+    /// Returns the age until which a task that was pending at `age` can do without another look,
+    /// if a finish may be noticed late with the given probability: it is unlikely to have finished
+    /// since, and it belongs to the quickest or to the slowest tasks, so that most finishes are
+    /// noticed at once. At least `age`. `None` without data.
+    pub fn unlikely_until(&self, age: f64, probability: f64) -> Option<f64> {
+        let age = clamp_age(age);
+        if !self.has_data() {
+            return None;
+        }
+        let pending = self.survival_at(age);
+        let since_last_look = self.age_at(pending * (1.0 - probability));
+        let quickest_end = self.age_at(1.0 - probability);
+        Some(match () {
+            () if age < quickest_end => since_last_look.min(quickest_end),
+            () if pending <= probability => since_last_look,
+            () => age,
+        })
+    }
+
     /// Returns the expected time for which a task that was pending at the age `from` has been
     /// finished at the age `to`, in seconds: 0 for a task that certainly still runs, up to
     /// `to - from`.
