@@ -2,7 +2,7 @@
 
     browser.py                      all tests
     browser.py part…                some tests: figures, search, …
-    browser.py --screenshots DIR    screenshots only: light, dark, phone, empty, busy and detail
+    browser.py --screenshots DIR    screenshots only: light, dark, phone, tablet, empty, busy, and the dialogs
 """
 
 from chromium import CONTRAST, Chromium

@@ -1,4 +1,4 @@
-"""Takes screenshots of the dashboard: light, dark, phone, empty, busy and detail."""
+"""Takes screenshots of the dashboard: light, dark, phone, tablet, empty, busy, and the dialogs."""
 
 from chromium import Chromium
 from songs import *
@@ -12,12 +12,12 @@ async def screenshots(folder):
     settings = {"REFRAIN_UPSTREAM__REQUESTS_PER_SECOND": "5", "REFRAIN_UPSTREAM__BURST": "2", "REFRAIN_TASKS__SERVICES": '["*"]',
                 "REFRAIN_UPSTREAM__MAX_RETRIES": "4", "REFRAIN_SERVER__LISTEN": f"127.0.0.1:{free_port()}"}
     async with Chromium() as browser, running(0.06, **settings) as (upstream, proxy):
-        async def shot(name, full=True, detail=False, **options):
+        async def shot(name, full=True, table=None, **options):
             page = await browser.page(proxy.home, **options)
             await page.until(f"{SHOWN} && !!document.querySelector('.plot canvas')")
-            if detail:
-                await page.js("document.querySelector('#tasks button.title').click()")
-                await page.until("!document.getElementById('detail-known').hidden")
+            if table:
+                await page.js(f"document.querySelector('#{table} button.title').click()")
+                await page.until("['detail', 'request'].some(id => !document.getElementById(`${id}-known`).hidden)")
             await page.js("new Promise(done => setTimeout(done, 400))")
             await page.screenshot(os.path.join(folder, f"{name}.png"), full)
             await page.close()
@@ -31,8 +31,11 @@ async def screenshots(folder):
         await shot("light")
         await shot("dark", dark=True)
         await shot("phone", width=375, height=800)
-        await shot("detail", full=False, detail=True)
-        await shot("phone-detail", full=False, detail=True, width=375, height=800)
+        await shot("tablet", width=800)
+        await shot("detail", full=False, table="tasks")
+        await shot("pending", full=False, table="pending")
+        await shot("request", full=False, table="requests")
+        await shot("phone-detail", full=False, table="tasks", width=375, height=800)
         studios += [asyncio.create_task(studio(proxy, upstream, f"team-{n}", 0.7)) for n in range(8)]
         await asyncio.sleep(15)
         await shot("busy")
