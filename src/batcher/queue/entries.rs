@@ -106,8 +106,13 @@ impl Entries {
                 entry
                     .negative
                     .take_if(|negative| is_expired(negative.fetched_at, negative.ttl + MAX_NEGATIVE_AGE));
-                if matches!(entry.stage, Stage::Queued { .. }) && !entry.is_needed(now) {
-                    counts.set_stage(entry, Stage::Idle);
+                match entry.stage {
+                    Stage::Queued { .. } if !entry.is_needed(now) => counts.set_stage(entry, Stage::Idle),
+                    // Without a record to serve, its lookups wait like those of a new id.
+                    Stage::Queued { since, .. } if entry.fetched_at().is_none() => {
+                        counts.set_stage(entry, Stage::Queued { since, is_new: true });
+                    }
+                    _ => {}
                 }
             }
             !entry.is_empty()

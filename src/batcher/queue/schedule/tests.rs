@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::batcher::outcome::{LookupKind, LookupOptions};
-use crate::batcher::queue::{FetchOutcome, Queue, WaitingLookup};
+use crate::batcher::queue::{FetchOutcome, Queue, SweepScope, WaitingLookup};
 use crate::batcher::waiter::Waiter;
 use crate::task::{Durations, Service};
 use bytes::Bytes;
@@ -235,4 +235,23 @@ fn order_of_10_000_ids_takes_linear_time() {
             simulation.queue = queue;
         }
     }
+}
+
+#[test]
+fn queued_id_whose_snapshot_expired_counts_as_new() {
+    let mut simulation = Simulation::new(0.3, false, true);
+    simulation.add_task(0.0);
+    let id = TaskId::parse("t0").unwrap();
+    simulation.now = 2.0;
+    simulation.enqueue(&id);
+    let counts = |simulation: &Simulation| {
+        let counts = &simulation.queue.entries.counts;
+        (counts.new, counts.known)
+    };
+    assert_eq!(counts(&simulation), (0, 1));
+    simulation.now = 60.0;
+    let mut queue = std::mem::take(&mut simulation.queue);
+    queue.sweep(&simulation.context(), SweepScope::Expired);
+    simulation.queue = queue;
+    assert_eq!(counts(&simulation), (1, 0));
 }
