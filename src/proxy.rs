@@ -29,6 +29,7 @@ mod uninterpreted;
 mod validation;
 
 use std::convert::Infallible;
+use std::io::IsTerminal;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -68,7 +69,8 @@ pub struct ClientPort {
     services: InterpretedServices,
     /// Longest body of a lookup, in bytes.
     max_request_bytes: usize,
-    log_format: LogFormat,
+    /// Whether requests that are served locally have a line in the log: on a terminal.
+    logs_hits: bool,
     cors: Option<CorsLayer>,
 }
 
@@ -93,7 +95,7 @@ impl ClientPort {
             tasks: config.tasks.clone(),
             services: config.tasks.interpreted_services(),
             max_request_bytes: usize::try_from(config.server.max_request_bytes).unwrap_or(usize::MAX),
-            log_format: config.log.format,
+            logs_hits: config.log.format == LogFormat::Pretty && std::io::stderr().is_terminal(),
             cors: cors::layer(&config.server.cors_origins),
         }
     }
@@ -186,7 +188,7 @@ impl ClientPort {
     }
 
     fn start_log(&self, parts: &Parts) -> AccessLog<'_> {
-        AccessLog::start(&self.metrics, self.log_format, parts, headers::request_id(&parts.headers))
+        AccessLog::start(&self.metrics, self.logs_hits, parts, headers::request_id(&parts.headers))
     }
 
     /// Forwards a request that is not a lookup.

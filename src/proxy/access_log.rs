@@ -1,8 +1,8 @@
 //! Access log: one line for each request, in the log and in the list of the last requests.
 //!
 //! A request that went upstream or failed is logged at `info`. One that was served locally is
-//! logged at `debug`, since polls are many, or as a short line at `info` in the format `pretty`, for
-//! a person who wants to see that it works. A line has only labels of closed sets, numbers, the
+//! logged at `debug`, since polls are many, or as a short line at `info` on a terminal, for a person
+//! who wants to see that it works. A line has only labels of closed sets, numbers, the
 //! request id, known words of the path, and the name of the token or the first digits of its
 //! digest. It has nothing else of a path, a body or a secret.
 
@@ -15,7 +15,6 @@ use super::path_shape;
 use crate::api_error::ApiError;
 use crate::auth::Caller;
 use crate::clock;
-use crate::config::LogFormat;
 use crate::lookup::{CacheResult, CacheSummary};
 use crate::task::TaskRequest;
 use crate::telemetry::{
@@ -63,7 +62,7 @@ impl Outcome {
 /// Log line of a request. It is written when the response head is known, or on drop.
 pub(super) struct AccessLog<'a> {
     metrics: &'a Metrics,
-    format: LogFormat,
+    shows_hits: bool,
     start: Instant,
     method: Method,
     uri: Uri,
@@ -78,10 +77,11 @@ pub(super) struct AccessLog<'a> {
 }
 
 impl<'a> AccessLog<'a> {
-    /// Starts the line of a request. `format` is that of the log.
+    /// Starts the line of a request. `shows_hits` is whether requests that are served locally have a
+    /// short line at `info`.
     pub(super) fn start(
         metrics: &'a Metrics,
-        format: LogFormat,
+        shows_hits: bool,
         parts: &Parts,
         request_id: HeaderValue,
     ) -> Self {
@@ -91,7 +91,7 @@ impl<'a> AccessLog<'a> {
         let service = metrics.service(service);
         Self {
             metrics,
-            format,
+            shows_hits,
             start: Instant::now(),
             method: parts.method.clone(),
             uri: parts.uri.clone(),
@@ -225,7 +225,7 @@ impl<'a> AccessLog<'a> {
         }
         if request.kind() != RequestKind::Local {
             line!(info);
-        } else if self.format == LogFormat::Json || tracing::enabled!(tracing::Level::DEBUG) {
+        } else if !self.shows_hits || tracing::enabled!(tracing::Level::DEBUG) {
             line!(debug);
         } else {
             tracing::info!(

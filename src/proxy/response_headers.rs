@@ -64,7 +64,6 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
-    use crate::config::LogFormat;
     use crate::proxy::error;
     use crate::telemetry::Metrics;
 
@@ -76,7 +75,7 @@ mod tests {
     async fn panic_is_a_500_with_the_id_of_the_request() {
         let metrics = Metrics::new(["producer"]);
         let id = HeaderValue::from_static("id-1");
-        let mut log = AccessLog::start(&metrics, LogFormat::Json, &parts("POST", "/x"), id);
+        let mut log = AccessLog::start(&metrics, false, &parts("POST", "/x"), id);
         let error = error::panicked("api.example:8443");
         let response = Reply::error(error, Outcome::Panicked, &log).complete(&mut log);
         assert_eq!(response.status(), 500);
@@ -111,7 +110,7 @@ mod tests {
             ("POST", "/producer/audios", BYPASS),
         ] {
             let id = HeaderValue::from_static("id");
-            let mut log = AccessLog::start(&metrics, LogFormat::Json, &parts(method, target), id);
+            let mut log = AccessLog::start(&metrics, false, &parts(method, target), id);
             let error = error::refused(ApiError::bad_request("x"), "host");
             let response = Reply::error(error, Outcome::Refused, &log).complete(&mut log);
             assert_eq!(response.headers()[X_CACHE], expected, "{method} {target}");

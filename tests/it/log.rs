@@ -81,24 +81,25 @@ async fn first_line_has_addresses_store_and_services() {
 }
 
 #[tokio::test]
-async fn hit_has_a_short_line_in_the_pretty_log_only() {
-    for (format, expected) in [("pretty", 1), ("json", 0)] {
+async fn hit_has_a_short_line_on_a_terminal_only() {
+    for is_terminal in [true, false] {
         let (upstream, folder) = (simulator().await, tempfile::tempdir().expect("a folder"));
-        let program = Program::serve(&upstream.base_url(), folder.path(), &[("REFRAIN_LOG__FORMAT", format)]);
+        let program = match is_terminal {
+            true => Program::serve_on_terminal(&upstream.base_url(), folder.path()),
+            false => Program::serve(&upstream.base_url(), folder.path(), &[]),
+        };
         let http = client(program.address);
         let id = upstream.create_finished("producer", "t");
         for _ in 0..2 {
             http.retrieve("t", &id).await.expect("a response");
         }
         // Its line comes after those of the lookups.
-        http.http
-            .get(format!("http://{}/openai/files/{id}", program.address))
-            .send()
-            .await
-            .expect("a response");
+        let url = format!("http://{}/openai/files/{id}", program.address);
+        http.http.get(url).send().await.expect("a response");
         eventually("the last line", async || program.log().contains("/openai/files/*")).await;
         let log = program.log();
-        assert_eq!(log.matches("hit POST /producer/tasks asked=1 ").count(), expected, "{log}");
+        let lines = log.matches("hit POST /producer/tasks asked=1 ").count();
+        assert_eq!(lines, usize::from(is_terminal), "{log}");
         assert!(!log.contains(&id), "{log}");
     }
 }

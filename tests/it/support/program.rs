@@ -1,5 +1,6 @@
 //! The program as a separate process, for signals, exit codes and `kill -9`.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -31,8 +32,34 @@ impl Program {
         Self::start(command, upstream, folder, environment)
     }
 
+    /// Starts `serve` with a terminal as stderr.
+    pub fn serve_on_terminal(upstream: &str, folder: &Path) -> Self {
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+        grantpt(&terminal).expect("granted");
+        unlockpt(&terminal).expect("unlocked");
+        let name = ptsname(&terminal, Vec::new()).expect("a name");
+        let stderr = File::options().write(true).open(name.to_str().expect("UTF-8")).expect("opened");
+        let mut command = Self::command();
+        command.arg("serve").env("NO_COLOR", "1").stderr(stderr);
+        Self::start_logging_to(command, Some(File::from(terminal)), upstream, folder, &[])
+    }
+
     /// Starts a command that executes `serve`.
     pub fn start(mut command: Command, upstream: &str, folder: &Path, environment: &[(&str, &str)]) -> Self {
+        command.stderr(Stdio::piped());
+        Self::start_logging_to(command, None, upstream, folder, environment)
+    }
+
+    /// Starts a command whose log is read from `terminal`, else from its stderr.
+    fn start_logging_to(
+        mut command: Command,
+        terminal: Option<File>,
+        upstream: &str,
+        folder: &Path,
+        environment: &[(&str, &str)],
+    ) -> Self {
         command
             .current_dir(folder)
             .env("REFRAIN_SERVER__LISTEN", "127.0.0.1:0")
@@ -41,11 +68,14 @@ impl Program {
             .env("REFRAIN_UPSTREAM__REQUESTS_PER_SECOND", "1000")
             .env("REFRAIN_UPSTREAM__BURST", "100")
             .envs(environment.iter().copied())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+            .stdout(Stdio::null());
         let mut child = command.spawn().expect("the program starts");
         let log = Arc::new(Mutex::new(String::new()));
-        let stderr = child.stderr.take().expect("piped");
+        drop(command);
+        let stderr: Box<dyn std::io::Read + Send> = match terminal {
+            Some(terminal) => Box::new(terminal),
+            None => Box::new(child.stderr.take().expect("piped")),
+        };
         let lines = Arc::clone(&log);
         std::thread::spawn(move || {
             use std::io::BufRead;
