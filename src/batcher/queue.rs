@@ -68,6 +68,12 @@ impl QueueContext<'_> {
         self.duration_of(1)
     }
 
+    /// Returns the wait of a lookup after which its call has to be sent. The call takes time, so that
+    /// is one call earlier than the lookup times out.
+    pub(super) fn latest_call(&self) -> Duration {
+        self.queue_timeout.saturating_sub(self.interval())
+    }
+
     /// Returns the time that a number of calls takes.
     fn duration_of(&self, calls: usize) -> Duration {
         Duration::from_secs_f64(f64::from(u32::try_from(calls).unwrap_or(u32::MAX)) / self.rate)
@@ -206,9 +212,7 @@ impl Queue {
                 let is_new = matches!(stage, Stage::Queued { is_new: true, .. });
                 if is_new && !is_long_poll && estimate > context.queue_timeout {
                     enqueued.retry_after = enqueued.retry_after.max(Some(estimate));
-                    entry.promise(context, estimate);
-                    let failure = LookupFailure::QueueTimeout { retry_after: estimate };
-                    waiter.resolve(slot, TaskOutcome::Failed(failure));
+                    entry.time_out(context, waiter, slot, estimate);
                     continue;
                 }
             } else if entry.is_discarded {
@@ -275,10 +279,7 @@ impl Queue {
                 Stage::Prepared if !with_prepared => continue,
                 _ => {}
             }
-            entry.remove_waiter(lookup.waiter);
-            entry.promise(context, retry_after);
-            let failure = LookupFailure::QueueTimeout { retry_after };
-            lookup.waiter.resolve(slot, TaskOutcome::Failed(failure));
+            entry.time_out(context, lookup.waiter, slot, retry_after);
         }
     }
 
@@ -315,10 +316,7 @@ impl Queue {
             let Some(entry) = self.entries.map.get_mut(&lookup.ids[slot]) else { continue };
             let is_new = matches!(entry.stage, Stage::Queued { is_new: true, .. });
             if is_new && estimate > context.queue_timeout {
-                entry.remove_waiter(lookup.waiter);
-                entry.promise(context, estimate);
-                let failure = LookupFailure::QueueTimeout { retry_after: estimate };
-                lookup.waiter.resolve(slot, TaskOutcome::Failed(failure));
+                entry.time_out(context, lookup.waiter, slot, estimate);
                 continue;
             }
             for slot in entry.waiters.iter_mut().filter(|slot| Arc::ptr_eq(&slot.waiter, lookup.waiter)) {
@@ -398,7 +396,7 @@ impl Queue {
     pub(super) fn take_call(&mut self, context: &QueueContext<'_>) -> Option<Call> {
         self.schedule.drop_unneeded(&mut self.entries, context.now);
         self.cycle_at_take = self.cycle(context);
-        let call = self.schedule.take(&mut self.entries, context)?;
+        let call = self.schedule.take(&self.entries, context)?;
         for id in &call.ids {
             if let Some(entry) = self.entries.map.get_mut(id) {
                 self.entries.counts.set_stage(entry, Stage::InFlight);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{POLL_INTERVAL, QueueContext};
-use crate::batcher::outcome::{Freshness, LookupKind, LookupOptions, TaskOutcome};
+use crate::batcher::outcome::{Freshness, LookupFailure, LookupKind, LookupOptions, TaskOutcome};
 use crate::batcher::waiter::Waiter;
 use crate::telemetry::ClientLabel;
 use crate::upstream::UpstreamResponse;
@@ -82,7 +82,7 @@ pub(super) struct QueueEntry {
     /// Until then the id stays queued without a waiter, because a client left without a fresh
     /// result and may come back.
     pub(super) keep_until: Option<Instant>,
-    /// When a client was told to come back after a 429.
+    /// End of the `retry-after` of the first 429 for the id.
     pub(super) promised_by: Option<Instant>,
     /// Whether the task was deleted during the call that the id is part of. Its result is for the
     /// waiters that came before the delete only.
@@ -301,10 +301,18 @@ impl QueueEntry {
         !self.waiters.is_empty() || self.keep_until.is_some_and(|until| until > now)
     }
 
-    /// Keeps the id queued for a client that was told to come back after `wait`.
-    pub(super) fn promise(&mut self, context: &QueueContext<'_>, wait: Duration) {
-        self.promised_by.get_or_insert(context.now + wait);
-        self.keep_queued_until(context.now + wait + context.pending_max_stale);
+    /// Fails a waiter's slot with a `retry-after`. The id stays queued for the client that obeys it.
+    pub(super) fn time_out(
+        &mut self,
+        context: &QueueContext<'_>,
+        waiter: &Arc<Waiter>,
+        slot: usize,
+        retry_after: Duration,
+    ) {
+        self.remove_waiter(waiter);
+        self.promised_by.get_or_insert(context.now + retry_after);
+        self.keep_queued_until(context.now + retry_after + context.pending_max_stale);
+        waiter.resolve(slot, TaskOutcome::Failed(LookupFailure::QueueTimeout { retry_after }));
     }
 
     /// Keeps the id queued until at least that time, also without a waiter.

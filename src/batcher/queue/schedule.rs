@@ -129,13 +129,13 @@ impl Schedule {
 
     /// Takes the next call. Prepared calls and new batches take turns, so that neither starves the
     /// other.
-    pub(super) fn take(&mut self, entries: &mut Entries, context: &QueueContext<'_>) -> Option<Call> {
+    pub(super) fn take(&mut self, entries: &Entries, context: &QueueContext<'_>) -> Option<Call> {
         let is_due = |call: &Call| call.not_before <= context.now;
         // A retry goes first: it has been taken before.
         let retry = self.prepared.iter().position(|call| is_due(call) && call.attempts > 0);
         let prepared = retry.or_else(|| self.prepared.iter().position(is_due));
         let batch = match self.prepared_went_last || prepared.is_none() {
-            true => self.take_batch(entries, context),
+            true => self.new_batch(&entries.map, context),
             false => None,
         };
         self.prepared_went_last = batch.is_none();
@@ -162,7 +162,7 @@ impl Schedule {
 /// Queued id that was never fetched.
 struct NewId<'a> {
     since: Instant,
-    /// Latest call for a lookup that waits for it, or that was told when to come back.
+    /// Latest call for a lookup that waits for it, or that got a 429 with a `retry-after`.
     needed_by: Option<Instant>,
     id: &'a TaskId,
 }
@@ -185,18 +185,10 @@ impl KnownId<'_> {
 }
 
 impl Schedule {
-    /// Takes at most `max_batch` queued ids.
-    fn take_batch(&mut self, entries: &mut Entries, context: &QueueContext<'_>) -> Option<Call> {
-        let ids = self.choose(&entries.map, context);
-        if ids.is_empty() {
-            return None;
-        }
-        for id in &ids {
-            if let Some(entry) = entries.map.get_mut(id) {
-                entries.counts.set_stage(entry, Stage::InFlight);
-            }
-        }
-        Some(Call::new(ids, context.now, context.now))
+    /// Returns a call for at most `max_batch` queued ids.
+    fn new_batch(&mut self, map: &HashMap<TaskId, QueueEntry>, context: &QueueContext<'_>) -> Option<Call> {
+        let ids = self.choose(map, context);
+        (!ids.is_empty()).then(|| Call::new(ids, context.now, context.now))
     }
 
     fn choose(&mut self, map: &HashMap<TaskId, QueueEntry>, context: &QueueContext<'_>) -> Vec<TaskId> {
@@ -211,9 +203,7 @@ impl Schedule {
                     alone = Some(alone.map_or((since, id), |oldest| oldest.min((since, id))));
                 }
                 Stage::Queued { since, is_new: true } => {
-                    // One call earlier than the lookups time out, as the call takes time.
-                    let longest_wait = context.queue_timeout.saturating_sub(context.interval());
-                    let awaited_by = (!entry.waiters.is_empty()).then_some(since + longest_wait);
+                    let awaited_by = (!entry.waiters.is_empty()).then(|| since + context.latest_call());
                     let needed_by = awaited_by.into_iter().chain(entry.promised_by).min();
                     new.push(NewId { since, needed_by, id });
                 }
@@ -340,12 +330,11 @@ fn select_first<T, K: Ord>(list: &mut Vec<T>, count: usize, key: impl Fn(&T) -> 
 }
 
 /// Returns when a known id has to be fetched. Lookups receive its last result until that is too old,
-/// and wait for `queue_timeout` from then on. The call takes time, so it is due one call earlier.
+/// and wait for `queue_timeout` from then on.
 fn needed_by(entry: &QueueEntry, context: &QueueContext<'_>) -> Instant {
     let two_cycles = entry.snapshot.as_ref().map_or(Duration::ZERO, |snapshot| snapshot.two_cycles);
     let usable_for = context.pending_max_stale.max(two_cycles);
-    let longest_wait = context.queue_timeout.saturating_sub(context.interval());
-    entry.fetched_at().unwrap_or(context.now) + usable_for + longest_wait
+    entry.fetched_at().unwrap_or(context.now) + usable_for + context.latest_call()
 }
 
 /// Returns the expected time for which the task of a known id has been finished unnoticed, in

@@ -125,7 +125,7 @@ async fn readers_of_a_large_record_share_its_bytes() {
     held.extend(read(B).await);
     assert!(held.iter().all(|record| *record == text && record.as_ptr() == held[0].as_ptr()));
     assert!(get_cached(&store, B, "t").is_some() && get_cached(&store, [3; 32], "t").is_none());
-    // A record that nobody holds is read again.
+    // A record that is not in use is read again.
     held.clear();
     assert_eq!(get_cached(&store, A, "t"), None);
     held.extend(read(A).await);

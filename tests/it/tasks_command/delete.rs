@@ -128,7 +128,7 @@ async fn delete_on_a_terminal_states_the_number_before_it_asks() {
     assert_eq!((text(&output.stdout), text(&output.stderr)), ("deleted 0 tasks\n", ""));
 }
 
-/// Runs `refrain tasks` with a terminal as stdin, on which somebody types `reply`.
+/// Runs `refrain tasks` with a terminal as stdin and `reply` as its input.
 fn on_terminal(folder: &Path, arguments: &[&str], reply: &str) -> Output {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
